@@ -1,0 +1,1 @@
+"""Receives KV, or computes a prompt itself, and generates."""

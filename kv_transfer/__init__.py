@@ -1,0 +1,1 @@
+"""Moves KV blocks from a prefill worker to a decode worker: protocol and transports."""

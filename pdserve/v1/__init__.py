@@ -1,0 +1,1 @@
+"""Generated protocol stubs; sources in proto/, made by `make proto`."""

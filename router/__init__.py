@@ -1,0 +1,1 @@
+"""Front doors, worker sessions and the life of a request."""

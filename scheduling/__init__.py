@@ -1,0 +1,1 @@
+"""Torch-free decisions: batching, blocks, admission, routing, handoff states."""
