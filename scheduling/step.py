@@ -1,0 +1,58 @@
+"""What one step is asked to compute, and what it gives: the border between scheduling and whatever computes.
+
+The engine's model runner, the mock runner and the simulator all stand behind `StepRunner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol
+
+from pdserve.errors import ServingError
+from pdserve.ids import SequenceKey
+from pdserve.sampling import SampledToken, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """Everything that choosing the next token of a sequence depends on, besides its logits."""
+
+    sampling: SamplingParams
+    token_ids: Seq[int]  # prompt and output so far; the sampler only reads it, and only during the step
+    num_prompt_tokens: int  # the first ones of token_ids
+
+    @property
+    def output_index(self) -> int:
+        """Index among the output tokens of the token to choose; with seed and choice index it names its random number."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStep:
+    """One sequence's share of a step: compute these tokens, then perhaps sample."""
+
+    key: SequenceKey
+    token_ids: Seq[int]  # the tokens to compute, at positions [start, start + len)
+    start: int  # num_computed_tokens before the step: their KV is in the pool
+    block_ids: Seq[int]  # block table; covers [0, start + len)
+    sample: SampleRequest | None  # None: the prompt is not complete after this step
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.token_ids)
+
+
+StepResult = SampledToken | ServingError | None
+"""A token; why this sequence cannot go on (not-a-number logits, say); or None where nothing was to be sampled."""
+
+
+class StepRunner(Protocol):
+    """Computes steps over a KV pool; owned by one thread."""
+
+    def execute(self, steps: Seq[SequenceStep]) -> list[StepResult]:
+        """Compute one step, all sequences packed, and sample; one result per sequence, in order.
+
+        Writes KV for every token computed. Raises only when the whole step is lost.
+        """
+        ...
