@@ -1,0 +1,122 @@
+"""What the fronts ask of the core, and the core gives back: token ids only, text stays above.
+
+    front ── submit(RouterRequest) ──> RouterCore
+    front <── TokenDelta, TokenDelta, ..., Finished ── TokenStream     (or one ServingError instead of the rest)
+
+Every instant here is on the router's own monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from pdserve.sampling import FinishReason, SamplingParams, TokenLogprobs
+from pdserve.slo import Slo, Timing, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class RouterRequest:
+    """One choice of one request, validated: nothing below checks it again."""
+
+    request_id: str  # unique among the running requests of a router
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    slo: Slo
+    priority: int  # lower runs earlier
+    tenant: str
+    received_s: float  # when the front had the whole request
+    deadline_s: float  # absolute; the core ends the request with DeadlineExceeded by then
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """Tokens since the last delta of the same stream; the indexes leave no gap and never repeat."""
+
+    first_index: int  # position of token_ids[0] in the output, 0-based
+    token_ids: tuple[int, ...]  # at least one
+    logprobs: tuple[TokenLogprobs, ...]  # one per token, empty unless asked for
+    cached_tokens: int  # prompt tokens found in a prefix cache
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a request that was served."""
+
+    finish_reason: FinishReason
+    num_tokens: int  # output tokens that count
+    cached_tokens: int
+    timing: Timing
+    verdict: Verdict
+
+
+class TokenStream(Protocol):
+    """The events of one request. Iterated once, by one task."""
+
+    def __aiter__(self) -> AsyncIterator[TokenDelta | Finished]:
+        """Deltas, then exactly one Finished; raises a ServingError when the request fails."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop the workers and free what the request holds. Idempotent; nothing to do once it ended."""
+        ...
+
+    def finish(self, num_tokens: int) -> Finished:
+        """The front found a stop string: cancel the workers; reason STOP, the usage trimmed to num_tokens."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """One worker as the outside sees it."""
+
+    id: str
+    role: str  # "prefill" or "decode"
+    device: str  # "cpu", "cuda:0"
+    up: bool
+
+
+class RouterCore(Protocol):
+    """Everything behind the front doors."""
+
+    def submit(self, request: RouterRequest) -> TokenStream:
+        """Start a request. Raises a ServingError at once: QueueFull, NoWorker, AlreadyExists, PromptTooLong..."""
+        ...
+
+    def abort(self, request_id: str, tenant: str) -> bool:
+        """End a running request of this tenant (its stream then ends with reason ABORT); False: there is none."""
+        ...
+
+    def workers(self) -> list[WorkerView]: ...
+
+    def is_ready(self) -> bool:
+        """Whether a request submitted now could be served; False before workers are warm and while draining."""
+        ...
+
+    def metrics_text(self) -> bytes:
+        """Every series, in Prometheus text format."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What generation_config.json asks for; None: it does not say."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_tokens: int | None = None  # max_new_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What the fronts must know of the served model."""
+
+    served_name: str
+    max_model_len: int  # context in tokens, prompt and output together
+    vocab_size: int  # ids are in [0, vocab_size)
+    eos_token_ids: tuple[int, ...]
+    generation_defaults: GenerationDefaults = GenerationDefaults()  # HTTP only; gRPC's are the proto's
