@@ -1,0 +1,49 @@
+# make env | demo | test | check | bench | proto.  Needs python3 (3.11 or newer), its venv module, make and a package
+# registry. PYTHON=... picks the interpreter. Where no GPU is wanted, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# spares the download of the CUDA libraries.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+OLDEST_GRPC := $(VENV)/oldest-grpc
+
+.PHONY: env demo test check bench proto clean
+
+env: $(VENV)/.stamp $(OLDEST_GRPC)/.stamp
+
+# What is installed follows these two files and nothing else; an interrupted run leaves no stamp.
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; set PYTHON=/path/to/python3" >&2; exit 3; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev,ray]'
+	@touch $@
+
+# The oldest gRPC that pyproject.toml allows, kept apart: stubs are generated with it and tested on it.
+# The test on it is skipped where no wheel of it exists (a newer Python), so a failure here stops nothing.
+$(OLDEST_GRPC)/.stamp: $(VENV)/.stamp
+	@rm -rf $(OLDEST_GRPC)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --only-binary :all: --target $(OLDEST_GRPC) \
+		grpcio-tools==1.71.0 grpcio==1.71.0 protobuf==5.29.1 googleapis-common-protos==1.66.0 \
+		&& touch $@ || { rm -rf $(OLDEST_GRPC); echo "make: the oldest grpcio-tools cannot be installed here" >&2; }
+
+demo: env
+	$(BIN)/pdserve demo
+
+test: env
+	$(BIN)/python -m pytest -q
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench: env
+	$(BIN)/python -m bench
+
+proto: env
+	$(BIN)/python -m deploy.proto_stubs
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
