@@ -20,7 +20,6 @@ MIN_TOKENS = len(SPECIAL_TOKENS) + 256
 SHIPPED_TOKENIZER = Path(__file__).parent / "demo" / "tokenizer.json"
 
 CHAT_TEMPLATE = (
-    "{% if add_bos is not defined %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}"
@@ -49,3 +48,36 @@ def trim(definition: dict[str, Any], num_tokens: int) -> dict[str, Any]:
     vocab = {token: index for token, index in model["vocab"].items() if index < num_tokens}
     merges = [merge for merge in model["merges"] if "".join(merge) in vocab]
     return {**definition, "model": {**model, "vocab": vocab, "merges": merges}}
+
+
+def write_tokenizer(directory: Path, max_tokens: int, max_length: int, add_bos: bool) -> int:
+    """Write tokenizer.json and its configuration; returns how many tokens it has, at most max_tokens.
+
+    add_bos: text is encoded with BOS before it, as Llama does and Qwen does not.
+    """
+    definition = trim(json.loads(SHIPPED_TOKENIZER.read_text(encoding="utf-8")), max_tokens)
+    definition["post_processor"] = _bos_first() if add_bos else None
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": False,
+        "bos_token": BOS if add_bos else None,
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "additional_special_tokens": [IM_START, IM_END],
+        "chat_template": ("{{ bos_token }}" if add_bos else "") + CHAT_TEMPLATE,
+    }
+    (directory / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return len(definition["model"]["vocab"])
+
+
+def _bos_first() -> dict[str, Any]:
+    """A post-processor, as tokenizer.json spells it, that puts BOS before each text."""
+    bos = {"SpecialToken": {"id": BOS, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, bos, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {BOS: {"id": BOS, "ids": [BOS_ID], "tokens": [BOS]}},
+    }
