@@ -1,0 +1,181 @@
+"""Which prefill worker and which decode worker serve a request: chosen together, from what is known of their load.
+
+Pure but for a round-robin counter: plain views in, one `Placement` out. The router and the simulator run this code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from pdserve.errors import NoWorker, PromptTooLong, QueueFull
+from scheduling.latency import LatencyModel
+
+
+class Role(Enum):
+    """What a worker is for."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """What a policy knows of a request."""
+
+    prompt_tokens: int
+    max_tokens: int  # output tokens at most
+    deadline_left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLoadView:
+    """What a policy knows of a worker: its last status and what was sent to it or ended since."""
+
+    worker_id: str
+    role: Role
+    alive: bool
+    num_blocks: int  # of the whole pool
+    block_size: int
+    free_blocks: int  # that a new sequence may take, evictable cached ones included
+    promised_blocks: int  # to running sequences, for growth
+    num_sequences: int  # sent to it and not ended
+    uncomputed_tokens: int  # prompt tokens that it has still to compute
+    chunk_tokens: int  # token budget of one step
+    latency: LatencyModel
+
+    def blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Who serves a request; without a prefill worker the decode worker computes the prompt itself."""
+
+    prefill_worker: str | None
+    decode_worker: str
+    predicted_ttft_s: float  # 0 where nothing is known of the latency
+    predicted_prefill_s: float  # the part of it that is the own prompt's, on an idle worker
+
+
+class RoutingPolicy(Protocol):
+    """Chooses; must not keep or change the views."""
+
+    def choose(self, request: RequestView, workers: Sequence[WorkerLoadView], now: float) -> Placement:
+        """Place one request.
+
+        Errors: `NoWorker` when no decode worker lives, `PromptTooLong` when no pool could ever hold the prompt,
+        `QueueFull` when the predicted wait exceeds the deadline.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingConfig:
+    """What the policies share."""
+
+    local_prefill_max_tokens: int = 0  # prompts up to this long are computed on the decode worker: no trip
+    growth_tokens: int = 64  # output for which a decode worker should have room before it is preferred
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The live workers that can hold a request; `prefill` empty: computed on the decode worker."""
+
+    prefill: tuple[WorkerLoadView, ...]
+    decode: tuple[WorkerLoadView, ...]
+
+
+def candidates(request: RequestView, workers: Sequence[WorkerLoadView], config: RoutingConfig) -> Candidates:
+    """Who may be chosen at all. Errors: `NoWorker`, `PromptTooLong`."""
+    live = [worker for worker in workers if worker.alive]
+    decode = [worker for worker in live if worker.role is Role.DECODE]
+    if not decode:
+        raise NoWorker("no decode worker is up", retry_after_s=2.0)
+    tokens = request.prompt_tokens + 1
+    fitting = tuple(worker for worker in decode if worker.blocks_for(tokens) <= worker.num_blocks)
+    if not fitting:
+        limit = max(worker.num_blocks * worker.block_size for worker in decode) - 1
+        raise PromptTooLong(f"prompt has {request.prompt_tokens:,} tokens, the KV pool holds {limit:,}", field="prompt")
+    if request.prompt_tokens <= config.local_prefill_max_tokens:
+        return Candidates((), fitting)
+    prefill = (worker for worker in live if worker.role is Role.PREFILL)
+    return Candidates(tuple(w for w in prefill if w.blocks_for(request.prompt_tokens) <= w.num_blocks), fitting)
+
+
+def _place(request: RequestView, prefill: WorkerLoadView | None, decode: WorkerLoadView) -> Placement:
+    computing = prefill or decode
+    ttft_s = predicted_ttft_s(request, computing)
+    if ttft_s > request.deadline_left_s > 0.0:
+        raise QueueFull(
+            f"first token predicted in {ttft_s:.3f} s, the deadline is in {request.deadline_left_s:.3f} s",
+            retry_after_s=max(0.1, round(ttft_s - request.deadline_left_s, 3)),
+        )
+    alone_s = computing.latency.prefill_s(request.prompt_tokens, computing.chunk_tokens)
+    return Placement(prefill.worker_id if prefill else None, decode.worker_id, ttft_s, alone_s)
+
+
+def predicted_ttft_s(request: RequestView, worker: WorkerLoadView) -> float:
+    """Queued work ahead, then the own prompt."""
+    return worker.latency.predicted_ttft_s(worker.uncomputed_tokens, request.prompt_tokens, worker.chunk_tokens)
+
+
+def headroom_blocks(request: RequestView, worker: WorkerLoadView, growth_tokens: int) -> int:
+    """Blocks left on a decode worker after the prompt, this request's first growth and what is promised; may be < 0."""
+    need = worker.blocks_for(request.prompt_tokens + min(request.max_tokens, growth_tokens))
+    return worker.free_blocks - worker.promised_blocks - need
+
+
+class LeastPredictedLatency:
+    """Prefill: least predicted TTFT. Decode: room first, then fewest sequences, then most room.
+
+    Without a latency model the predictions tie and the least loaded wins; full ties go round robin.
+    """
+
+    def __init__(self, config: RoutingConfig | None = None) -> None:
+        self._config = config or RoutingConfig()
+        self._turn = 0
+
+    def choose(self, request: RequestView, workers: Sequence[WorkerLoadView], now: float) -> Placement:
+        chosen = candidates(request, workers, self._config)
+        self._turn += 1
+        prefill = self._least_prefill(request, chosen.prefill) if chosen.prefill else None
+        return _place(request, prefill, self._best_decode(request, chosen.decode, computes=prefill is None))
+
+    def _rotated(self, workers: tuple[WorkerLoadView, ...]) -> tuple[WorkerLoadView, ...]:
+        """`min` takes the first of equals: who that is goes round."""
+        turn = self._turn % len(workers)
+        return workers[turn:] + workers[:turn]
+
+    def _least_prefill(self, request: RequestView, workers: tuple[WorkerLoadView, ...]) -> WorkerLoadView:
+        return min(
+            self._rotated(workers),
+            key=lambda w: (predicted_ttft_s(request, w), w.uncomputed_tokens, w.num_sequences),
+        )
+
+    def _best_decode(
+        self, request: RequestView, workers: tuple[WorkerLoadView, ...], *, computes: bool
+    ) -> WorkerLoadView:
+        def score(worker: WorkerLoadView) -> tuple[int, float, int, int]:
+            room = headroom_blocks(request, worker, self._config.growth_tokens)
+            wait_s = predicted_ttft_s(request, worker) if computes else 0.0
+            return (-min(room, 0), wait_s, worker.num_sequences, -room)
+
+        return min(self._rotated(workers), key=score)
+
+
+class RoundRobin:
+    """Each role in turn, blind to load: the baseline that a policy must beat."""
+
+    def __init__(self, config: RoutingConfig | None = None) -> None:
+        self._config = config or RoutingConfig()
+        self._turn = 0
+
+    def choose(self, request: RequestView, workers: Sequence[WorkerLoadView], now: float) -> Placement:
+        chosen = candidates(request, workers, self._config)
+        turn = self._turn
+        self._turn += 1
+        prefill = chosen.prefill[turn % len(chosen.prefill)] if chosen.prefill else None
+        return _place(request, prefill, chosen.decode[turn % len(chosen.decode)])

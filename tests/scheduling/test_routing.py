@@ -1,0 +1,164 @@
+"""Routing picks live workers that fit, the best by prediction, and spreads equals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdserve.errors import NoWorker, PromptTooLong, QueueFull
+from scheduling.latency import LatencyCoefficients, LatencyModel
+from scheduling.routing import (
+    LeastPredictedLatency,
+    RequestView,
+    Role,
+    RoundRobin,
+    RoutingConfig,
+    RoutingPolicy,
+    WorkerLoadView,
+)
+
+KNOWN = LatencyModel(LatencyCoefficients(0.001, 0.001, 0.001, 0.0))
+UNKNOWN = LatencyModel(LatencyCoefficients())
+REQUEST = RequestView(prompt_tokens=100, max_tokens=50, deadline_left_s=60.0)
+
+
+def worker(name: str, role: Role = Role.DECODE, **changes: object) -> WorkerLoadView:
+    idle = WorkerLoadView(
+        worker_id=name, role=role, alive=True, num_blocks=100, block_size=16, free_blocks=100, promised_blocks=0,
+        num_sequences=0, uncomputed_tokens=0, chunk_tokens=512, latency=UNKNOWN,
+    )  # fmt: skip
+    return replace(idle, **changes)  # type: ignore[arg-type]
+
+
+VIEWS = st.lists(
+    st.builds(
+        worker,
+        st.just("w"),
+        st.sampled_from(Role),
+        alive=st.booleans(),
+        num_blocks=st.integers(1, 200),
+        free_blocks=st.integers(0, 200),
+        promised_blocks=st.integers(0, 50),
+        num_sequences=st.integers(0, 64),
+        uncomputed_tokens=st.integers(0, 10_000),
+        latency=st.sampled_from([UNKNOWN, KNOWN]),
+    ),
+    max_size=8,
+).map(lambda views: [replace(view, worker_id=f"w{i}") for i, view in enumerate(views)])
+
+
+@pytest.mark.parametrize("policy_class", [LeastPredictedLatency, RoundRobin])
+@given(VIEWS, st.integers(1, 3000), st.floats(0.001, 100.0), st.integers(0, 200))
+def test_only_live_workers_that_fit_are_chosen(
+    policy_class: type[LeastPredictedLatency] | type[RoundRobin],
+    views: list[WorkerLoadView],
+    prompt: int,
+    deadline: float,
+    local: int,
+) -> None:
+    """Roles are right, the pool can hold the prompt, the deadline can be met; or the refusal is the right one."""
+    by_id = {view.worker_id: view for view in views}
+    live_decode = [view for view in views if view.alive and view.role is Role.DECODE]
+    policy: RoutingPolicy = policy_class(RoutingConfig(local_prefill_max_tokens=local))
+    try:
+        placement = policy.choose(RequestView(prompt, 10, deadline), views, 0.0)
+    except NoWorker:
+        assert not live_decode
+        return
+    except PromptTooLong:
+        assert live_decode and all(view.num_blocks * 16 <= prompt for view in live_decode)
+        return
+    except QueueFull as error:
+        assert error.retry_after_s is not None and error.retry_after_s > 0
+        return
+    decode = by_id[placement.decode_worker]
+    assert decode.alive and decode.role is Role.DECODE and decode.num_blocks * 16 > prompt
+    assert placement.predicted_ttft_s <= deadline
+    if placement.prefill_worker is None:
+        able = [v for v in views if v.alive and v.role is Role.PREFILL and v.num_blocks * 16 >= prompt]
+        assert prompt <= local or not able
+    else:
+        prefill = by_id[placement.prefill_worker]
+        assert prefill.alive and prefill.role is Role.PREFILL and prompt > local
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 60))
+def test_equal_workers_share_equally(num_prefill: int, num_decode: int, requests: int) -> None:
+    """What is placed is what is counted, and no two workers of a role differ by more than one."""
+    views = [worker(f"p{i}", Role.PREFILL, num_blocks=10_000) for i in range(num_prefill)]
+    views += [worker(f"d{i}", num_blocks=10_000, free_blocks=10_000) for i in range(num_decode)]
+    policy = LeastPredictedLatency()
+    loads: Counter[str] = Counter({view.worker_id: 0 for view in views})
+    for _ in range(requests):
+        current = [
+            replace(
+                view,
+                num_sequences=loads[view.worker_id],
+                uncomputed_tokens=100 * loads[view.worker_id] if view.role is Role.PREFILL else 0,
+                free_blocks=10_000 - 7 * loads[view.worker_id],
+            )
+            for view in views
+        ]
+        placement = policy.choose(REQUEST, current, 0.0)
+        assert placement.prefill_worker is not None
+        loads[placement.prefill_worker] += 1
+        loads[placement.decode_worker] += 1
+    for role in "pd":
+        counts = [count for name, count in loads.items() if name.startswith(role)]
+        assert sum(counts) == requests
+        assert max(counts) - min(counts) <= 1
+
+
+def test_prefill_goes_where_token_one_comes_first() -> None:
+    """A faster worker with a longer queue wins while its prediction is lower."""
+    fast = LatencyModel(LatencyCoefficients(0.001, 0.0001, 0.0, 0.0))
+    views = [
+        worker("slow", Role.PREFILL, latency=KNOWN),
+        worker("fast", Role.PREFILL, latency=fast, uncomputed_tokens=300),
+        worker("d"),
+    ]
+    placement = LeastPredictedLatency().choose(REQUEST, views, 0.0)
+    assert placement.prefill_worker == "fast"
+    assert placement.predicted_ttft_s == pytest.approx(0.041)
+    assert placement.predicted_prefill_s == pytest.approx(0.011)
+    views[1] = replace(views[1], uncomputed_tokens=3000)
+    assert LeastPredictedLatency().choose(REQUEST, views, 0.0).prefill_worker == "slow"
+
+
+def test_decode_prefers_room_then_fewest_sequences() -> None:
+    """Room for prompt and growth counts before anything else; 100 + 50 tokens are 10 blocks."""
+    full = worker("full", num_sequences=0, free_blocks=12, promised_blocks=4)
+    busy = worker("busy", num_sequences=9, free_blocks=50)
+    calm = worker("calm", num_sequences=3, free_blocks=20)
+    policy = LeastPredictedLatency()
+    for _ in range(4):
+        assert policy.choose(REQUEST, [full, busy, calm], 0.0).decode_worker == "calm"
+        assert policy.choose(REQUEST, [full, busy], 0.0).decode_worker == "busy"
+        assert policy.choose(REQUEST, [full], 0.0).decode_worker == "full"
+
+
+def test_without_prefill_workers_the_decode_worker_computes() -> None:
+    """Colocated: the one that gets to the prompt first."""
+    views = [worker("a", uncomputed_tokens=900, latency=KNOWN), worker("b", num_sequences=5, latency=KNOWN)]
+    placement = LeastPredictedLatency().choose(REQUEST, views, 0.0)
+    assert (placement.prefill_worker, placement.decode_worker) == (None, "b")
+
+
+def test_a_prompt_not_worth_the_trip_stays_local() -> None:
+    """Only when configured."""
+    views = [worker("p", Role.PREFILL), worker("d")]
+    assert LeastPredictedLatency().choose(REQUEST, views, 0.0).prefill_worker == "p"
+    local = LeastPredictedLatency(RoutingConfig(local_prefill_max_tokens=100))
+    assert local.choose(REQUEST, views, 0.0).prefill_worker is None
+
+
+def test_a_wait_beyond_the_deadline_is_refused_with_a_delay() -> None:
+    """Better now than after the work."""
+    views = [worker("p", Role.PREFILL, latency=KNOWN, uncomputed_tokens=10_000), worker("d")]
+    with pytest.raises(QueueFull, match="the deadline is in 5") as caught:
+        LeastPredictedLatency().choose(replace(REQUEST, deadline_left_s=5.0), views, 0.0)
+    assert caught.value.retry_after_s == pytest.approx(5.12, abs=0.02)
