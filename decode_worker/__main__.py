@@ -1,0 +1,9 @@
+"""Run one decode worker as a process: its configuration comes on standard input (see worker/process.py)."""
+
+import sys
+
+from decode_worker.policy import DECODE
+from worker.process import main
+
+if __name__ == "__main__":
+    sys.exit(main(DECODE))

@@ -1,0 +1,9 @@
+"""Run one prefill worker as a process: its configuration comes on standard input (see worker/process.py)."""
+
+import sys
+
+from prefill_worker.policy import PREFILL
+from worker.process import main
+
+if __name__ == "__main__":
+    sys.exit(main(PREFILL))

@@ -1,0 +1,335 @@
+"""A worker: the engine thread, both ends of the handoff, and the router's session, glued on one event loop.
+
+    session ── Submit/Abort/Renew ──> Worker ── Command ──> engine thread
+    session <── StepOutput/Failed ─── Worker <── Report ─── engine thread
+                                      Worker <── Notice ─── handoff source / target
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from engine.core import Commit, EngineCore, Quarantine, Release, Report, StepStats, Submit
+from engine.thread import EngineThread
+from kv_transfer.notices import Committed, Failed, Freed, Notice, PeerAddress, Stopped
+from kv_transfer.source import HandoffSource
+from kv_transfer.target import HandoffTarget
+from pdserve.clock import Clock
+from pdserve.errors import IncompatiblePeer, LeaseExpired, ServingError
+from pdserve.ids import SequenceKey
+from pdserve.v1 import worker_pb2 as pb
+from pdserve.wire import key_from_proto, key_to_proto, output_to_proto, sampling_from_proto
+from scheduling.batching import SequenceUpdate
+from scheduling.latency import OnlineLatencyEstimator
+from scheduling.lease import LEASE_S, LeaseTable
+from scheduling.sequence import Sequence, SequenceMode
+from worker.policy import RolePolicy
+from worker.status import status_message
+from worker.telemetry import BATCH_SIZE, STEP_SECONDS, TRANSFER_SECONDS, Telemetry
+
+log = logging.getLogger(__name__)
+
+STATUS_PERIOD_S = 1.0
+MAX_OUTBOX = 65536
+
+_MODES = {
+    pb.SEQUENCE_MODE_PREFILL: SequenceMode.PREFILL,
+    pb.SEQUENCE_MODE_DECODE: SequenceMode.DECODE,
+    pb.SEQUENCE_MODE_FULL: SequenceMode.FULL,
+}
+
+
+class Outbox:
+    """Messages to one router, bounded: a router that far behind is lost."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[pb.WorkerMessage | None] = asyncio.Queue()
+        self.closed = False
+
+    def put(self, message: pb.WorkerMessage) -> None:
+        if self.closed:
+            return
+        if self.queue.qsize() >= MAX_OUTBOX:
+            log.error("router is %d messages behind: session closed", MAX_OUTBOX)
+            self.close()
+            return
+        self.queue.put_nowait(message)
+
+    def close(self) -> None:
+        self.closed = True
+        self.queue.put_nowait(None)
+
+
+@dataclass(slots=True)
+class Tracked:
+    """What the worker remembers of a sequence until nothing of it is left here."""
+
+    mode: SequenceMode
+    outbox: Outbox
+    handed: bool = False  # DECODE: committed; its handoff is over
+    told_end: bool = False  # the router was told a finish reason or a failure
+
+
+class Worker:
+    """One worker, whatever its role. All methods run on the event loop."""
+
+    def __init__(
+        self,
+        policy: RolePolicy,
+        engine: EngineCore,
+        source: HandoffSource,
+        target: HandoffTarget,
+        notices: asyncio.Queue[Notice],
+        clock: Clock,
+    ) -> None:
+        self.policy = policy
+        self.telemetry = Telemetry()
+        self.latency = OnlineLatencyEstimator()
+        self.last_report = Report(load=engine.load())
+        self.died: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        self._source, self._target, self._notices, self._clock = source, target, notices, clock
+        self._block_size = engine.scheduler.block_size
+        self._thread = EngineThread(engine, asyncio.get_running_loop(), self._on_report, self._on_death)
+        self._tracked: dict[SequenceKey, Tracked] = {}
+        self._leases: LeaseTable[SequenceKey] = LeaseTable(clock)
+        self._outboxes: set[Outbox] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ---- life ----
+
+    def start(self) -> None:
+        self._thread.start()
+        self._tasks = [asyncio.create_task(self._watch_notices()), asyncio.create_task(self._keep_house())]
+
+    async def stop(self) -> None:
+        """Cancel everything, close the pairs, end the engine thread."""
+        for key in list(self._tracked):
+            self._abort(key, "worker stops")
+        await self._source.close()
+        await self._target.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._thread.stop)
+        for outbox in list(self._outboxes):
+            outbox.close()
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self._tracked)
+
+    # ---- session ----
+
+    def open_session(self) -> Outbox:
+        outbox = Outbox()
+        self._outboxes.add(outbox)
+        return outbox
+
+    def close_session(self, outbox: Outbox) -> None:
+        """The router is gone: everything it asked for is cancelled."""
+        outbox.closed = True
+        self._outboxes.discard(outbox)
+        for key, tracked in list(self._tracked.items()):
+            if tracked.outbox is outbox:
+                self._abort(key, "router session ended")
+
+    def on_message(self, message: pb.RouterMessage, outbox: Outbox) -> None:
+        """One message of a session."""
+        match message.WhichOneof("message"):
+            case "submit":
+                self._submit(message.submit, outbox)
+            case "abort":
+                self._abort(key_from_proto(message.abort.key), "aborted by the router")
+            case "renew":
+                for key in message.renew.keys:
+                    self._leases.renew(key_from_proto(key))
+            case kind:
+                log.warning("ignored %s from the router", kind)
+
+    def _submit(self, submit: pb.SubmitSequence, outbox: Outbox) -> None:
+        key = key_from_proto(submit.key)
+        if key in self._tracked:
+            self.telemetry.add("stale_messages_total", kind="submit")
+            return
+        mode = _MODES.get(submit.mode)
+        if mode is None or mode not in self.policy.admits:
+            error = IncompatiblePeer(f"a {self.policy.role} worker does not take mode {submit.mode}")
+            self._tell_failed(outbox, key, error)
+            return
+        now = self._clock.now()
+        sequence = Sequence(
+            key=key, mode=mode, prompt_token_ids=submit.prompt_token_ids, output_token_ids=submit.output_token_ids,
+            sampling=sampling_from_proto(submit.sampling), salt=submit.tenant, priority=submit.priority,
+            arrival_s=now, deadline_s=now + submit.deadline_left_s,
+        )  # fmt: skip
+        self._tracked[key] = Tracked(mode, outbox)
+        self._leases.grant(key)
+        num_tokens = len(submit.prompt_token_ids) + len(submit.output_token_ids)
+        if mode is SequenceMode.PREFILL:
+            peer = PeerAddress(submit.peer.worker_id, submit.peer.boot_id, submit.peer.address)
+            self._source.begin(key, peer, -(-num_tokens // self._block_size))
+        elif mode is SequenceMode.DECODE:
+            self._target.expect(key, submit.peer.boot_id)
+        self._thread.put(Submit(sequence))
+
+    def _abort(self, key: SequenceKey, reason: str) -> None:
+        """End a sequence here; its blocks are freed at once, or as soon as no transfer can touch them."""
+        tracked = self._tracked.get(key)
+        if tracked is None:
+            return
+        tracked.told_end = True
+        if not self._end_handoff(key, tracked, reason):
+            self._thread.put(Release(key))
+            self._forget(key)
+
+    def _end_handoff(self, key: SequenceKey, tracked: Tracked, reason: str) -> bool:
+        """Abort the sequence's handoff; False when it has none, so that its blocks are nobody else's concern."""
+        if tracked.mode is SequenceMode.PREFILL:
+            return self._source.abort(key, reason)
+        return tracked.mode is SequenceMode.DECODE and not tracked.handed and self._target.abort(key, reason)
+
+    def _forget(self, key: SequenceKey) -> None:
+        self._tracked.pop(key, None)
+        self._leases.release(key)
+
+    # ---- engine ----
+
+    def _on_death(self, error: BaseException) -> None:
+        if not self.died.done():
+            self.died.set_result(error)
+
+    def _on_report(self, report: Report) -> None:
+        self.last_report = report
+        for rejected in report.rejected:
+            self._fail(rejected.key, rejected.error)
+        for room in report.room:
+            self._target.on_room(room.key, room.block_ids, room.skip)
+        outputs: dict[Outbox, list[pb.SequenceOutput]] = {}
+        for update in report.updates:
+            self._on_update(update, outputs)
+        for outbox, batch in outputs.items():
+            outbox.put(pb.WorkerMessage(step=pb.StepOutput(outputs=batch)))
+        if report.stats is not None:
+            self._count_step(report.stats)
+
+    def _on_update(self, update: SequenceUpdate, outputs: dict[Outbox, list[pb.SequenceOutput]]) -> None:
+        tracked = self._tracked.get(update.key)
+        if tracked is None or tracked.told_end:
+            return
+        if update.error is not None:
+            self._fail(update.key, update.error)
+            return
+        ready = update.ready_blocks
+        if ready is not None:
+            self._source.on_blocks_ready(update.key, ready.first, ready.block_ids, ready.generations)
+        if update.token is not None:
+            outputs.setdefault(tracked.outbox, []).append(self._output(update))
+            if tracked.mode is SequenceMode.PREFILL and update.finish_reason is None:
+                self._source.on_first_token(update.key, update.token.token_id)
+        if update.finish_reason is not None:
+            self._finish(update.key, tracked)
+
+    def _output(self, update: SequenceUpdate) -> pb.SequenceOutput:
+        assert update.token is not None and update.output_index is not None
+        timing = None
+        if update.first_token_timing is not None:
+            first = update.first_token_timing
+            timing = pb.SequenceTiming(
+                queue_s=first.queue_s, first_token_s=first.first_token_s, cached_tokens=first.cached_tokens
+            )
+            if first.cached_tokens:
+                self.telemetry.add("prefix_cache_hit_tokens_total", first.cached_tokens)
+        logprobs = () if update.token.logprobs is None else (update.token.logprobs,)
+        return output_to_proto(
+            update.key, update.output_index, (update.token.token_id,),
+            logprobs=logprobs, finish_reason=update.finish_reason, timing=timing,
+        )  # fmt: skip
+
+    def _finish(self, key: SequenceKey, tracked: Tracked) -> None:
+        """The engine ended it; a prefill's blocks wait until its handoff is called off."""
+        tracked.told_end = True
+        if not self._end_handoff(key, tracked, "finished"):
+            self._thread.put(Release(key))
+            self._forget(key)
+
+    def _fail(self, key: SequenceKey, error: ServingError) -> None:
+        tracked = self._tracked.get(key)
+        if tracked is None:
+            return
+        if not tracked.told_end:
+            self._tell_failed(tracked.outbox, key, error)
+        self._abort(key, error.message)
+
+    def _tell_failed(self, outbox: Outbox, key: SequenceKey, error: ServingError) -> None:
+        failed = pb.SequenceFailed(key=key_to_proto(key), status=error.status.name, message=error.message)
+        outbox.put(pb.WorkerMessage(failed=failed))
+
+    def _count_step(self, stats: StepStats) -> None:
+        role = self.policy.role
+        self.telemetry.observe("step_seconds", stats.seconds, STEP_SECONDS, role=role)
+        self.telemetry.observe("batch_size", stats.num_sequences, BATCH_SIZE, role=role)
+        self.latency.observe(stats.prefill_tokens, stats.decode_sequences, stats.context_tokens, stats.seconds)
+
+    # ---- handoff ----
+
+    async def _watch_notices(self) -> None:
+        while True:
+            notice = await self._notices.get()
+            try:
+                self._on_notice(notice)
+            except Exception as error:
+                self._on_death(error)
+                raise
+
+    def _on_notice(self, notice: Notice) -> None:
+        tracked = self._tracked.get(notice.key)
+        match notice:
+            case Stopped(key):
+                self._thread.put(Quarantine(key))
+            case Freed(key, committed):
+                self._thread.put(Release(key))
+                if tracked is not None and committed:
+                    self._tell_progress(tracked, pb.HandoffEvent(key=key_to_proto(key), progress=pb.HANDOFF_PROGRESS_FREED))
+                self._forget(key)
+            case Committed(key, first_token_id):
+                self._thread.put(Commit(key, first_token_id))
+                if tracked is not None:
+                    tracked.handed = True
+                    self._tell_progress(tracked, _committed_event(notice))
+                self._count_transfer(notice)
+            case Failed(key, error):
+                self.telemetry.add("kv_transfer_failures_total", reason=type(error).__name__)
+                if tracked is not None and not tracked.told_end:
+                    tracked.told_end = True
+                    self._tell_failed(tracked.outbox, key, error)
+
+    def _tell_progress(self, tracked: Tracked, event: pb.HandoffEvent) -> None:
+        tracked.outbox.put(pb.WorkerMessage(handoff=event))
+
+    def _count_transfer(self, notice: Committed) -> None:
+        self.telemetry.observe("kv_transfer_seconds", notice.transfer_s, TRANSFER_SECONDS)
+        self.telemetry.add("kv_transfer_bytes_total", notice.bytes_moved, transport=notice.transport)
+        if notice.transfer_s > 0.0 and notice.bytes_moved:
+            link = {"src": notice.source_worker_id, "dst": self._target.identity.worker_id}
+            self.telemetry.set("link_bandwidth_bytes_per_second", notice.bytes_moved / notice.transfer_s, **link)
+
+    # ---- housekeeping ----
+
+    async def _keep_house(self) -> None:
+        """Every second: leases that ended, and the status for the router."""
+        while True:
+            await asyncio.sleep(STATUS_PERIOD_S)
+            for key in self._leases.expired():
+                self._fail(key, LeaseExpired(f"not renewed for {LEASE_S:g} s"))
+            status = pb.WorkerMessage(status=status_message(self))
+            for outbox in self._outboxes:
+                outbox.put(status)
+
+
+def _committed_event(notice: Committed) -> pb.HandoffEvent:
+    return pb.HandoffEvent(
+        key=key_to_proto(notice.key), progress=pb.HANDOFF_PROGRESS_COMMITTED, bytes_moved=notice.bytes_moved,
+        blocks_skipped=notice.blocks_skipped, transfer_s=notice.transfer_s,
+    )  # fmt: skip
