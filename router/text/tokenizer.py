@@ -1,0 +1,150 @@
+"""The checkpoint's tokenizer, as the fronts use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from router.text.chat import ChatMessage, render_chat
+from router.text.detokenizer import ByteLevelDetokenizer, Detokenizer, WindowedDetokenizer
+from router.text.literal import LiteralEncoder
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters that byte-level BPE writes bytes with (GPT-2, `bytes_to_unicode`)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+BYTE_OF_CHARACTER = _byte_alphabet()
+
+
+class Tokenizer:
+    """Text to token ids and back. Safe to use from several threads at once.
+
+    Decoding is the tokenizer's own, special tokens skipped, without transformers' clean-up of spaces: a stream cannot
+    take a space back (transformers itself ignores that setting for BPE).
+    """
+
+    def __init__(self, hf_tokenizer: PreTrainedTokenizerFast) -> None:
+        self._hf = hf_tokenizer
+        self._backend: tokenizers.Tokenizer = hf_tokenizer.backend_tokenizer
+        self._backend.no_truncation()  # some tokenizer.json files ship with it on
+        self._backend.no_padding()
+        self._added = self._backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(index for index, token in self._added.items() if token.special)
+        decoder = self._backend.decoder
+        self._decoder: dict[str, Any] = {} if decoder is None else json.loads(decoder.__getstate__())
+        self._has_byte_fallback = "ByteFallback" in json.dumps(self._decoder)
+        self._literal = LiteralEncoder(self._backend, {i: t for i, t in self._added.items() if t.special})
+        self.bytes_of = lru_cache(maxsize=None)(self._bytes_of)  # at most one entry per id of the vocabulary
+
+    @property
+    def is_byte_level(self) -> bool:
+        return bool(self._decoder.get("type") == "ByteLevel")
+
+    @property
+    def bos_token_id(self) -> int | None:
+        index: int | None = self._hf.bos_token_id
+        return index
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._hf.chat_template is not None
+
+    @cached_property
+    def max_token_chars(self) -> int:
+        """Characters of the longest token: no prompt has fewer tokens than its length over this."""
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
+
+    def encode(self, text: str) -> list[int]:
+        """A prompt's ids as the Hugging Face tokenizer gives them, special tokens parsed; BOS not twice."""
+        ids: list[int] = self._backend.encode(text).ids
+        bos = self.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos] and text.startswith(self._hf.bos_token):
+            return ids[1:]
+        return ids
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """A conversation's ids through the checkpoint's template; contents are never parsed as special tokens.
+
+        Raises ChatTemplateError when there is no template or it refuses the messages.
+        """
+        # A conversation without anything to protect is encoded exactly as transformers does it.
+        if not any(self._literal.is_dangerous(text) for message in messages for text in message.texts()):
+            rendered = render_chat(self._hf, messages)
+            ids: list[int] = self._backend.encode(rendered, add_special_tokens=False).ids
+            return ids
+        protected = [message.map_texts(self._literal.protect) for message in messages]
+        return self._literal.encode(render_chat(self._hf, protected))
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh one, for one choice."""
+        if self.is_byte_level:
+            return ByteLevelDetokenizer(self.bytes_of)
+        return WindowedDetokenizer(self.decode, self._is_skipped, self._is_byte)
+
+    def token_text(self, token_id: int) -> str:
+        """One token on its own, special tokens shown; `bytes:\\xe2\\x82` (as OpenAI) when it is no whole character."""
+        text = self.decode([token_id], skip_special_tokens=False)
+        if REPLACEMENT in text and (raw := self.token_bytes(token_id)).decode("utf-8", "replace") == text:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+        return text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """One token's bytes, special tokens shown."""
+        token = self._backend.id_to_token(token_id) or ""
+        if self._is_byte(token_id):
+            return bytes([int(token[3:5], 16)])
+        if self.is_byte_level:
+            return _bytes_of_token(token)
+        return self.decode([token_id], skip_special_tokens=False).encode()
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        if token_id in self._special_ids:
+            return b""
+        return _bytes_of_token(self._backend.id_to_token(token_id) or "")
+
+    def _is_skipped(self, token_id: int) -> bool:
+        return token_id in self._special_ids or self._backend.id_to_token(token_id) is None
+
+    def _is_byte(self, token_id: int) -> bool:
+        if not self._has_byte_fallback:
+            return False
+        token = self._backend.id_to_token(token_id) or ""
+        return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+
+def _bytes_of_token(token: str) -> bytes:
+    """What the byte-level decoder makes of one token; one with foreign characters (an added token) is itself."""
+    try:
+        return bytes([BYTE_OF_CHARACTER[character] for character in token])
+    except KeyError:
+        return token.encode()
+
+
+def load_tokenizer(directory: Path | str) -> Tokenizer:
+    """The tokenizer of a checkpoint directory; code that comes with a checkpoint is never run.
+
+    Raises ValueError when there is none, or none with a `tokenizers` backend.
+    """
+    try:
+        hf_tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(f"no tokenizer in {directory}: {str(error).splitlines()[0]}") from error
+    if not isinstance(getattr(hf_tokenizer, "backend_tokenizer", None), tokenizers.Tokenizer):
+        raise ValueError(f"the tokenizer in {directory} has no fast (tokenizer.json) form")
+    return Tokenizer(hf_tokenizer)
