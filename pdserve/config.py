@@ -1,0 +1,179 @@
+"""What a cluster is told: frozen dataclasses, each field with its help, its limits and nothing read from elsewhere.
+
+    ServeConfig            one `pdserve serve`
+      RouterConfig         the front doors and the router
+      WorkerConfig         every worker of the cluster
+    WorkerStart            one worker process: WorkerConfig resolved, and who it is; travels as JSON
+
+`check()` looks at everything and returns every problem; a problem is one line: what, value, what is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+
+from pdserve.settings import ConfigError, address_problems, from_mapping, is_number, limits, setting, split_address
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """One engine and its KV pool; None and "auto" are decided at start (deploy), never by the worker."""
+
+    device: str = setting("cpu", "where the model runs", choices=("cpu", "cuda"))
+    dtype: str = setting(
+        "auto",
+        "number type of weights and KV; auto: the checkpoint's on a GPU, on a CPU float32 for small models and "
+        "bfloat16 for others",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    max_model_len: int | None = setting(
+        None, "context in tokens, prompt and output together (default: the model's)", low=2, high=1 << 24
+    )
+    block_size: int = setting(16, "tokens per KV block, a power of two", low=1, high=1024)
+    max_num_seqs: int | None = setting(
+        None, "sequences in one step at most (default: 64 on a CPU, 256 on a GPU)", low=1, high=65536
+    )
+    max_num_batched_tokens: int | None = setting(
+        None, "tokens in one step at most (default: 512 on a CPU, 8192 on a GPU)", low=1, high=1 << 20
+    )
+    gpu_memory_utilization: float = setting(
+        0.9, "share of a GPU's memory that its workers use together", above=0.0, high=1.0
+    )
+    kv_bytes: int | None = setting(
+        None,
+        "KV memory of each worker, bytes or with K, M, G (default: on a CPU 1G or less, on a GPU what is left)",
+        low=1,
+        high=1 << 50,
+    )
+    enable_prefix_caching: bool = setting(True, "keep the KV of finished prompts for later ones")
+    kv_transport: str = setting("auto", "how KV moves between workers", choices=("auto", "shm", "gloo", "nccl"))
+    threads: int | None = setting(
+        None,
+        "torch threads of each worker on a CPU (default: 1 with float32, else its share of cores)",
+        low=1,
+        high=1024,
+    )
+    lease_s: float = setting(30.0, "seconds that KV is kept for a peer that says nothing", above=0.0, high=3600.0)
+    mock: str | None = setting(None, "profile of a mock engine: predicted step times, patterned KV, no model")
+
+    def check(self) -> list[str]:
+        problems = limits(self)
+        if isinstance(self.block_size, int) and self.block_size > 0 and self.block_size & (self.block_size - 1):
+            problems.append(f"block_size is {self.block_size}; it must be a power of two from 1 to 1024")
+        if self.device == "cpu" and self.kv_transport == "nccl":
+            problems.append("kv_transport is nccl; with device cpu it must be auto, shm or gloo")
+        if self.device == "cpu" and self.dtype == "float16":
+            problems.append("dtype is float16; with device cpu it must be auto, float32 or bfloat16")
+        return problems
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether tokens are promised not to depend on their company (float32 on a CPU, one thread)."""
+        return self.device == "cpu" and self.dtype == "float32" and self.threads == 1
+
+
+@dataclass(frozen=True, slots=True)
+class SloClass:
+    """A named pair of thresholds that requests may ask for."""
+
+    name: str
+    ttft_s: float | None = setting(None, "seconds to the first token", above=0.0, high=86400.0)
+    tpot_s: float | None = setting(None, "seconds per output token after the first", above=0.0, high=86400.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    """The front doors, admission and the request's life."""
+
+    grpc: str = setting("127.0.0.1:50051", "where gRPC listens, HOST:PORT; port 0 picks a free one")
+    http: str = setting("127.0.0.1:8000", "where OpenAI HTTP listens, HOST:PORT; port 0 picks a free one")
+    served_model_name: str | None = setting(None, "name that clients use (default: MODEL)")
+    api_key: str | None = setting(None, "clients must show it as a bearer token (or PDSERVE_API_KEY)", secret=True)
+    insecure_bind: bool = setting(False, "allow listening beyond this machine without encryption")
+    max_queued_requests: int = setting(1024, "requests that may wait in the router", low=1, high=1 << 20)
+    max_running_requests: int = setting(4096, "requests that may be open at once", low=1, high=1 << 20)
+    default_deadline_s: float = setting(600.0, "deadline of a request that brings none", above=0.0, high=86400.0)
+    max_deadline_s: float = setting(3600.0, "longer deadlines are cut to this", above=0.0, high=86400.0)
+    no_worker_timeout_s: float = setting(2.0, "seconds to wait for a live worker of a role", above=0.0, high=600.0)
+    lease_renew_s: float = setting(5.0, "seconds between renewals of KV leases", above=0.0, high=600.0)
+    drain_timeout_s: float = setting(10.0, "seconds that running requests get at shutdown", low=0.0, high=10.0)
+    slo_ttft_s: float | None = setting(None, "default SLO: seconds to the first token", above=0.0, high=86400.0)
+    slo_tpot_s: float | None = setting(None, "default SLO: seconds per later token", above=0.0, high=86400.0)
+    slo_classes: tuple[SloClass, ...] = ()
+    tenants: tuple[str, ...] = ()
+
+    def check(self) -> list[str]:
+        problems = limits(self)
+        for name in ("grpc", "http"):
+            problems += address_problems(name, getattr(self, name))
+        if not problems and split_address(self.grpc)[1] != 0 and split_address(self.grpc) == split_address(self.http):
+            problems.append(f"grpc and http are both {self.grpc}; they must differ")
+        if self.api_key is not None and (
+            not self.api_key.isascii() or not self.api_key.isprintable() or not self.api_key
+        ):
+            problems.append("api_key must be printable ASCII, at least one character")
+        if self.served_model_name is not None and not self.served_model_name.strip():
+            problems.append("served_model_name is empty; it must have at least one character")
+        deadline, longest = self.default_deadline_s, self.max_deadline_s
+        if is_number(deadline) and is_number(longest) and deadline > longest:
+            problems.append(f"default_deadline_s is {deadline}; it must be at most max_deadline_s, {longest}")
+        for one in self.slo_classes:
+            problems += [f"slo_classes.{one.name}.{problem}" for problem in limits(one)]
+        return problems
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """One `pdserve serve`."""
+
+    model: str = setting("", "local directory or hub id of a Hugging Face checkpoint")
+    prefill: int = setting(1, "prefill workers; 0: the decode workers compute prompts too", low=0, high=1024)
+    decode: int = setting(1, "decode workers", low=1, high=1024)
+    ready_file: str | None = setting(None, "JSON written when everything answers and is warm")
+    start_timeout_s: float = setting(600.0, "seconds that workers have to load and warm up", above=0.0, high=86400.0)
+    router: RouterConfig = RouterConfig()
+    worker: WorkerConfig = WorkerConfig()
+
+    def check(self) -> list[str]:
+        problems = limits(self) + self.router.check() + self.worker.check()
+        if not self.model and self.worker.mock is None:
+            problems.append("MODEL is missing; it must be a local directory or a hub id")
+        if not problems and self.router.lease_renew_s * 2 > self.worker.lease_s:
+            renew, lease = self.router.lease_renew_s, self.worker.lease_s
+            problems.append(f"lease_renew_s is {renew}; it must be at most half of lease_s, {lease}")
+        return problems
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStart:
+    """What one worker process is given on its first line of standard input."""
+
+    worker_id: str  # prefill-0, decode-0, ...
+    role: str  # "prefill" or "decode"
+    model: str  # local model directory; empty with a mock engine that needs none
+    device: str  # "cpu", "cuda:0"
+    cluster_secret: str = field(repr=False)  # what the worker's service asks of its callers
+    listen: str  # HOST:PORT of the worker's service; port 0 picks a free one
+    config: WorkerConfig  # every None and "auto" decided, but for kv_bytes on a GPU
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> WorkerStart:
+        """Raises ConfigError for anything that to_json() does not write."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ConfigError([f"the worker's start line is not JSON: {error}"]) from None
+        names = {one.name for one in fields(cls)}
+        if not isinstance(data, dict) or set(data) != names or not isinstance(data["config"], dict):
+            raise ConfigError([f"the worker's start line must be an object with {', '.join(sorted(names))}"])
+        config = from_mapping(WorkerConfig, data.pop("config"))
+        start = cls(**data, config=config)
+        problems = limits(start) + config.check()
+        if problems:
+            raise ConfigError(problems)
+        return start
