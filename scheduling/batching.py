@@ -1,0 +1,336 @@
+"""Which sequences are computed in the next step: continuous batching with chunked prompts over a paged KV pool.
+
+A step, in this order, under the token budget:
+
+    1. decode      every running sequence with one token to compute: nobody's stream stalls for a prompt
+    2. chunks      prompts that are partly computed, in order of admission
+    3. admissions  from the queue's head, never past it; a DECODE sequence only gets its blocks (RESERVED)
+
+A sequence gets blocks for all the tokens it has when it is admitted. One block at a time comes later, for the tokens
+generated; when none is free, the running sequence that came last is preempted: its blocks are freed and it is computed
+again from the queue. A sequence preempts only those that came after it, and else waits where it is, so the oldest
+always moves on. PREFILL sequences (their blocks may be on the wire), RESERVED, HELD and QUARANTINED ones are never
+preempted.
+
+One batch is in flight at a time: schedule, execute, complete. Every other call may come in between.
+
+Sources: Orca (Yu et al., OSDI 2022), continuous batching; Sarathi-Serve (Agrawal et al., OSDI 2024), stall-free chunks;
+PagedAttention (Kwon et al., SOSP 2023), preemption by recomputation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as Seq
+
+from pdserve.clock import Clock
+from pdserve.errors import (
+    AlreadyExists,
+    BadSampling,
+    DeadlineExceeded,
+    InvariantViolation,
+    NoFreeBlocks,
+    PromptTooLong,
+    QueueFull,
+    RequestError,
+    ServingError,
+)
+from pdserve.ids import SequenceKey
+from pdserve.sampling import FinishReason, SampledToken
+from scheduling.batch import Batch, FirstTokenTiming, ReadyBlocks, SchedulerConfig, SequenceUpdate
+from scheduling.batch_forming import BatchFormer
+from scheduling.blocks import BlockCounts, BlockPool
+from scheduling.prefix import extend_hashes
+from scheduling.sequence import Sequence, SequenceMode, SequenceState
+from scheduling.sequence_table import SequenceTable
+from scheduling.step import SequenceStep, StepResult
+
+__all__ = ["Batch", "FirstTokenTiming", "ReadyBlocks", "Scheduler", "SchedulerConfig", "SequenceUpdate"]
+
+S = SequenceState
+
+
+class Scheduler:
+    """The life of every sequence on one engine, from `add` to its end; owned by one thread."""
+
+    def __init__(self, config: SchedulerConfig, blocks: BlockPool, clock: Clock) -> None:
+        self.config = config
+        self.blocks = blocks
+        self.stale_calls = 0  # calls for sequences unknown or in another state: late or repeated, without effect
+        self.num_preemptions = 0
+        self._clock = clock
+        self._table = SequenceTable(blocks)
+        self._former = BatchFormer(config, self._table, clock)
+        self._in_flight: Batch | None = None
+        self._stepped: list[Sequence] = []  # the sequences of the batch in flight
+        self._next_deadline_s = math.inf  # no live sequence has an earlier one
+
+    # ---- calls from outside, at any time ----
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a sequence.
+
+        Raises QueueFull; PromptTooLong if it can never be served here; AlreadyExists if its key is live;
+        RequestError if there is nothing to compute or to generate. Then nothing has changed.
+        """
+        self._validate(seq)
+        if len(self._table.waiting) >= self.config.max_queued_sequences:
+            raise QueueFull(f"{len(self._table.waiting):,} sequences wait, limit {self.config.max_queued_sequences:,}")
+        seq.max_total_tokens = min(seq.max_total_tokens, self.config.max_model_len)
+        self._table.add(seq)
+        self._next_deadline_s = min(self._next_deadline_s, seq.deadline_s)
+
+    def try_commit(self, key: SequenceKey, first_token_id: int) -> list[SequenceUpdate] | None:
+        """DECODE: the KV of all known tokens is here and verified, and the peer sampled `first_token_id` after them.
+
+        The sequence runs from now on. Its update, if that token ends it: without the token, which the peer delivered.
+        None when the key is stale (unknown, ended, or not RESERVED): the KV must be discarded.
+        """
+        seq = self._known(key, S.RESERVED)
+        if seq is None:
+            return None
+        seq.committed_s = self._clock.now()
+        self._table.move(seq, S.RUNNING)
+        seq.num_computed_tokens = len(seq.token_ids)
+        self._publish(seq)
+        finish_reason, error = self._append(seq, first_token_id)
+        return [self._end(seq, finish_reason, error)] if finish_reason or error else []
+
+    def release(self, key: SequenceKey) -> bool:
+        """PREFILL: the peer has read everything; the blocks are freed. False when that was done before."""
+        seq = self._known(key, S.HELD, S.QUARANTINED)
+        if seq is None:
+            return False
+        if seq.mode is not SequenceMode.PREFILL:
+            self.stale_calls += 1
+            return False
+        self._table.drop(seq)
+        return True
+
+    def quarantine(self, key: SequenceKey) -> bool:
+        """End a sequence that owns blocks and keep them, until `abort`: a transfer may touch them. Safe to repeat."""
+        seq = self._known(key, S.RUNNING, S.RESERVED, S.HELD, S.QUARANTINED)
+        if seq is None:
+            return False
+        if seq.state is not S.QUARANTINED:
+            self._table.move(seq, S.QUARANTINED)
+        return True
+
+    def abort(self, key: SequenceKey) -> bool:
+        """End a sequence, whatever its state, and free its blocks; the caller vouches that no transfer touches them.
+
+        A step in flight may: then they are freed when it is complete. False when it had ended before.
+        """
+        seq = self._known(key, S.WAITING, S.RUNNING, S.RESERVED, S.HELD, S.QUARANTINED)
+        if seq is None:
+            return False
+        self._table.drop(seq)
+        return True
+
+    def expire(self) -> list[SequenceUpdate]:
+        """End every sequence whose deadline has passed. Cost: O(1) until the next deadline, then O(live)."""
+        now_s = self._clock.now()
+        if now_s < self._next_deadline_s:
+            return []
+        live = [seq for seq in self._table if seq.state not in (S.QUARANTINED, S.DRAINING)]
+        late = [seq for seq in live if seq.deadline_s <= now_s]
+        self._next_deadline_s = min((seq.deadline_s for seq in live if seq.deadline_s > now_s), default=math.inf)
+        message = "the deadline passed while the sequence was"
+        return [self._end(seq, None, DeadlineExceeded(f"{message} {seq.state.value}")) for seq in late]
+
+    # ---- the step ----
+
+    def schedule(self) -> Batch:
+        """The next step; `complete` must follow if it has any steps. Cost: O(running) + O(blocks admitted)."""
+        if self._in_flight is not None:
+            raise InvariantViolation("schedule() while a batch is in flight")
+        batch, self._stepped = self._former.form()
+        self._in_flight = batch if batch.steps else None
+        self.num_preemptions += len(batch.preempted)
+        return batch
+
+    def complete(self, batch: Batch, results: Seq[StepResult]) -> list[SequenceUpdate]:
+        """The step has been computed: what became of its sequences. Those that ended meanwhile get no update.
+
+        A step that was lost as a whole is completed with one error per sequence.
+        """
+        if not batch.steps and not results:
+            return []
+        if batch is not self._in_flight or len(results) != len(batch.steps):
+            raise InvariantViolation(f"{len(results)} results for another batch than the one in flight")
+        stepped, self._stepped, self._in_flight = self._stepped, [], None
+        for seq in stepped:
+            seq.in_step = False
+        now_s = self._clock.now()
+        updates = []
+        for seq, step, result in zip(stepped, batch.steps, results, strict=True):
+            if seq.state is S.RUNNING:
+                update = self._absorb(seq, step, result, now_s)
+                if update is not None:
+                    updates.append(update)
+            elif seq.state is S.DRAINING:
+                self._table.move(seq, S.FINISHED)
+        return updates
+
+    def _absorb(self, seq: Sequence, step: SequenceStep, result: StepResult, now_s: float) -> SequenceUpdate | None:
+        if isinstance(result, ServingError):
+            return self._fail(seq, result)
+        if (result is None) is not (step.sample is None):
+            return self._fail(seq, InvariantViolation("the step runner sampled where it should not, or the reverse"))
+        seq.num_computed_tokens = step.end
+        self._publish(seq)
+        if result is None:
+            ready = self._ready_blocks(seq, step.end // self.blocks.block_size)
+            return None if ready is None else SequenceUpdate(seq.key, ready_blocks=ready)
+        index = seq.num_output_tokens
+        timing = self._first_token_timing(seq, now_s)
+        finish_reason, error = self._append(seq, result.token_id)
+        if finish_reason or error:
+            return self._end(seq, finish_reason, error, index, result, timing)
+        ready = None
+        if seq.mode is SequenceMode.PREFILL:
+            ready = self._ready_blocks(seq, len(seq.block_ids))
+            self._table.move(seq, S.HELD)
+        return SequenceUpdate(seq.key, index, result, ready_blocks=ready, first_token_timing=timing)
+
+    # ---- views ----
+
+    def get(self, key: SequenceKey) -> Sequence | None:
+        """A live sequence, to read; None once it is finished."""
+        return self._table.get(key)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that are stepped."""
+        return len(self._table.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences queued."""
+        return len(self._table.waiting)
+
+    @property
+    def num_reserved(self) -> int:
+        """DECODE sequences that have room and await their KV."""
+        return self._table.num_reserved
+
+    @property
+    def has_work(self) -> bool:
+        """Something waits or runs; `schedule` may still give no steps when only outside events can make room."""
+        return bool(self._table.running) or len(self._table.waiting) > 0
+
+    @property
+    def uncomputed_tokens(self) -> int:
+        """Prompt tokens to compute here, queued and running. Cost: O(running)."""
+        running = (seq.num_uncomputed_tokens for seq in self._table.running)
+        return self._table.waiting.uncomputed_tokens + sum(n for n in running if n > 1)
+
+    @property
+    def promised_blocks(self) -> int:
+        """Blocks that running and reserved sequences will still want if each reaches its limit. Cost: O(live)."""
+        return sum(
+            max(0, self.blocks.blocks_for(seq.max_total_tokens - 1) - len(seq.block_ids))  # the last needs no slot
+            for seq in self._table
+            if seq.may_grow and seq.state in (S.RUNNING, S.RESERVED)
+        )
+
+    def block_counts(self) -> BlockCounts:
+        """Blocks by state; leased: those of HELD sequences."""
+        return self.blocks.counts()
+
+    def leaked_blocks(self) -> int:
+        """Blocks referenced that no sequence owns: 0, or we have a bug."""
+        return self._table.leaked_blocks()
+
+    def check(self) -> None:
+        """InvariantViolation if any promise of the scheduler or its pool is broken. Cost: everything."""
+        self._table.check()
+        if self._table.num_seats > self.config.max_num_seqs:
+            raise InvariantViolation(f"{self._table.num_seats} seats taken of {self.config.max_num_seqs}")
+        if {seq for seq in self._table if seq.in_step} != set(self._stepped):
+            raise InvariantViolation("sequences in a step are not those of the batch in flight")
+        if any(seq.state is S.DRAINING and not seq.in_step for seq in self._table):
+            raise InvariantViolation("a sequence drains without a step in flight")
+
+    # ---- parts ----
+
+    def _validate(self, seq: Sequence) -> None:
+        num_tokens, limit = len(seq.token_ids), self.config.max_model_len
+        if self._table.get(seq.key) is not None:
+            raise AlreadyExists(f"request {seq.key.request_id!r}, attempt {seq.key.attempt}, is running")
+        if seq.num_prompt_tokens < 1:
+            raise RequestError("the prompt has no tokens", field="prompt")
+        if num_tokens + 1 > limit:
+            raise PromptTooLong(f"prompt has {num_tokens:,} tokens, limit {limit - 1:,}", field="prompt")
+        if seq.num_output_tokens >= seq.sampling.max_tokens:
+            given, most = seq.num_output_tokens, seq.sampling.max_tokens
+            raise BadSampling(f"{given:,} output tokens given, max_tokens is {most:,}", field="max_tokens")
+        wanted = self.blocks.blocks_for(num_tokens + seq.awaits_kv)
+        if wanted > self.blocks.num_blocks:
+            total = self.blocks.num_blocks
+            raise PromptTooLong(f"prompt needs {wanted:,} KV blocks, the pool has {total:,}", field="prompt")
+
+    def _known(self, key: SequenceKey, *states: SequenceState) -> Sequence | None:
+        seq = self._table.get(key)
+        if seq is None or seq.state not in states:
+            self.stale_calls += 1
+            return None
+        return seq
+
+    def _append(self, seq: Sequence, token_id: int) -> tuple[FinishReason | None, ServingError | None]:
+        """Add an output token; whether and why that ends the sequence."""
+        index = seq.num_output_tokens
+        seq.token_ids.append(token_id)
+        num_tokens = len(seq.token_ids)
+        if token_id in seq.end_token_ids and index >= seq.sampling.min_tokens:
+            return FinishReason.STOP, None
+        if num_tokens >= seq.max_total_tokens:
+            return FinishReason.LENGTH, None
+        capacity = self.blocks.num_blocks * self.blocks.block_size
+        if num_tokens > capacity and seq.may_grow:
+            return None, NoFreeBlocks(f"sequence has {num_tokens:,} tokens, the KV pool holds {capacity:,} in all")
+        return None, None
+
+    def _publish(self, seq: Sequence) -> None:
+        """Offer the blocks that have become full to the prefix cache; their KV is computed."""
+        full = seq.num_computed_tokens // self.blocks.block_size
+        if full > seq.num_published_blocks and self.blocks.prefix_caching:
+            extend_hashes(seq.hashes, seq.token_ids, self.blocks.block_size, seq.salt)
+            for index in range(seq.num_published_blocks, full):
+                self.blocks.publish(seq.block_ids[index], seq.hashes[index])
+            seq.num_published_blocks = full
+
+    def _ready_blocks(self, seq: Sequence, end: int) -> ReadyBlocks | None:
+        """PREFILL: the blocks before `end` that no update has told of."""
+        first = seq.num_ready_blocks
+        if seq.mode is not SequenceMode.PREFILL or end == first:
+            return None
+        seq.num_ready_blocks = end
+        block_ids = tuple(seq.block_ids[first:end])
+        return ReadyBlocks(first, block_ids, tuple(self.blocks.generations[block_id] for block_id in block_ids))
+
+    def _first_token_timing(self, seq: Sequence, now_s: float) -> FirstTokenTiming | None:
+        if len(seq.token_ids) != seq.num_initial_tokens + (seq.mode is SequenceMode.DECODE):
+            return None
+        assert seq.first_step_s is not None
+        begin_s = seq.arrival_s if seq.committed_s is None else seq.committed_s
+        return FirstTokenTiming(seq.first_step_s - begin_s, now_s - seq.first_step_s, seq.cached_tokens)
+
+    def _fail(self, seq: Sequence, error: ServingError) -> SequenceUpdate:
+        """End a sequence whose numbers went wrong: none of its blocks may serve another."""
+        self.blocks.forget(seq.block_ids)
+        return self._end(seq, None, error)
+
+    def _end(
+        self,
+        seq: Sequence,
+        finish_reason: FinishReason | None,
+        error: ServingError | None,
+        output_index: int | None = None,
+        token: SampledToken | None = None,
+        timing: FirstTokenTiming | None = None,
+    ) -> SequenceUpdate:
+        holds_blocks = self._table.retire(seq)
+        return SequenceUpdate(
+            seq.key, output_index, token, finish_reason, error, first_token_timing=timing, holds_blocks=holds_blocks
+        )

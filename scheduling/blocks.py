@@ -1,0 +1,249 @@
+"""The ledger of a KV pool: which block is free, owned or cached, and by how many owners.
+
+Where a block is, exactly one of:
+
+    free          never written, or its content is forgotten; on the free list
+    cached        no owner, content kept under its hash; evicted least recently used first
+    referenced    one or more owners (its reference count); counted, for the metrics, as
+                  quarantined   an owner has ended but a transfer may still touch the block
+                  leased        else, an owner holds it for a handoff
+                  used          else
+
+Source: PagedAttention (Kwon et al., SOSP 2023), section 4; prefix cache as in vLLM's KVCacheManager.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, MutableSequence
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from pdserve.errors import InvariantViolation, NoFreeBlocks
+from scheduling.prefix import BlockHash
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCounts:
+    """How many blocks are in each state; they sum to the pool's size."""
+
+    free: int
+    used: int
+    cached: int
+    leased: int
+    quarantined: int
+
+    @property
+    def total(self) -> int:
+        return self.free + self.used + self.cached + self.leased + self.quarantined
+
+
+class BlockPool:
+    """Reference-counted blocks with a prefix cache; owned by one thread.
+
+    `generations[id]` is raised each time a block is given to a new owner, before that owner can write it: a reader in
+    another process that sees it unchanged has copied the content it was told of. Matching a cached block does not raise
+    it: the content stays.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        prefix_caching: bool = True,
+        generations: MutableSequence[int] | memoryview | None = None,
+    ) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(f"pool of {num_blocks} blocks of {block_size} slots: both must be at least 1")
+        if generations is not None and len(generations) != num_blocks:
+            raise ValueError(f"{len(generations)} generations for {num_blocks} blocks")
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.prefix_caching = prefix_caching
+        self.generations: MutableSequence[int] | memoryview = [0] * num_blocks if generations is None else generations
+        self.num_published = 0  # publications so far: a match that failed can only succeed after one more
+        self._refs = [0] * num_blocks
+        self._hash_of: list[BlockHash | None] = [None] * num_blocks
+        self._block_of: dict[BlockHash, int] = {}
+        self._free = list(range(num_blocks - 1, -1, -1))  # a stack: what was used last is warm
+        self._evictable: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._leases: dict[int, int] = {}  # block -> how many of its owners hold it for a handoff
+        self._quarantines: dict[int, int] = {}
+        self._num_leased = 0  # leased and not quarantined
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that `allocate` can give: free or cached without an owner."""
+        return len(self._free) + len(self._evictable)
+
+    @property
+    def num_referenced(self) -> int:
+        return self.num_blocks - len(self._free) - len(self._evictable)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold this many tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def match_prefix(self, hashes: Iterable[BlockHash]) -> list[int]:
+        """The blocks of the longest cached prefix, one more reference taken on each."""
+        matched: list[int] = []
+        block_of = self._block_of
+        for block_hash in hashes:
+            block_id = block_of.get(block_hash)
+            if block_id is None:
+                break
+            if self._refs[block_id] == 0:
+                del self._evictable[block_id]
+            self._refs[block_id] += 1
+            matched.append(block_id)
+        return matched
+
+    def allocate(self, n: int) -> list[int]:
+        """`n` blocks with one reference each, their content undefined; nothing happens on NoFreeBlocks."""
+        if n > self.num_free:
+            raise NoFreeBlocks(f"{n} KV blocks wanted, {self.num_free} of {self.num_blocks} free")
+        block_ids: list[int] = []
+        for _ in range(n):
+            if self._free:
+                block_id = self._free.pop()
+            else:
+                block_id, _ = self._evictable.popitem(last=False)
+                self._unhash(block_id)
+            self._refs[block_id] = 1
+            self.generations[block_id] += 1
+            block_ids.append(block_id)
+        return block_ids
+
+    def free(self, block_ids: Seq[int]) -> None:
+        """Drop one reference on each; InvariantViolation, before anything changes, if one has none."""
+        refs = self._refs
+        for block_id in block_ids:
+            if not 0 <= block_id < self.num_blocks or refs[block_id] < 1:
+                raise InvariantViolation(f"block {block_id} freed without an owner")
+        # A block named twice passes the look above, so each is looked at again. From the end: a chain is of use only
+        # from its start, so its tail is to be evicted first.
+        for block_id in reversed(block_ids):
+            if refs[block_id] < 1:
+                raise InvariantViolation(f"block {block_id} freed twice in one call")
+            refs[block_id] -= 1
+            if refs[block_id] == 0:
+                if self._hash_of[block_id] is None:
+                    self._free.append(block_id)
+                else:
+                    self._evictable[block_id] = None
+
+    def publish(self, block_id: int, block_hash: BlockHash) -> None:
+        """A full block, computed and from now on immutable, enters the cache. A hash that is cached already stays with
+        its older block."""
+        if not self.prefix_caching:
+            return
+        if self._refs[block_id] < 1:
+            raise InvariantViolation(f"block {block_id} published without an owner")
+        known = self._hash_of[block_id]
+        if known is not None and known != block_hash:
+            raise InvariantViolation(f"block {block_id} published under a second hash: it is immutable")
+        if block_hash not in self._block_of:
+            self._block_of[block_hash] = block_id
+            self._hash_of[block_id] = block_hash
+            self.num_published += 1
+
+    def forget(self, block_ids: Iterable[int]) -> None:
+        """Take these blocks out of the cache, owners keep them: their content is not to be trusted."""
+        for block_id in block_ids:
+            if self._hash_of[block_id] is not None:
+                self._unhash(block_id)
+                if self._refs[block_id] == 0:
+                    del self._evictable[block_id]
+                    self._free.append(block_id)
+
+    def lease(self, block_ids: Iterable[int]) -> None:
+        """One owner of each holds it for a handoff from now on."""
+        for block_id in block_ids:
+            count = self._leases.get(block_id, 0)
+            self._leases[block_id] = count + 1
+            if count == 0 and block_id not in self._quarantines:
+                self._num_leased += 1
+
+    def unlease(self, block_ids: Iterable[int]) -> None:
+        """Ends one `lease` of each."""
+        for block_id in block_ids:
+            if _drop_mark(self._leases, block_id, "lease") and block_id not in self._quarantines:
+                self._num_leased -= 1
+
+    def quarantine(self, block_ids: Iterable[int]) -> None:
+        """One owner of each has ended, yet a transfer may still touch the block: it keeps its reference."""
+        for block_id in block_ids:
+            count = self._quarantines.get(block_id, 0)
+            self._quarantines[block_id] = count + 1
+            if count == 0 and block_id in self._leases:
+                self._num_leased -= 1
+
+    def unquarantine(self, block_ids: Iterable[int]) -> None:
+        """Ends one `quarantine` of each."""
+        for block_id in block_ids:
+            if _drop_mark(self._quarantines, block_id, "quarantine") and block_id in self._leases:
+                self._num_leased += 1
+
+    def counts(self) -> BlockCounts:
+        """Every block counted once."""
+        marked = self._num_leased + len(self._quarantines)
+        return BlockCounts(
+            free=len(self._free),
+            used=self.num_referenced - marked,
+            cached=len(self._evictable),
+            leased=self._num_leased,
+            quarantined=len(self._quarantines),
+        )
+
+    def refs(self, block_id: int) -> int:
+        """How many owners a block has."""
+        return self._refs[block_id]
+
+    def hash_of(self, block_id: int) -> BlockHash | None:
+        """Under what a block is cached."""
+        return self._hash_of[block_id]
+
+    def check(self) -> None:
+        """InvariantViolation if any of this module's promises is broken. Cost: every block."""
+        free, cached = set(self._free), set(self._evictable)
+        _require(len(free) == len(self._free), "a block is on the free list twice")
+        _require(not free & cached, "a block is both free and cached")
+        for block_id in range(self.num_blocks):
+            idle = block_id in free or block_id in cached
+            _require(self._refs[block_id] >= 0, f"block {block_id} has a negative reference count")
+            _require(idle == (self._refs[block_id] == 0), f"block {block_id} is lost, or free with an owner")
+            block_hash = self._hash_of[block_id]
+            _require(block_hash is None or self._block_of.get(block_hash) == block_id, f"block {block_id}: stray hash")
+            _require(not (block_id in free and block_hash is not None), f"free block {block_id} has a hash")
+            _require(not (block_id in cached and block_hash is None), f"cached block {block_id} has no hash")
+        for block_hash, block_id in self._block_of.items():
+            _require(self._hash_of[block_id] == block_hash, f"hash names block {block_id}, which has another")
+        for marks in (self._leases, self._quarantines):
+            for block_id, count in marks.items():
+                _require(1 <= count <= self._refs[block_id], f"block {block_id}: {count} marks, fewer owners")
+        _require(self._num_leased == len(self._leases.keys() - self._quarantines.keys()), "leased count is wrong")
+        counts = self.counts()
+        _require(counts.total == self.num_blocks and counts.used >= 0, f"blocks do not add up: {counts}")
+
+    def _unhash(self, block_id: int) -> None:
+        block_hash = self._hash_of[block_id]
+        assert block_hash is not None
+        del self._block_of[block_hash]
+        self._hash_of[block_id] = None
+
+
+def _drop_mark(marks: dict[int, int], block_id: int, what: str) -> bool:
+    count = marks.get(block_id, 0)
+    if count < 1:
+        raise InvariantViolation(f"block {block_id}: {what} ended that never began")
+    if count > 1:
+        marks[block_id] = count - 1
+        return False
+    del marks[block_id]
+    return True
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise InvariantViolation(message)
