@@ -86,7 +86,7 @@ def unpack(frame: bytes) -> Descriptor:
 
 
 def expect(actual: Descriptor, expected: Descriptor) -> None:
-    """TransferCorrupt unless all but digest and flags are as expected: the message names the first field that differs."""
+    """TransferCorrupt, naming the first field that differs, unless all but digest and flags are as expected."""
     for name in (
         "nonce", "epoch", "kind", "transfer_id", "index", "tag", "source_block", "source_generation", "length",
     ):  # fmt: skip
