@@ -18,6 +18,7 @@ SHARD_SIZE = "2GB"
 PROGRESS_EVERY_S = 2.0
 NORM_SPREAD = 0.1  # norm weights are not all one, so that a norm left out changes the tokens
 BIAS_SPREAD = 0.05
+SHARP = 2.0  # norms of queries and keys, where there are any
 
 
 def write_checkpoint(directory: Path, spec: ResolvedSpec) -> None:
@@ -42,10 +43,11 @@ def random_model(spec: ResolvedSpec, num_tokens: int) -> PreTrainedModel:
 
     Ids from num_tokens on have no text, so the output rows for them are zero: they never win a greedy choice.
 
-    How the spreads are chosen. A matrix of spread g / sqrt(hidden) multiplies a normalized input by g; with g = 1.5
-    each layer adds more to the residual stream than the embedding put there. That matters where the output matrix is
-    the embedding: with small layers such a model repeats its last token for ever. The final norm makes the input of
-    the output matrix 1 in size, so logits have a spread of output_spread * sqrt(hidden).
+    How the spreads are chosen. A matrix of spread g / sqrt(hidden) multiplies a normalized input by g. With g = 2 each
+    layer adds more to the residual stream than the embedding put there, and attention picks tokens instead of
+    averaging them; with less, small models fall into loops of a few tokens, the more so where the output matrix is the
+    embedding and the last token votes for itself. A tied embedding is therefore small. The final norm makes the input
+    of the output matrix 1 in size, so logits have a spread of output_spread * sqrt(hidden).
     """
     config = config_for(spec)
     with no_init_weights():
@@ -54,17 +56,18 @@ def random_model(spec: ResolvedSpec, num_tokens: int) -> PreTrainedModel:
     dice = torch.Generator().manual_seed(spec.seed)
     embedding = model.get_input_embeddings().weight
     output = model.get_output_embeddings().weight
-    output_spread = (0.5 if output is embedding else 1.0) / spec.hidden_size**0.5
+    tied = output is embedding
+    output_spread = (0.25 if tied else 1.0) / spec.hidden_size**0.5
     progress = Progress(sum(param.numel() for param in model.parameters()))
     for name, module in model.named_modules():
         for param_name, param in _own_tensors(module):
             centre, spread = 0.0, spec.init_std
             if param is output:
                 spread = output_spread
-            elif isinstance(module, nn.Embedding):
-                spread = 1.0 if param is embedding else 0.5
+            elif isinstance(module, nn.Embedding):  # tokens, or positions, which must not drown them
+                spread = output_spread if tied else 1.0
             elif "norm" in type(module).__name__.lower():
-                centre = 1.0 if param_name == "weight" and "Gemma" not in type(module).__name__ else 0.0
+                centre = _norm_centre(name, module) if param_name == "weight" else 0.0
                 spread = NORM_SPREAD if param_name == "weight" else BIAS_SPREAD
             elif param.ndim == 1 or "bias" in param_name:
                 spread = BIAS_SPREAD
@@ -73,6 +76,12 @@ def random_model(spec: ResolvedSpec, num_tokens: int) -> PreTrainedModel:
     output[num_tokens:] = 0
     progress.finish()
     return model.eval()
+
+
+def _norm_centre(name: str, module: nn.Module) -> float:
+    """Where a norm's weights lie: 1, but sharper for queries and keys."""
+    centre = SHARP if name.endswith(("q_norm", "k_norm")) else 1.0
+    return centre - 1 if "Gemma" in type(module).__name__ else centre  # Gemma's norms multiply by 1 + weight
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

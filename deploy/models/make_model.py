@@ -57,12 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size("--experts-per-token", "experts_per_token", "experts that compute one token (default: 2)")
     size("--seed", "seed", "decides every weight")
     parser.add_argument(
-        *("--tie-word-embeddings",),
+        "--tie-word-embeddings",
         action=argparse.BooleanOptionalAction,
         help="whether the output matrix is the embedding (default: as the architecture has it)",
     )
     parser.add_argument("--dtype", default=spec.dtype, help=f"{', '.join(DTYPES)} (default: %(default)s)")
-    parser.add_argument("--init-std", type=float, metavar="X", help="spread of the matrices (default: 1.5/sqrt(hidden))")
+    parser.add_argument("--init-std", type=float, metavar="X", help="spread of the matrices (default: 2/sqrt(hidden))")
     parser.add_argument("--force", action="store_true", help="replace the model in a directory that is not empty")
 
 

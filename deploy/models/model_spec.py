@@ -43,7 +43,7 @@ class ModelSpec:
     tie_word_embeddings: bool | None = None  # the output matrix is the embedding; as the architecture usually has it
     dtype: str = "float32"  # one of DTYPES
     seed: int = 0  # decides every weight
-    init_std: float | None = None  # standard deviation of the matrices; 1.5 / sqrt(hidden)
+    init_std: float | None = None  # standard deviation of the matrices; 2 / sqrt(hidden)
 
     def resolved(self) -> "ResolvedSpec":
         """The spec with nothing left open; raises BadModelSpec for a model that cannot be."""
@@ -78,7 +78,7 @@ class ModelSpec:
             tie_word_embeddings=tied,
             dtype=self.dtype,
             seed=self.seed,
-            init_std=self.init_std or 1.5 / self.hidden_size**0.5,
+            init_std=self.init_std or 2 / self.hidden_size**0.5,
         )
         self._check_fit(resolved)
         return resolved
