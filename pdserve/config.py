@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 
-from pdserve.settings import ConfigError, address_problems, from_mapping, is_number, limits, setting, split_address
+from pdserve.settings import ConfigError, address_problems, from_mapping, is_loopback, is_number, limits, setting, split_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,10 @@ class RouterConfig:
     def check(self) -> list[str]:
         problems = limits(self)
         for name in ("grpc", "http"):
-            problems += address_problems(name, getattr(self, name))
+            bad = address_problems(name, getattr(self, name))
+            if not bad and not self.insecure_bind and not is_loopback(split_address(getattr(self, name))[0]):
+                bad = [f"{name} is {getattr(self, name)}; beyond this machine it must be allowed by --insecure-bind"]
+            problems += bad
         if not problems and split_address(self.grpc)[1] != 0 and split_address(self.grpc) == split_address(self.http):
             problems.append(f"grpc and http are both {self.grpc}; they must differ")
         if self.api_key is not None and (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 import math
 from dataclasses import Field, field, fields
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 def _allowed(one: Field[Any], hint: Any, value: Any) -> str | None:
     """What a field allows, in words, when `value` is not it; None when it is (or is no plain value)."""
-    options = getattr(hint, "__args__", (hint,)) if not isinstance(hint, type) else (hint,)
+    options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
     kind = next((option for option in options if option in _WORDS), None)
     if kind is None or (value is None and type(None) in options):
         return None

@@ -1,0 +1,1 @@
+"""Workers as child processes of this one, on this machine."""

@@ -1,0 +1,22 @@
+"""The environment of a child process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_PACKAGES = str(Path(__file__).resolve().parent.parent.parent)  # the folder that holds our packages
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment, with our packages first on the path.
+
+    Children run with `python -P`, so that a folder named `engine` or `worker` where the user stands is not taken for
+    ours; and unbuffered, so that their last words arrive.
+    """
+    path = os.environ.get("PYTHONPATH", "")
+    return {
+        **os.environ,
+        "PYTHONPATH": _PACKAGES + (os.pathsep + path if path else ""),
+        "PYTHONUNBUFFERED": "1",
+    }
