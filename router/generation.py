@@ -1,0 +1,283 @@
+"""The path that both front doors share: a draft becomes sequences, their tokens become text, one outcome ends it all.
+
+draft ── validate, tokenize ──> RouterRequests ── submit ──> TokenStreams
+                                                                 │ one task each: detokenize, stop strings
+front <── take() ── Outbox <─────────────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+
+from pdserve.clock import Clock
+from pdserve.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    HandoffError,
+    InvariantViolation,
+    QueueFull,
+    RequestError,
+    ServingError,
+)
+from pdserve.sampling import FinishReason
+from router.interface import Finished, ModelCard, RouterCore, RouterRequest, TokenStream
+from router.limits import FrontConfig
+from router.outbox import ChoiceEnd, ChoiceUpdate, Outbox
+from router.text import ChatTemplateError, OutputText, Tokenizer
+from router.validation import (
+    Prompt,
+    PromptChat,
+    PromptText,
+    PromptTokens,
+    RequestDraft,
+    check_model,
+    check_priority,
+    check_prompt_text,
+    check_prompt_tokens,
+    deadline_after,
+    resolve_request_id,
+    resolve_sampling,
+    resolve_slo,
+    resolve_tenant,
+)
+
+logger = logging.getLogger(__name__)
+
+CORE_GRACE_S = 0.05
+"""The core ends a request at its deadline and knows why it was late; only if it does not, the front does."""
+TOKENIZER_THREADS = 2
+RETRY_AFTER_FULL_S = 1.0
+
+
+class Generation:
+    """One request on its way: one sequence, or one per prompt and choice."""
+
+    def __init__(self, request_id: str, requests: list[RouterRequest], outbox: Outbox) -> None:
+        self.request_id = request_id
+        self.requests = requests
+        self._outbox = outbox
+
+    async def take(self) -> list[ChoiceUpdate]:
+        """What is new, at least one update. Raises the ServingError that ended the request."""
+        return await self._outbox.take()
+
+    async def all(self) -> list[ChoiceEnd]:
+        """Every choice's end, in order, once all are there."""
+        ends: dict[int, ChoiceEnd] = {}
+        while len(ends) < len(self.requests):
+            ends |= {update.index: update.end for update in await self.take() if update.end is not None}
+        return [ends[index] for index in range(len(self.requests))]
+
+
+class FrontDesk:
+    """What both front doors stand on. Owned by one event loop."""
+
+    def __init__(self, core: RouterCore, card: ModelCard, tokenizer: Tokenizer, config: FrontConfig, clock: Clock):
+        self.core = core
+        self.card = card
+        self.tokenizer = tokenizer
+        self.config = config
+        self._clock = clock
+        self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._num_running = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def is_ready(self) -> bool:
+        return not self._draining and self.core.is_ready()
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; those running go on."""
+        self._draining = True
+
+    async def idle(self) -> None:
+        """Returns when no request is running."""
+        await self._idle.wait()
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @asynccontextmanager
+    async def serve(self, draft: RequestDraft) -> AsyncIterator[Generation]:
+        """One request from validation to its end; whatever happens, leaving the block frees everything it holds.
+
+        Raises a ServingError when the request is refused, fails, or runs past its deadline.
+        """
+        received_s = self._clock.now()
+        limits = self.config.limits
+        with self._admitted():
+            deadline_s = deadline_after(received_s, draft.time_left_s, limits)
+            loop = asyncio.get_running_loop()
+            unread = False
+            try:
+                async with asyncio.timeout(deadline_s - self._clock.now() + CORE_GRACE_S) as timer:
+                    request_id = resolve_request_id(draft.request_id, limits)
+                    requests = await self._resolve(request_id, draft, received_s, deadline_s)
+                    ends_at = timer.when()
+                    assert ends_at is not None
+
+                    def on_unread(behind: bool) -> None:
+                        nonlocal unread
+                        unread = behind
+                        timer.reschedule(min(ends_at, loop.time() + limits.max_unread_s) if behind else ends_at)
+
+                    outbox = Outbox(limits.max_unread_tokens, on_unread)
+                    async with self._running(request_id, draft, requests, outbox) as generation:
+                        yield generation
+            except TimeoutError:
+                if unread and self._clock.now() < deadline_s:
+                    raise Cancelled(
+                        f"the client left more than {limits.max_unread_tokens:,} tokens unread for"
+                        f" {limits.max_unread_s:g} s"
+                    ) from None
+                raise DeadlineExceeded(f"the deadline of {deadline_s - received_s:.3g} s passed") from None
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """A place among the running requests, taken before anything costly is done."""
+        limit = self.config.limits.max_concurrent_requests
+        if self._draining:
+            raise HandoffError("the server is draining", retry_after_s=RETRY_AFTER_FULL_S)
+        if self._num_running >= limit:
+            raise QueueFull(f"{limit:,} requests are running, which is the limit", retry_after_s=RETRY_AFTER_FULL_S)
+        self._num_running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._num_running -= 1
+            if not self._num_running:
+                self._idle.set()
+
+    async def _resolve(
+        self, request_id: str, draft: RequestDraft, received_s: float, deadline_s: float
+    ) -> list[RouterRequest]:
+        """The draft as requests to the core: prompts in order, the choices of each beside one another."""
+        limits = self.config.limits
+        check_model(draft.model, self.card, limits)
+        check_priority(draft.priority, limits)
+        slo = resolve_slo(draft.slo, self.config)
+        tenant = resolve_tenant(draft.tenant, self.config)
+        if not 1 <= draft.num_choices <= limits.max_choices:
+            raise RequestError(f"n is {draft.num_choices:,}, allowed 1 to {limits.max_choices}", field="n")
+        if not draft.prompts:
+            raise RequestError(f"{draft.prompt_field} is missing: nothing to continue", field=draft.prompt_field)
+        num_sequences = len(draft.prompts) * draft.num_choices
+        if num_sequences > limits.max_prompts:
+            raise RequestError(
+                f"{draft.prompt_field} with n asks for {num_sequences:,} choices, limit {limits.max_prompts}",
+                field=draft.prompt_field,
+            )
+        requests: list[RouterRequest] = []
+        for position, prompt in enumerate(draft.prompts):
+            field = draft.prompt_field if len(draft.prompts) == 1 else f"{draft.prompt_field}[{position}]"
+            ids = await self._prompt_ids(prompt, field)
+            sampling = resolve_sampling(draft, len(ids), self.card, limits)
+            for choice in range(draft.num_choices):
+                name = request_id if num_sequences == 1 else f"{request_id}-{len(requests)}"
+                chosen = replace(sampling, choice_index=choice)
+                requests.append(RouterRequest(name, ids, chosen, slo, draft.priority, tenant, received_s, deadline_s))
+        return requests
+
+    async def _prompt_ids(self, prompt: Prompt, field: str) -> tuple[int, ...]:
+        limits = self.config.limits
+        if isinstance(prompt, PromptTokens):
+            check_prompt_tokens(prompt.ids, field, self.card, limits)
+            return tuple(prompt.ids)
+        texts = [prompt.text] if isinstance(prompt, PromptText) else [m.content for m in prompt.messages]
+        check_prompt_text("".join(texts), field, self.card, limits, self.tokenizer.max_token_chars)
+        if sum(map(len, texts)) <= limits.max_inline_chars:
+            ids = self._encode(prompt, field)
+        else:
+            ids = await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, prompt, field)
+        check_prompt_tokens(ids, field, self.card, limits)
+        return tuple(ids)
+
+    def _encode(self, prompt: PromptText | PromptChat, field: str) -> list[int]:
+        if isinstance(prompt, PromptText):
+            return self.tokenizer.encode(prompt.text)
+        try:
+            return self.tokenizer.encode_chat(prompt.messages)
+        except ChatTemplateError as error:
+            raise RequestError(str(error), field=field) from error
+
+    @asynccontextmanager
+    async def _running(
+        self, request_id: str, draft: RequestDraft, requests: list[RouterRequest], outbox: Outbox
+    ) -> AsyncIterator[Generation]:
+        """Submits every sequence and follows it; on the way out all are cancelled that have not ended."""
+        streams: list[TokenStream] = []
+        followers: list[asyncio.Task[None]] = []
+        try:
+            for request in requests:
+                streams.append(self.core.submit(request))
+            for index, (request, stream) in enumerate(zip(requests, streams, strict=True)):
+                output = OutputText(
+                    self.tokenizer.detokenizer(),
+                    draft.sampling.stop,
+                    request.sampling.end_token_ids,
+                    request.sampling.min_tokens,
+                )
+                followers.append(asyncio.create_task(_follow(index, request, stream, output, outbox)))
+            yield Generation(request_id, requests, outbox)
+        finally:
+            for stream in streams:
+                stream.cancel()
+            for follower in followers:
+                follower.cancel()
+            await asyncio.gather(*followers, return_exceptions=True)
+
+
+async def _follow(index: int, request: RouterRequest, stream: TokenStream, output: OutputText, outbox: Outbox) -> None:
+    """One sequence from its first token to its end, into the outbox."""
+    try:
+        await _drain_stream(index, request, stream, output, outbox)
+    except ServingError as error:
+        outbox.fail(error)
+    except Exception:
+        logger.exception("request %s failed in the router", request.request_id)
+        outbox.fail(InvariantViolation("internal error"))
+    finally:
+        stream.cancel()
+
+
+async def _drain_stream(
+    index: int, request: RouterRequest, stream: TokenStream, output: OutputText, outbox: Outbox
+) -> None:
+    ids: list[int] = []
+    texts: list[str] = []
+
+    def end(finished: Finished, reason: FinishReason) -> ChoiceEnd:
+        return ChoiceEnd(
+            reason, tuple(ids), "".join(texts), len(request.prompt_token_ids), finished.cached_tokens,
+            finished.timing, finished.verdict,
+        )  # fmt: skip
+
+    async for event in stream:
+        if isinstance(event, Finished):
+            if event.num_tokens != len(ids) and event.finish_reason is not FinishReason.ABORT:
+                raise InvariantViolation(f"finished with {event.num_tokens} tokens, {len(ids)} came")
+            rest = output.flush()
+            if rest.text:
+                texts.append(rest.text)
+                outbox.put(index, (), rest.text, (), event.cached_tokens)
+            outbox.end(index, end(event, FinishReason.STOP if rest.stopped else event.finish_reason))
+            return
+        if event.first_index != len(ids):
+            raise InvariantViolation(f"token {event.first_index} came where {len(ids)} was due")
+        delta = output.push(event.token_ids)
+        token_ids = event.token_ids[: delta.num_tokens]
+        ids.extend(token_ids)
+        texts.append(delta.text)
+        outbox.put(index, token_ids, delta.text, event.logprobs[: delta.num_tokens], event.cached_tokens)
+        if delta.stopped:
+            outbox.end(index, end(stream.finish(len(ids)), FinishReason.STOP))
+            return
+    raise InvariantViolation("the stream ended without an end")
