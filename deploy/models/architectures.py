@@ -35,18 +35,17 @@ def _common(spec: ResolvedSpec) -> dict[str, Any]:
 
 def _special(spec: ResolvedSpec) -> dict[str, Any]:
     """What an architecture has beyond, or instead of, the common names."""
-    head_dim = {"head_dim": spec.head_dim}
-    experts = {"num_local_experts": spec.num_experts, "num_experts_per_tok": spec.experts_per_token}
+    rope: dict[str, Any]
+    head_dim: dict[str, Any] = {"head_dim": spec.head_dim}
+    experts: dict[str, Any] = {"num_local_experts": spec.num_experts, "num_experts_per_tok": spec.experts_per_token}
     alternating = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(spec.num_layers)]
     match spec.arch:
         case "llama":
             return head_dim
         case "llama3":
-            original = max(1, spec.max_position_embeddings // 8)
-            scaling = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "factor": 8.0, "rope_theta": 500_000.0}
-            return head_dim | {
-                "rope_parameters": {"rope_type": "llama3", "original_max_position_embeddings": original, **scaling}
-            }
+            rope = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "factor": 8.0, "rope_theta": 500_000.0}
+            short = {"original_max_position_embeddings": max(1, spec.max_position_embeddings // 8)}
+            return head_dim | {"rope_parameters": rope | short | {"rope_type": "llama3"}}
         case "qwen2" | "qwen3":
             # Both have sliding layers only when asked to; every second one here, never all.
             own = head_dim if spec.arch == "qwen3" else {}
@@ -85,13 +84,10 @@ def _special(spec: ResolvedSpec) -> dict[str, Any]:
                 "shared_expert_intermediate_size": spec.intermediate_size,
             }
         case "gpt_oss":
-            yarn = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
-            original = {"original_max_position_embeddings": max(1, spec.max_position_embeddings // 32)}
-            return head_dim | experts | {
-                "sliding_window": spec.sliding_window,
-                "layer_types": alternating,
-                "rope_parameters": yarn | original | {"rope_theta": 150_000.0},
-            }
+            rope = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+            rope |= {"original_max_position_embeddings": max(1, spec.max_position_embeddings // 32)}
+            layers = {"sliding_window": spec.sliding_window, "layer_types": alternating}
+            return head_dim | experts | layers | {"rope_parameters": rope | {"rope_theta": 150_000.0}}
         case "deepseek_v3":
             return _multi_head_latent(spec)
         case "glm4":

@@ -56,7 +56,7 @@ class ModelSpec:
         if not 0 <= self.seed < 2**63:
             raise BadModelSpec(f"seed is {self.seed}; it must be from 0 to 2**63 - 1")
         if self.vocab_size < MIN_TOKENS:
-            raise BadModelSpec(f"vocab_size is {self.vocab_size}; it must be at least {MIN_TOKENS} (256 bytes, 4 marks)")
+            raise BadModelSpec(f"vocab_size is {self.vocab_size}; it must be at least {MIN_TOKENS} (bytes and marks)")
         if self.init_std is not None and not 0 < self.init_std < 10:
             raise BadModelSpec(f"init_std is {self.init_std}; it must be above 0 and below 10")
         num_heads = self.num_heads or _default_heads(self.hidden_size)

@@ -17,11 +17,11 @@ QUINTIC = (3.4445, -4.7750, 2.0315)  # odd polynomial that drives singular value
 def orthogonalize(update: Tensor, rounds: int = 5) -> Tensor:
     """Matrices [G, R, C] with the same singular vectors and all singular values near 1."""
     if update.shape[1] > update.shape[2]:
-        return orthogonalize(update.mT, rounds).mT
+        return orthogonalize(update.transpose(1, 2), rounds).transpose(1, 2)
     a, b, c = QUINTIC
-    x = update / (update.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x: Tensor = update / (update.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(rounds):
-        gram = x @ x.mT
+        gram = x @ x.transpose(1, 2)
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from deploy.models import byte_bpe, corpus
 from deploy.models.muon import Muon
@@ -29,6 +29,7 @@ LONG_ROW_TOKENS = 2048  # every LONG_EVERY-th step: one long row, so that late p
 LONG_EVERY = 8
 CHAT_SHARE = 0.12
 WARMUP_STEPS = 40
+DEMO_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +59,12 @@ def tokenize_corpus(tokenizer: Tokenizer) -> TokenizedCorpus:
     source: list[int] = []
     held_out: list[int] = []
     for index, text in enumerate(corpus.source_texts()):
-        ids = [*tokenizer.encode(text).ids, byte_bpe.END_OF_TEXT_ID]
+        ids = [*tokenizer.encode(text, add_special_tokens=False).ids, byte_bpe.END_OF_TEXT_ID]
         (held_out if index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else source).extend(ids)
     chats = []
     for exchange in corpus.exchanges():
-        text = (
-            f"<|im_start|>user\n{exchange.question}<|im_end|>\n<|im_start|>assistant\n{exchange.answer}<|im_end|>\n"
-        )
-        chats.append(tokenizer.encode(text).ids)
+        text = f"<|im_start|>user\n{exchange.question}<|im_end|>\n<|im_start|>assistant\n{exchange.answer}<|im_end|>\n"
+        chats.append(tokenizer.encode(text, add_special_tokens=False).ids)
     return TokenizedCorpus(torch.tensor(source), chats, torch.tensor(held_out))
 
 
@@ -135,6 +134,24 @@ def demo_config(vocab_size: int) -> LlamaConfig:
     )
 
 
+def save(model: LlamaForCausalLM, directory: Path) -> None:
+    """Write a servable directory: weights in bfloat16, configuration, sampling defaults, tokenizer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    smaller = copy.deepcopy(model).to(torch.bfloat16)
+    smaller.generation_config = GenerationConfig(
+        bos_token_id=byte_bpe.BOS_ID,
+        eos_token_id=[byte_bpe.END_OF_TEXT_ID, byte_bpe.IM_END_ID],
+        pad_token_id=byte_bpe.END_OF_TEXT_ID,
+        do_sample=True,
+        temperature=0.7,
+        top_p=0.9,
+    )
+    smaller.save_pretrained(directory)
+    byte_bpe.write_tokenizer(
+        directory, model.config.vocab_size, max_length=model.config.max_position_embeddings, add_bos=True
+    )
+
+
 def train(run: TrainingRun) -> None:
     """Train from scratch; write checkpoints, in bfloat16, to run.output."""
     torch.set_num_threads(1)
@@ -165,8 +182,9 @@ def train(run: TrainingRun) -> None:
             left_s = elapsed_s / (step + 1) * (run.steps - step - 1)
             print(f"step {step}/{run.steps} loss {recent:.3f} {elapsed_s:.0f} s, {left_s:.0f} s left", flush=True)
         if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
-            copy.deepcopy(model).to(torch.bfloat16).save_pretrained(run.output)
-            print(f"saved after {step + 1} steps, held-out loss {held_out_loss(model, tokens.held_out):.3f}", flush=True)
+            save(model, run.output)
+            loss_now = held_out_loss(model, tokens.held_out)
+            print(f"saved after {step + 1} steps, held-out loss {loss_now:.3f}", flush=True)
 
 
 def main() -> None:
@@ -177,7 +195,10 @@ def main() -> None:
     parser.add_argument("--step-tokens", type=int, default=2048, help="tokens per step (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints (default: %(default)s)")
+    parser.add_argument("--retrain-tokenizer", action="store_true", help="first replace the shipped tokenizer.json")
     args = parser.parse_args()
+    if args.retrain_tokenizer:
+        byte_bpe.train(corpus.source_texts(), DEMO_TOKENS).save(str(byte_bpe.SHIPPED_TOKENIZER), pretty=False)
     train(
         TrainingRun(
             output=args.output,
