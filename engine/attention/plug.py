@@ -1,0 +1,107 @@
+"""Our attention under a name that `transformers` models can be told to use.
+
+The registered function finds who answers by thread: inside `attending(sink)` every attention layer of a model that
+runs on this thread asks `sink`. Two engines in one process, each on its own thread, do not meet.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from engine.attention.interface import AttentionBackend, AttentionCall
+from engine.batch import StepBatch
+from engine.kv_pool import KvPool
+from engine.unsupported import UnsupportedModel
+
+ATTENTION_NAME = "pdserve"
+HARMLESS = {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "return_dict"}
+HARMLESS |= {"position_embeddings", "logits_to_keep", "output_router_logits", "input_ids", "past_key_values"}
+
+
+class AttentionSink(Protocol):
+    """Answers the attention layers of one forward pass."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
+        """Shapes: query [H, T, Dk], key [K, T, Dk], value [K, T, Dv]; returns [T, H, Dv]."""
+        ...
+
+
+class PagedSink:
+    """Writes the step's keys and values into the pool, then asks the backend."""
+
+    def __init__(self, pool: KvPool, backend: AttentionBackend, batch: StepBatch) -> None:
+        self._pool, self._backend, self._batch = pool, backend, batch
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
+        batch, n = self._batch, self._batch.num_tokens
+        by_token = (key[:, :n].transpose(0, 1), value[:, :n].transpose(0, 1))
+        self._pool.write(call.layer, batch.write_blocks, batch.write_slots, *by_token)
+        return self._backend.attend(query, call)
+
+
+_thread = threading.local()
+
+
+@contextmanager
+def attending(sink: AttentionSink) -> Iterator[None]:
+    """Inside, this thread's attention layers ask `sink`."""
+    _thread.sink = sink
+    try:
+        yield
+    finally:
+        _thread.sink = None
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What a model calls: query [1, H, T, Dk], key [1, K, T, Dk], value [1, K, T, Dv] -> ([1, T, H, Dv], None)."""
+    sink: AttentionSink | None = getattr(_thread, "sink", None)
+    if sink is None:
+        raise RuntimeError("attention was called outside a step")
+    strange = sorted(name for name, value in others.items() if value is not None and name not in HARMLESS)
+    if strange or dropout or attention_mask is not None or is_causal is False:
+        what = ", ".join(strange) or "a mask, dropout or two-sided attention"
+        raise UnsupportedModel(f"{type(module).__name__} asks its attention for {what}, which is not supported")
+    call = AttentionCall(
+        layer=_layer_index(module),
+        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    return sink.attend(query[0], key[0], value[0], call)[None], None
+
+
+def _layer_index(module: torch.nn.Module) -> int:
+    index = getattr(module, "layer_idx", None)
+    if not isinstance(index, int):
+        raise UnsupportedModel(f"{type(module).__name__} does not say which layer it is")
+    return index
+
+
+def _no_mask(*_args: Any, **_kwargs: Any) -> None:
+    """Masks come from the step's positions, in the backend."""
+
+
+AttentionInterface.register(ATTENTION_NAME, _attention)
+AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)

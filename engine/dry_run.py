@@ -1,0 +1,116 @@
+"""Two small forward passes at load: what the attention layers really ask, and whether we compute this model rightly.
+
+Some models ignore the attention they are told to use, or carry state between tokens beside it; both give fluent,
+wrong text. So nothing is believed that was not seen: every layer calls once, with one shape of KV, and a prompt in two
+chunks gives the logits of the model's own eager attention over the whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.attention.dense import attend_dense
+from engine.attention.interface import AttentionCall
+from engine.attention.plug import ATTENTION_NAME, attending
+from engine.unsupported import UnsupportedModel
+from pdserve.kv_layout import LayerLayout
+
+CHUNKS = ((0, 7), (7, 12))  # of the trial prompt
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}  # of the logits' norm
+
+
+@dataclass(frozen=True, slots=True)
+class DryRunFacts:
+    """What a model was seen to do."""
+
+    layers: tuple[LayerLayout, ...]
+    vocab_size: int  # logits per row
+
+
+class _Recorder:
+    """Dense attention over what it has seen so far, per layer."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.kv: dict[int, tuple[Tensor, Tensor]] = {}
+        self.misshapen: list[int] = []
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
+        self.calls.append(call.layer)
+        fits = key.shape[:2] == value.shape[:2] and query.shape[1:] == key.shape[1:]
+        if not fits or query.shape[0] % key.shape[0]:
+            self.misshapen.append(call.layer)
+            return query.new_zeros(query.shape[1], query.shape[0], value.shape[2])
+        start = 0
+        if call.layer in self.kv:
+            before_key, before_value = self.kv[call.layer]
+            start = before_key.shape[1]
+            key, value = torch.cat([before_key, key], 1), torch.cat([before_value, value], 1)
+        self.kv[call.layer] = key, value
+        return attend_dense(query, key, value, start, call).transpose(0, 1)
+
+
+def dry_run(module: Any, name: str) -> DryRunFacts:
+    """Run the trial prompt both ways. `module` uses our attention before and after.
+
+    Raises UnsupportedModel, with `name` in its message.
+    """
+    num_layers = module.config.get_text_config().num_hidden_layers
+    device = module.get_input_embeddings().weight.device
+    num_ids = module.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(CHUNKS[-1][1], device=device) * 7919 + 3)[None] % num_ids
+    recorder = _Recorder()
+    ours = []
+    with torch.inference_mode(), attending(recorder):
+        for first, last in CHUNKS:
+            recorder.calls.clear()
+            ours.append(_logits(module, ids[:, first:last], first))
+            _check_calls(recorder, num_layers, name)
+    theirs = _eager_logits(module, ids)
+    _compare(torch.cat(ours), theirs, name)
+    shapes = [recorder.kv[layer] for layer in range(num_layers)]
+    layers = tuple(LayerLayout(key.shape[0], key.shape[2], value.shape[2]) for key, value in shapes)
+    return DryRunFacts(layers=layers, vocab_size=theirs.shape[-1])
+
+
+def _logits(module: Any, ids: Tensor, start: int) -> Tensor:
+    """[T, V]; asks for rows by index, as a step does."""
+    rows = torch.arange(ids.shape[1], device=ids.device)
+    out = module(input_ids=ids, position_ids=rows[None] + start, use_cache=False, logits_to_keep=rows)
+    logits: Tensor = out.logits[0]
+    return logits
+
+
+def _eager_logits(module: Any, ids: Tensor) -> Tensor:
+    module.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            logits: Tensor = module(input_ids=ids, use_cache=False).logits[0]
+            return logits
+    finally:
+        module.set_attn_implementation(ATTENTION_NAME)
+
+
+def _check_calls(recorder: _Recorder, num_layers: int, name: str) -> None:
+    if recorder.misshapen:
+        raise UnsupportedModel(f"{name}: layer {recorder.misshapen[0]} has keys and values of unlike lengths or heads")
+    if sorted(recorder.calls) != list(range(num_layers)):
+        raise UnsupportedModel(
+            f"{name}: {len(recorder.calls)} calls of paged attention in one pass, expected one from each of "
+            f"{num_layers} layers; it has its own attention or carries other state between tokens"
+        )
+
+
+def _compare(ours: Tensor, theirs: Tensor, name: str) -> None:
+    if ours.shape != theirs.shape:
+        raise UnsupportedModel(f"{name}: gives {ours.shape[0]} rows of logits where {theirs.shape[0]} were asked for")
+    limit = TOLERANCE[theirs.dtype] if theirs.dtype in TOLERANCE else 0.1
+    error = float((ours - theirs).float().norm() / theirs.float().norm().clamp_min(1e-30))
+    if not error <= limit:
+        raise UnsupportedModel(
+            f"{name}: a prompt in two chunks differs from its own attention by {error:.1e} of the logits, limit {limit}"
+        )
