@@ -1,6 +1,7 @@
 """Ways to move KV blocks between two pools, behind one interface."""
 
 from kv_transfer.transports.faults import Faults
+from kv_transfer.transports.gloo import GlooTransport
 from kv_transfer.transports.in_process import InProcessTransport
 from kv_transfer.transports.interface import (
     BlockMove,
@@ -18,6 +19,7 @@ __all__ = [
     "BlockMove",
     "ChannelStats",
     "Faults",
+    "GlooTransport",
     "InProcessTransport",
     "PairInfo",
     "Receipt",

@@ -16,6 +16,7 @@ import pytest
 from kv_transfer.transports import (
     BlockMove,
     Faults,
+    GlooTransport,
     InProcessTransport,
     PairInfo,
     Receipt,
@@ -85,9 +86,7 @@ class Pair:
         await receipt.wait()
 
     def has_arrived(self, moves: Sequence[BlockMove]) -> bool:
-        return all(
-            self.source_memory.block(m.source_block) == self.target_memory.block(m.target_block) for m in moves
-        )
+        return all(self.source_memory.block(m.source_block) == self.target_memory.block(m.target_block) for m in moves)
 
     async def close(self) -> None:
         await asyncio.gather(self.source.close(), self.target.close())
@@ -142,7 +141,10 @@ def new_pair(block_bytes: int, epoch: int = 1) -> PairInfo:
 WIRES = [
     Wire("in_process", lambda faults, timeout_s: InProcessTransport(timeout_s), False),
     Wire("shared_memory", lambda faults, t: SharedMemoryTransport(timeout_s=t, faults=faults), False),
-    Wire("shared_memory_digests", lambda faults, t: SharedMemoryTransport(digests=True, timeout_s=t, faults=faults), True),
+    Wire(
+        "shared_memory_digests", lambda faults, t: SharedMemoryTransport(digests=True, timeout_s=t, faults=faults), True
+    ),
+    Wire("gloo", lambda faults, t: GlooTransport(timeout_s=t, faults=faults), True),
 ]
 
 
