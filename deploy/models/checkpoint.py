@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.utils import logging as transformers_logging
 
 from deploy.models import byte_bpe
 from deploy.models.architectures import config_for
@@ -34,7 +35,20 @@ def write_checkpoint(directory: Path, spec: ResolvedSpec) -> None:
         eos_token_id=[byte_bpe.END_OF_TEXT_ID, byte_bpe.IM_END_ID],
         pad_token_id=byte_bpe.END_OF_TEXT_ID,
     )
-    model.save_pretrained(directory, max_shard_size=SHARD_SIZE)
+    save(model, directory)
+
+
+def save(model: PreTrainedModel, directory: Path) -> None:
+    """Write the model's configuration and weights without a progress bar, readable for all."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model.save_pretrained(directory, max_shard_size=SHARD_SIZE)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    for path in directory.glob("*.safetensors"):
+        path.chmod(0o644)  # safetensors leaves 0600, and another user may serve what this one made
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from deploy.models import byte_bpe, corpus
+from deploy.models import byte_bpe, checkpoint, corpus
 from deploy.models.muon import Muon
 
 HELD_OUT_EVERY = 40  # every 40th file is never trained on: the loss on these is the one reported
@@ -134,7 +134,7 @@ def demo_config(vocab_size: int) -> LlamaConfig:
     )
 
 
-def save(model: LlamaForCausalLM, directory: Path) -> None:
+def save_demo(model: LlamaForCausalLM, directory: Path) -> None:
     """Write a servable directory: weights in bfloat16, configuration, sampling defaults, tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
     smaller = copy.deepcopy(model).to(torch.bfloat16)
@@ -146,7 +146,7 @@ def save(model: LlamaForCausalLM, directory: Path) -> None:
         temperature=0.7,
         top_p=0.9,
     )
-    smaller.save_pretrained(directory)
+    checkpoint.save(smaller, directory)
     byte_bpe.write_tokenizer(
         directory, model.config.vocab_size, max_length=model.config.max_position_embeddings, add_bos=True
     )
@@ -182,7 +182,7 @@ def train(run: TrainingRun) -> None:
             left_s = elapsed_s / (step + 1) * (run.steps - step - 1)
             print(f"step {step}/{run.steps} loss {recent:.3f} {elapsed_s:.0f} s, {left_s:.0f} s left", flush=True)
         if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
-            save(model, run.output)
+            save_demo(model, run.output)
             loss_now = held_out_loss(model, tokens.held_out)
             print(f"saved after {step + 1} steps, held-out loss {loss_now:.3f}", flush=True)
 

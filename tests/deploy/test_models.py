@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
 from deploy.models import ARCHITECTURES, BadModelSpec, ModelSpec, demo_model_directory
 from deploy.models.byte_bpe import END_OF_TEXT_ID, IM_END_ID
 from deploy.models.make_model import add_arguments, main, make_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 PROMPTS = ("import os", "Once upon a time", "42")
 ANY_TEXT = "def f(x):\n\treturn '☃ é 漢字 🐍'  # \x00\x7f\r\n"
@@ -95,9 +96,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(arch: str, tmp_
 
 def test_the_command_line_reaches_every_field(tmp_path: Path) -> None:
     """What was asked for is in config.json."""
-    shape = "--arch mixtral --layers 3 --hidden 96 --intermediate 80 --heads 6 --kv-heads 2 --head-dim 24".split()
-    more = "--vocab 400 --max-len 128 --sliding-window 32 --experts 4 --experts-per-token 3 --dtype bfloat16".split()
-    assert run(str(tmp_path / "m"), *shape, *more, "--tie-word-embeddings", "--seed", "5", "--init-std", "0.1") == 0
+    shape = "--arch mixtral --layers 3 --hidden 96 --intermediate 80 --heads 6 --kv-heads 2 --head-dim 24 --vocab 400"
+    more = "--max-len 128 --sliding-window 32 --experts 4 --experts-per-token 3 --dtype bfloat16 --seed 5 --init-std .1"
+    assert run(str(tmp_path / "m"), *shape.split(), *more.split(), "--tie-word-embeddings") == 0
     config = AutoConfig.from_pretrained(tmp_path / "m").to_dict()
     expected = {
         "num_hidden_layers": 3,
@@ -192,3 +193,22 @@ def test_chat_and_special_tokens_agree_with_the_configuration(arch: str, starts_
     generation = json.loads((tmp_path / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [END_OF_TEXT_ID, IM_END_ID]
     assert tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]) == [END_OF_TEXT_ID, IM_END_ID]
+
+
+def test_the_demo_model_is_small_and_writes_python() -> None:
+    """Legible greedy text, and a loss on unseen source far below that of a model which knows only token counts.
+
+    Guessing uniformly costs log(4096) = 8.3 nats per token; knowing how often each token occurs, about 6.5.
+    """
+    directory = demo_model_directory()
+    assert sum(path.stat().st_size for path in directory.glob("*.safetensors")) <= 8_000_000
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    text = tokenizer.decode(greedy(directory, ("import os",), 64)[0])
+    assert text.isascii()
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert len(set(text.split())) >= 3
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    ids = torch.tensor([tokenizer(UNSEEN_SOURCE).input_ids])
+    with torch.no_grad():
+        assert model(ids, labels=ids).loss.item() < 4.0
