@@ -13,7 +13,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 
-from pdserve.settings import ConfigError, address_problems, from_mapping, is_loopback, is_number, limits, setting, split_address
+from pdserve.settings import (
+    ConfigError,
+    address_problems,
+    from_mapping,
+    is_loopback,
+    is_number,
+    limits,
+    setting,
+    split_address,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +63,12 @@ class WorkerConfig:
         low=1,
         high=1024,
     )
-    lease_s: float = setting(30.0, "seconds that KV is kept for a peer that says nothing", above=0.0, high=3600.0)
     mock: str | None = setting(None, "profile of a mock engine: predicted step times, patterned KV, no model")
 
     def check(self) -> list[str]:
         problems = limits(self)
         if isinstance(self.block_size, int) and self.block_size > 0 and self.block_size & (self.block_size - 1):
             problems.append(f"block_size is {self.block_size}; it must be a power of two from 1 to 1024")
-        if self.device == "cpu" and self.kv_transport == "nccl":
-            problems.append("kv_transport is nccl; with device cpu it must be auto, shm or gloo")
         if self.device == "cpu" and self.dtype == "float16":
             problems.append("dtype is float16; with device cpu it must be auto, float32 or bfloat16")
         return problems
@@ -91,12 +97,9 @@ class RouterConfig:
     served_model_name: str | None = setting(None, "name that clients use (default: MODEL)")
     api_key: str | None = setting(None, "clients must show it as a bearer token (or PDSERVE_API_KEY)", secret=True)
     insecure_bind: bool = setting(False, "allow listening beyond this machine without encryption")
-    max_queued_requests: int = setting(1024, "requests that may wait in the router", low=1, high=1 << 20)
-    max_running_requests: int = setting(4096, "requests that may be open at once", low=1, high=1 << 20)
+    max_concurrent_requests: int = setting(1024, "requests open at once; one more is refused", low=1, high=1 << 20)
     default_deadline_s: float = setting(600.0, "deadline of a request that brings none", above=0.0, high=86400.0)
     max_deadline_s: float = setting(3600.0, "longer deadlines are cut to this", above=0.0, high=86400.0)
-    no_worker_timeout_s: float = setting(2.0, "seconds to wait for a live worker of a role", above=0.0, high=600.0)
-    lease_renew_s: float = setting(5.0, "seconds between renewals of KV leases", above=0.0, high=600.0)
     drain_timeout_s: float = setting(10.0, "seconds that running requests get at shutdown", low=0.0, high=10.0)
     slo_ttft_s: float | None = setting(None, "default SLO: seconds to the first token", above=0.0, high=86400.0)
     slo_tpot_s: float | None = setting(None, "default SLO: seconds per later token", above=0.0, high=86400.0)
@@ -142,9 +145,6 @@ class ServeConfig:
         problems = limits(self) + self.router.check() + self.worker.check()
         if not self.model and self.worker.mock is None:
             problems.append("MODEL is missing; it must be a local directory or a hub id")
-        if not problems and self.router.lease_renew_s * 2 > self.worker.lease_s:
-            renew, lease = self.router.lease_renew_s, self.worker.lease_s
-            problems.append(f"lease_renew_s is {renew}; it must be at most half of lease_s, {lease}")
         return problems
 
 
