@@ -1,0 +1,101 @@
+"""The calls of `pdserve.v1.InferenceService`, over raw bytes.
+
+Handlers take and give bytes: grpc answers a message that it cannot parse with UNKNOWN and a Python class name.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+
+from pdserve import __version__
+from pdserve.errors import Cancelled, InvariantViolation, NotFound, RequestError, ServingError
+from pdserve.v1 import inference_pb2 as pb
+from router.generation import FrontDesk
+from router.grpc_front.conversion import draft_from, parse, responses_from, worker_info
+from router.grpc_front.status import abort_with
+from router.validation import resolve_tenant
+
+logger = logging.getLogger(__name__)
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+
+T = TypeVar("T")
+
+
+class InferenceService:
+    """One method per call of the service."""
+
+    def __init__(self, desk: FrontDesk) -> None:
+        self._desk = desk
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a server registers."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE_NAME,
+            {
+                "Generate": grpc.unary_stream_rpc_method_handler(self.generate),
+                "GetServerInfo": grpc.unary_unary_rpc_method_handler(self.get_server_info),
+                "Abort": grpc.unary_unary_rpc_method_handler(self.abort),
+            },
+        )
+
+    async def generate(self, raw: bytes, context: grpc.aio.ServicerContext) -> None:
+        """Streams one completion. A client that cancels cancels this task, and leaving `serve` frees everything."""
+
+        async def stream() -> None:
+            draft = draft_from(parse(pb.GenerateRequest, raw), context.time_remaining())
+            async with self._desk.serve(draft) as generation:
+                ended = False
+                while not ended:
+                    for update in await generation.take():
+                        for response in responses_from(generation.request_id, update):
+                            await context.write(response.SerializeToString())
+                        ended = ended or update.end is not None
+
+        await _answering(context, stream)
+
+    async def get_server_info(self, raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        async def info() -> bytes:
+            parse(pb.GetServerInfoRequest, raw)
+            card = self._desk.card
+            response = pb.GetServerInfoResponse(
+                model=card.served_name,
+                max_model_len=card.max_model_len,
+                vocab_size=card.vocab_size,
+                version=__version__,
+                workers=[worker_info(worker) for worker in self._desk.core.workers()],
+            )
+            return bytes(response.SerializeToString())
+
+        return await _answering(context, info)
+
+    async def abort(self, raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        async def abort() -> bytes:
+            request = parse(pb.AbortRequest, raw)
+            if not request.request_id:
+                raise RequestError("request_id is missing", field="request_id")
+            tenant = resolve_tenant(request.tenant, self._desk.config)
+            if not self._desk.core.abort(request.request_id, tenant):
+                # The same words for unknown, finished and another's: who may not cancel may not learn either.
+                raise NotFound("no such request is running", field="request_id")
+            return bytes(pb.AbortResponse().SerializeToString())
+
+        return await _answering(context, abort)
+
+
+async def _answering(context: grpc.aio.ServicerContext, call: Callable[[], Awaitable[T]]) -> T:
+    """The call's result; an error becomes the status that it stands for, and our own bugs show nothing."""
+    try:
+        return await call()
+    except ServingError as error:
+        failure = error
+    except Exception:
+        logger.exception("a call failed in the gRPC front")
+        failure = InvariantViolation("internal error")
+    if isinstance(failure, Cancelled):
+        logger.info("request cancelled: %s", failure.message)
+    await abort_with(context, failure)
