@@ -40,6 +40,10 @@ class LeaseTable(Generic[K]):
         """Whether it is held and has not run out."""
         return key in self._ends_s and self._ends_s[key] > self._clock.now()
 
+    def held(self) -> list[K]:
+        """Every key not yet swept or released, run out or not."""
+        return list(self._ends_s)
+
     def grant(self, key: K, duration_s: float | None = None) -> None:
         """Hold `key` from now for `duration_s` (default: the table's); an older lease of it is replaced."""
         length_s = self.duration_s if duration_s is None else duration_s

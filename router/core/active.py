@@ -1,0 +1,77 @@
+"""One running request: who serves it, what came of it so far, which timers watch it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from pdserve.ids import SequenceKey
+from pdserve.sampling import FinishReason
+from router.core.fleet import Worker
+from router.core.order import TokenOrder
+from router.core.stream import RequestStream
+from router.core.timing import Marks, breakdown, judge
+from router.interface import Finished, RouterRequest
+
+
+@dataclass(slots=True)
+class Timers:
+    """What ends a request that does not go on."""
+
+    deadline: asyncio.TimerHandle | None = None
+    gap: asyncio.TimerHandle | None = None  # tokens wait for one that has not come
+    peer: asyncio.TimerHandle | None = None  # the prefill worker died; perhaps the KV was committed
+
+    def cancel(self) -> None:
+        for handle in (self.deadline, self.gap, self.peer):
+            if handle is not None:
+                handle.cancel()
+        self.deadline = self.gap = self.peer = None
+
+
+@dataclass(slots=True, eq=False)
+class ActiveRequest:
+    """The router's state of one attempt at one request."""
+
+    request: RouterRequest
+    key: SequenceKey
+    prefill: Worker | None  # None: the decode worker computes the prompt
+    decode: Worker
+    marks: Marks
+    order: TokenOrder
+    timers: Timers
+    stream: RequestStream
+    cached_tokens: int = 0
+    committed: bool = False  # the decode worker owns the KV
+    ended: bool = False
+    stalled_since_s: float | None = None  # the client has too much unread
+
+    @property
+    def parties(self) -> tuple[Worker, ...]:
+        """Everyone who was ever told of the key."""
+        return (self.decode,) if self.prefill is None else (self.prefill, self.decode)
+
+    @property
+    def computing(self) -> Worker:
+        """Who computes the prompt and samples token 1."""
+        return self.prefill or self.decode
+
+    def may_send(self, worker: Worker, first_index: int) -> bool:
+        """Whether tokens from this index on are that worker's to send."""
+        if self.prefill is None:
+            return worker is self.decode
+        return worker is (self.prefill if first_index == 0 else self.decode)
+
+    def finished(self, reason: FinishReason, num_tokens: int, now_s: float) -> Finished:
+        """The end as the client sees it, with `num_tokens` that count."""
+        decoded = self.committed or self.order.next_index > 1
+        timing = breakdown(
+            self.marks,
+            num_tokens,
+            now_s,
+            prefill_worker=self.computing.id,
+            decode_worker=self.decode.id if decoded else self.computing.id,
+            attempts=self.key.attempt,
+        )
+        verdict = judge(timing, num_tokens, self.request.slo, self.marks.predicted_prefill_s)
+        return Finished(reason, num_tokens, self.cached_tokens, timing, verdict)

@@ -1,0 +1,222 @@
+"""The router's core: sessions to the workers, and every request that runs on them.
+
+one task per worker address:  connect -> events -> (lost) -> connect again, for ever
+one housekeeping task:        silent workers, stalled clients, leases, the line in the log
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from pdserve.clock import Clock, MonotonicClock
+from pdserve.errors import IncompatiblePeer, NoWorker, ServingError, Unauthenticated
+from pdserve.ids import new_boot_id
+from router.core.config import CoreConfig
+from router.core.fleet import Fleet, Worker
+from router.core.messages import StatusReport
+from router.core.requests import Requests
+from router.core.session import WorkerSession
+from router.core.stats import StatsLine
+from router.core.stream import RequestStream
+from router.interface import RouterRequest, WorkerView
+from router.metrics import RouterMetrics
+from router.worker_series import WorkerSnapshot
+from scheduling.routing import LeastPredictedLatency, Role, RoutingPolicy
+
+log = logging.getLogger(__name__)
+
+
+class Core:
+    """A `RouterCore`. Belongs to one event loop: start, use, drain, close."""
+
+    def __init__(
+        self,
+        addresses: Iterable[str],
+        secret: str,
+        config: CoreConfig | None = None,
+        *,
+        policy: RoutingPolicy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`addresses` are host:port of the workers' services, `secret` the cluster's."""
+        self.config = config or CoreConfig()
+        self.clock = clock or MonotonicClock()
+        self.fleet = Fleet(self.clock)
+        self.metrics = RouterMetrics(self, self.config.slo_classes, self.config.tenants)
+        policy = policy or LeastPredictedLatency(self.config.routing)
+        self.requests = Requests(self.config, self.fleet, policy, self.metrics, self.clock)
+        self._boot_id = new_boot_id()
+        self._secret = secret
+        self._addresses = list(addresses)
+        self._unseen = set(self._addresses)  # never connected: the cluster is not complete
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._housekeeper: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()  # a worker came or went
+        self._draining = False
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Begin to connect; returns at once, `wait_ready` waits."""
+        assert self._housekeeper is None, "started twice"
+        self._housekeeper = asyncio.create_task(self._keep_house(), name="housekeeping")
+        for address in self._addresses:
+            self._keep(address)
+
+    def add_worker(self, address: str) -> None:
+        """Expect one more worker; nothing to do when it is known."""
+        if address not in self._keepers:
+            self._unseen.add(address)
+            self._keep(address)
+
+    async def remove_worker(self, address: str) -> None:
+        """Expect it no more; what runs on it ends UNAVAILABLE."""
+        task = self._keepers.pop(address, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        self._unseen.discard(address)
+        self.fleet.forget(address)
+
+    async def wait_ready(self) -> None:
+        """Until `is_ready`; the caller sets the deadline."""
+        while not self.is_ready():
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and wait for the running ones; what still runs then ends UNAVAILABLE (False)."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.requests.wait_idle()
+        except TimeoutError:
+            self.requests.fail_all("the router is stopping")
+            return False
+        return True
+
+    async def close(self) -> None:
+        """End everything at once. Safe to repeat."""
+        self._draining = True
+        self.requests.fail_all("the router stopped")
+        tasks = [*self._keepers.values(), *([self._housekeeper] if self._housekeeper else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._keepers.clear()
+        self._housekeeper = None
+
+    # ---- RouterCore ----
+
+    def submit(self, request: RouterRequest) -> RequestStream:
+        if self._draining:
+            raise NoWorker("the router is draining", retry_after_s=2.0)
+        return self.requests.submit(request)
+
+    def abort(self, request_id: str, tenant: str) -> bool:
+        return self.requests.abort(request_id, tenant)
+
+    def workers(self) -> list[WorkerView]:
+        return self.fleet.views()
+
+    def is_ready(self) -> bool:
+        return not self._draining and not self._unseen and self.fleet.has(Role.DECODE)
+
+    def metrics_text(self) -> bytes:
+        return self.metrics.text()
+
+    def snapshots(self) -> list[WorkerSnapshot]:
+        """For the metrics: every live worker."""
+        return [_snapshot(worker) for worker in self.fleet]
+
+    # ---- tasks ----
+
+    def _keep(self, address: str) -> None:
+        self._keepers[address] = asyncio.create_task(self._keep_session(address), name=f"session to {address}")
+
+    async def _keep_session(self, address: str) -> None:
+        """Connect, serve, and again; the one place where a session's errors end."""
+        delay_s, said = self.config.session.reconnect_min_s, ""
+        while True:
+            session = WorkerSession(address, self._secret, self._boot_id, self.config.session)
+            try:
+                worker = self.fleet.admit(await session.connect(), session)
+                delay_s, said = self.config.session.reconnect_min_s, ""
+                await self._serve(worker)
+            except ServingError as error:
+                # An operator must see a refusal once; a worker that is still starting is no news.
+                refused = isinstance(error, IncompatiblePeer | Unauthenticated)
+                level = logging.ERROR if refused else logging.DEBUG
+                if error.message != said:
+                    log.log(level, "no session to worker at %s: %s", address, error.message)
+                said = error.message
+            except Exception:
+                log.exception("session to worker at %s broke", address)
+            finally:
+                await session.close(flush_s=0.5 if self._draining else 0.0)
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, self.config.session.reconnect_max_s)
+
+    async def _serve(self, worker: Worker) -> None:
+        """Everything one live worker says, until it is lost."""
+        identity = worker.identity
+        log.info("worker %s (%s, %s) is up at %s", worker.id, identity.role.value, identity.device, identity.address)
+        self._unseen.discard(identity.address)
+        self._changed.set()
+        reason = "the router stopped"
+        try:
+            async for event in worker.session.events():
+                worker.heard_s = self.clock.now()
+                if isinstance(event, StatusReport):
+                    worker.note_status(event, worker.heard_s)
+                else:
+                    self.requests.handle(worker, event)
+        except ServingError as error:
+            reason = error.message
+            log.warning("worker %s is lost: %s", worker.id, reason)
+        except Exception:
+            reason = "its messages could not be handled"
+            raise
+        finally:
+            self._lose(worker, reason)
+
+    def _lose(self, worker: Worker, reason: str) -> None:
+        self.metrics.worker_lost(_snapshot(worker))
+        self.fleet.remove(worker)
+        self.requests.worker_lost(worker, reason)
+        self._changed.set()
+
+    async def _keep_house(self) -> None:
+        stats, last_s = StatsLine(), self.clock.now()
+        renewed_s = logged_s = last_s
+        while True:
+            await asyncio.sleep(self.config.tick_s)
+            now_s = self.clock.now()
+            late = now_s - last_s > self.config.tick_s + 1.0
+            last_s = now_s
+            self._watch_workers(now_s, late)
+            self.requests.check_stalled()
+            if now_s - renewed_s >= self.config.renew_s:
+                renewed_s = now_s
+                self.fleet.sweep()
+                for worker in self.fleet:
+                    worker.renew()
+            if now_s - logged_s >= self.config.stats_s:
+                line = stats.next(len(self.requests), self.requests.generated_tokens, now_s - logged_s, self.fleet)
+                logged_s = now_s
+                if line is not None:
+                    log.info("%s", line)
+
+    def _watch_workers(self, now_s: float, late: bool) -> None:
+        """End the sessions of silent workers; when we ourselves stood still, nobody's silence counts."""
+        for worker in self.fleet:
+            if late:
+                worker.heard_s = now_s
+            elif now_s - worker.heard_s > self.config.silence_s:
+                worker.session.fail(f"silent for {now_s - worker.heard_s:.1f} s")
+
+
+def _snapshot(worker: Worker) -> WorkerSnapshot:
+    return WorkerSnapshot(worker.id, worker.role.value, worker.status)

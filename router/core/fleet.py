@@ -1,0 +1,208 @@
+"""The workers that live: who they are, what they said last, and what the router has given to each.
+
+A worker is one boot of one process. The router's own account of what a worker holds is exact; its status is a second
+old. A load view takes from each what it knows better.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pdserve import wire
+from pdserve.clock import Clock
+from pdserve.errors import IncompatiblePeer
+from pdserve.ids import SequenceKey
+from pdserve.v1 import worker_pb2
+from router.core.messages import StatusReport, WorkerIdentity
+from router.core.session import WorkerSession
+from router.interface import WorkerView
+from scheduling.latency import LatencyCoefficients, LatencyModel
+from scheduling.lease import LeaseTable
+from scheduling.routing import Role, WorkerLoadView
+
+log = logging.getLogger(__name__)
+
+_NOTHING_KNOWN = LatencyModel(LatencyCoefficients())
+_ON_THE_WAY_S = 0.05  # sent this shortly before a status came: the status does not know of it yet
+
+
+@dataclass(slots=True)
+class Holding:
+    """One sequence that a worker was told of and may still hold."""
+
+    sent_s: float
+    uncomputed_tokens: int  # of the prompt, to be computed there; 0 once its first token came
+    blocks: int  # that the prompt and its first growth take
+    settled_s: float | None = None  # when the worker had set its blocks aside: later statuses count them
+
+
+class Worker:
+    """One live worker."""
+
+    def __init__(self, identity: WorkerIdentity, session: WorkerSession, now_s: float) -> None:
+        self.identity = identity
+        self.session = session
+        self.heard_s = now_s
+        self.status: StatusReport | None = None
+        self.status_s = now_s
+        self.latency = _NOTHING_KNOWN
+        self.holding: dict[SequenceKey, Holding] = {}
+        self.alive = True
+
+    @property
+    def id(self) -> str:
+        return self.identity.worker_id
+
+    @property
+    def role(self) -> Role:
+        return self.identity.role
+
+    def note_status(self, status: StatusReport, now_s: float) -> None:
+        """Its account of itself has come."""
+        self.status, self.status_s = status, now_s
+        self.latency = LatencyModel(status.latency)
+
+    def submit(self, message: worker_pb2.SubmitSequence, key: SequenceKey, holding: Holding) -> None:
+        """Give it a sequence."""
+        self.holding[key] = holding
+        self.session.send(worker_pb2.RouterMessage(submit=message))
+
+    def abort(self, key: SequenceKey) -> None:
+        """Tell it to let go of a sequence; nothing to do when it already has. Safe to repeat."""
+        if self.release(key) and self.alive:
+            self.session.send(worker_pb2.RouterMessage(abort=worker_pb2.AbortSequence(key=wire.key_to_proto(key))))
+
+    def release(self, key: SequenceKey) -> bool:
+        """It has let go by itself; False when nothing was known of it."""
+        return self.holding.pop(key, None) is not None
+
+    def settle(self, key: SequenceKey, now_s: float, *, computed: bool = False) -> None:
+        """Its blocks are set aside; `computed`: its prompt is too."""
+        held = self.holding.get(key)
+        if held is not None:
+            held.settled_s = held.settled_s or now_s
+            if computed:
+                held.uncomputed_tokens = 0
+
+    def renew(self) -> None:
+        """Extend the leases of everything it holds."""
+        if self.holding:
+            keys = [wire.key_to_proto(key) for key in self.holding]
+            self.session.send(worker_pb2.RouterMessage(renew=worker_pb2.RenewLeases(keys=keys)))
+
+    def load(self) -> WorkerLoadView:
+        """What a routing policy may know."""
+        identity, status = self.identity, self.status
+        known_s = self.status_s - _ON_THE_WAY_S if status else -1.0
+        ledger_tokens = recent_tokens = demand_blocks = all_blocks = 0
+        for held in self.holding.values():
+            ledger_tokens += held.uncomputed_tokens
+            all_blocks += held.blocks
+            if held.sent_s >= known_s:
+                recent_tokens += held.uncomputed_tokens
+            if held.settled_s is None or held.settled_s >= known_s:
+                demand_blocks += held.blocks
+        if status is None:
+            uncomputed, free = ledger_tokens, identity.num_blocks - all_blocks
+        else:
+            # both are upper bounds: the ledger ignores what is done of a prompt, the status what ended since
+            uncomputed = min(ledger_tokens, status.uncomputed_tokens + recent_tokens)
+            free = status.blocks.free + status.blocks.cached - demand_blocks
+        return WorkerLoadView(
+            worker_id=identity.worker_id,
+            role=identity.role,
+            alive=self.alive,
+            num_blocks=identity.num_blocks,
+            block_size=identity.block_size,
+            free_blocks=free,
+            promised_blocks=status.promised_blocks if status else 0,
+            num_sequences=len(self.holding),
+            uncomputed_tokens=uncomputed,
+            chunk_tokens=identity.max_num_batched_tokens,
+            latency=self.latency,
+        )
+
+
+class Fleet:
+    """Every live worker by id, and what dead ones still owe."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._live: dict[str, Worker] = {}
+        self._known: dict[str, WorkerIdentity] = {}  # live or not, for those who look from outside
+        # Sequences of a lost session: should the same boot come back within a lease, it is told to abort them.
+        self._orphans: LeaseTable[tuple[bytes, SequenceKey]] = LeaseTable(clock)
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(tuple(self._live.values()))
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def get(self, worker_id: str) -> Worker | None:
+        return self._live.get(worker_id)
+
+    def has(self, role: Role) -> bool:
+        """Whether one of the role lives."""
+        return any(worker.role is role for worker in self._live.values())
+
+    def admit(self, identity: WorkerIdentity, session: WorkerSession) -> Worker:
+        """Take a worker in. Errors: `IncompatiblePeer` when its id is live or its layout is not that of the others."""
+        for other in self._live.values():
+            if other.id == identity.worker_id:
+                raise IncompatiblePeer(
+                    f"worker id {identity.worker_id} at {identity.address} is already live at {other.identity.address}"
+                )
+            if other.identity.layout_fingerprint != identity.layout_fingerprint:
+                raise IncompatiblePeer(
+                    f"worker {identity.worker_id} at {identity.address} has KV layout "
+                    f"{identity.layout_fingerprint.hex()[:12]}, {other.id} and the others have "
+                    f"{other.identity.layout_fingerprint.hex()[:12]}: not the same model, dtype or block size"
+                )
+        worker = Worker(identity, session, self._clock.now())
+        self._live[worker.id] = worker
+        self._known[worker.id] = identity
+        self._abort_orphans(worker)
+        return worker
+
+    def remove(self, worker: Worker) -> None:
+        """It is lost. What it held is remembered for a lease, in case only the session was lost."""
+        worker.alive = False
+        if self._live.get(worker.id) is worker:
+            del self._live[worker.id]
+        for key in worker.holding:
+            self._orphans.grant((worker.identity.boot_id, key))
+        worker.holding.clear()
+
+    def forget(self, address: str) -> None:
+        """A worker at this address is no longer expected."""
+        self._known = {name: known for name, known in self._known.items() if known.address != address}
+
+    def sweep(self) -> None:
+        """Drop orphans that their worker has freed by itself by now."""
+        self._orphans.expired()
+
+    def loads(self) -> list[WorkerLoadView]:
+        return [worker.load() for worker in self._live.values()]
+
+    def views(self) -> list[WorkerView]:
+        """Every worker known, by id."""
+        return [
+            WorkerView(name, known.role.value, known.device, name in self._live)
+            for name, known in sorted(self._known.items())
+        ]
+
+    def check(self) -> None:
+        """A live worker is alive and under its own id."""
+        for name, worker in self._live.items():
+            assert worker.alive and worker.id == name, f"{name} is live and lost"
+
+    def _abort_orphans(self, worker: Worker) -> None:
+        for boot_id, key in self._orphans.held():
+            if boot_id == worker.identity.boot_id:
+                self._orphans.release((boot_id, key))
+                worker.session.send(
+                    worker_pb2.RouterMessage(abort=worker_pb2.AbortSequence(key=wire.key_to_proto(key)))
+                )

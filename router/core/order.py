@@ -1,0 +1,80 @@
+"""Puts the tokens of one request in order: token i is accepted once, and only after token i - 1.
+
+Token 1 comes from the prefill worker and the rest from the decode worker, over two connections, so token 2 may
+overtake token 1. What came early waits here, bounded; what came twice is dropped and counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pdserve.errors import InvariantViolation
+from router.core.messages import SequenceDelta
+
+
+class TokenOrder:
+    """One attempt's tokens."""
+
+    def __init__(self, max_ahead_tokens: int) -> None:
+        self.next_index = 0  # tokens accepted so far
+        self.duplicates = 0  # tokens that came again
+        self._max_ahead = max_ahead_tokens
+        self._ahead: dict[int, SequenceDelta] = {}  # by first index, all beyond next_index
+
+    @property
+    def has_gap(self) -> bool:
+        """Whether something waits for a token that has not come."""
+        return bool(self._ahead)
+
+    def accept(self, delta: SequenceDelta) -> list[SequenceDelta]:
+        """What can go out now, in order and without overlap; a delta with a finish reason may have no tokens.
+
+        Errors: `InvariantViolation` when more than the bound waits behind a gap.
+        """
+        if delta.first_index > self.next_index:
+            self._keep(delta)
+            return []
+        ready = []
+        current: SequenceDelta | None = delta
+        while current is not None:
+            fresh = self._trimmed(current)
+            if fresh is not None:
+                self.next_index = fresh.end
+                ready.append(fresh)
+            current = self._pop_next()
+        return ready
+
+    def check(self) -> None:
+        """Everything that waits lies beyond what is next."""
+        assert all(first > self.next_index for first in self._ahead), "a token that could go out waits"
+
+    def _keep(self, delta: SequenceDelta) -> None:
+        known = self._ahead.get(delta.first_index)
+        if known is not None and known.end >= delta.end:
+            self.duplicates += len(delta.token_ids)
+            return
+        self._ahead[delta.first_index] = delta
+        waiting = sum(len(one.token_ids) for one in self._ahead.values())
+        if waiting > self._max_ahead:
+            raise InvariantViolation(f"{waiting} tokens wait for token {self.next_index}, limit {self._max_ahead}")
+
+    def _pop_next(self) -> SequenceDelta | None:
+        for first in self._ahead:
+            if first <= self.next_index:
+                return self._ahead.pop(first)
+        return None
+
+    def _trimmed(self, delta: SequenceDelta) -> SequenceDelta | None:
+        """Without what was accepted before; None when nothing of it is new."""
+        repeated = min(self.next_index - delta.first_index, len(delta.token_ids))
+        self.duplicates += repeated
+        if repeated == 0:
+            return delta
+        if repeated == len(delta.token_ids) and not (delta.finish_reason and delta.end == self.next_index):
+            return None
+        return replace(
+            delta,
+            first_index=delta.first_index + repeated,
+            token_ids=delta.token_ids[repeated:],
+            logprobs=delta.logprobs[repeated:],
+        )
