@@ -25,7 +25,8 @@ SHARP = 2.0  # norms of queries and keys, where there are any
 def write_checkpoint(directory: Path, spec: ResolvedSpec) -> None:
     """Write config.json, the weights, generation_config.json and the tokenizer into an existing directory.
 
-    Cost: the weights once in memory (safetensors writes from where they lie), about a second per 100 M of them.
+    Cost: the weights once in memory (safetensors writes from where they lie), about a second per 50 M of them. Up to
+          twice for a mixture: its experts are published one by one, and transformers copies them apart to write.
     """
     add_bos = spec.arch in STARTS_WITH_BOS
     num_tokens = byte_bpe.write_tokenizer(directory, spec.vocab_size, spec.max_position_embeddings, add_bos)
