@@ -121,10 +121,6 @@ class EngineCore:
         self._clock = clock
         self._lost_steps = 0
 
-    @property
-    def has_work(self) -> bool:
-        return self.scheduler.has_work
-
     def apply(self, command: Command, report: Report) -> None:
         """Carry out one command; what comes of it is added to `report`."""
         match command:
@@ -134,7 +130,7 @@ class EngineCore:
                 except ServingError as error:
                     report.rejected.append(Rejected(sequence.key, error))
             case Commit(key, first_token_id):
-                report.updates += self.scheduler.commit(key, first_token_id)
+                report.updates += self.scheduler.try_commit(key, first_token_id) or []
             case Quarantine(key):
                 self.scheduler.quarantine(key)
             case Release(key):
@@ -145,11 +141,10 @@ class EngineCore:
         expired = self.scheduler.expire()
         report.updates += expired
         batch = self.scheduler.schedule()
-        block_size = self.scheduler.block_size
         for sequence in batch.reserved:
-            num_blocks = -(-sequence.num_prompt_blocks_tokens // block_size)
-            skip = sequence.num_cached_blocks
-            report.room.append(Room(sequence.key, tuple(sequence.block_ids[:num_blocks]), skip))
+            num_blocks = self.scheduler.blocks.blocks_for(sequence.num_initial_tokens)
+            room = Room(sequence.key, tuple(sequence.block_ids[:num_blocks]), sequence.num_cached_blocks)
+            report.room.append(room)
         if batch.steps:
             start = self._clock.now()
             results = self._execute(batch)

@@ -36,10 +36,8 @@ class TokenHash:
 
     def __init__(self, max_tokens: int) -> None:
         inverse = pow(_MULTIPLIER, -1, 1 << 64)
-        with np.errstate(over="ignore"):
-            ones = np.ones(max_tokens + 1, np.uint64)
-            self._powers = np.multiply.accumulate(np.where(np.arange(max_tokens + 1) == 0, ones, np.uint64(_MULTIPLIER)))
-            self._inverses = np.multiply.accumulate(np.where(np.arange(max_tokens + 1) == 0, ones, np.uint64(inverse)))
+        self._powers = _powers(_MULTIPLIER, max_tokens)
+        self._inverses = _powers(inverse, max_tokens)
 
     def run(self, before: int, token_ids: Seq[int]) -> Words:
         """Hashes after each of `token_ids`, [n], given the hash before the first."""
@@ -47,6 +45,14 @@ class TokenHash:
         terms = (np.asarray(token_ids, np.uint64) + np.uint64(1)) * self._inverses[1 : n + 1]
         hashes: Words = (np.cumsum(terms, dtype=np.uint64) + np.uint64(before)) * self._powers[1 : n + 1]
         return hashes
+
+
+def _powers(base: int, n: int) -> Words:
+    """base**0 ... base**n modulo 2**64."""
+    factors = np.full(n + 1, base, np.uint64)
+    factors[0] = 1
+    powers: Words = np.multiply.accumulate(factors)
+    return powers
 
 
 class MockRunner:

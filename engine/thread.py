@@ -14,7 +14,7 @@ from pdserve.errors import QueueFull
 
 log = logging.getLogger(__name__)
 
-IDLE_WAIT_S = 1.0
+IDLE_WAIT_S = 0.2
 MAX_COMMANDS = 65536
 
 
@@ -33,6 +33,7 @@ class EngineThread:
         self._on_report = on_report
         self._on_death = on_death
         self._commands: queue.Queue[Command | None] = queue.Queue(MAX_COMMANDS)
+        self._idle = True
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -61,9 +62,12 @@ class EngineThread:
             self._post(self._on_death, error)
 
     def _turn(self) -> bool:
-        """Commands, one step, one report. False when told to stop."""
+        """Commands, one step, one report. False when told to stop.
+
+        Where the last step found nothing to do, only a command or a deadline can change that: wait, never spin.
+        """
         report = Report()
-        command = self._next(wait=not self._core.has_work)
+        command = self._next(wait=self._idle)
         changed = command is not _NOTHING
         while command is not _NOTHING:
             if command is None:
@@ -71,13 +75,13 @@ class EngineThread:
             assert not isinstance(command, _Nothing)
             self._core.apply(command, report)
             command = self._next(wait=False)
-        changed = self._core.step(report) or changed
-        if changed:
+        self._idle = not self._core.step(report)
+        if changed or not self._idle:
             report.load = self._core.load()
             self._post(self._on_report, report)
         return True
 
-    def _next(self, *, wait: bool) -> Command | None | _Nothing:
+    def _next(self, *, wait: bool) -> Command | _Nothing | None:
         try:
             return self._commands.get(timeout=IDLE_WAIT_S) if wait else self._commands.get_nowait()
         except queue.Empty:

@@ -21,7 +21,15 @@ from pdserve.ids import PROTOCOL_VERSION, SequenceKey
 from pdserve.kv_memory import KvMemory
 from pdserve.v1 import worker_pb2 as pb
 from scheduling.handoff import (
-    Effect, FreeBlocks, Send, SourceTransfer, StopSequence, TellAbort, TellComplete, TellOffer, TellReady,
+    Effect,
+    FreeBlocks,
+    Send,
+    SourceTransfer,
+    StopSequence,
+    TellAbort,
+    TellComplete,
+    TellOffer,
+    TellReady,
 )  # fmt: skip
 
 log = logging.getLogger(__name__)

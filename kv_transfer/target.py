@@ -12,18 +12,28 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 from kv_transfer.notices import Committed, Failed, Freed, Identity, Notice, Stopped, first_error
 from kv_transfer.rendezvous import StreamRendezvous
+from kv_transfer.selection import SAME_HOST_ONLY
 from kv_transfer.transports.interface import BlockMove, PairInfo, TargetChannel, Transport
 from pdserve.errors import IncompatiblePeer, InvariantViolation, PeerLost, ServingError
 from pdserve.ids import PROTOCOL_VERSION, SequenceKey
 from pdserve.kv_memory import KvMemory
 from pdserve.v1 import worker_pb2 as pb
 from scheduling.handoff import (
-    CommitSequence, Effect, FreeBlocks, Receive, StopSequence, TargetState, TargetTransfer, TellAbort, TellAbortAck,
-    TellCommit, TellReserved,
+    CommitSequence,
+    Effect,
+    FreeBlocks,
+    Receive,
+    StopSequence,
+    TargetState,
+    TargetTransfer,
+    TellAbort,
+    TellAbortAck,
+    TellCommit,
+    TellReserved,
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -78,18 +88,20 @@ class HandoffTarget:
     def num_transfers(self) -> int:
         return len(self._expected)
 
-    async def serve_pair(self, incoming: AsyncIterator[pb.SourceMessage]) -> AsyncIterator[pb.TargetMessage]:
+    async def serve_pair(self, incoming: AsyncIterator[pb.SourceMessage]) -> AsyncGenerator[pb.TargetMessage, None]:
         """Serve one Handoff stream: yields what to answer, until the pair ends."""
         pair = TargetPair(self, next(self._epochs))
         self._pairs.add(pair)
-        task = asyncio.create_task(pair.run(incoming))
+        task = pair.start(incoming)
         try:
             while (message := await pair.outbox.get()) is not None:
                 yield message
-            await task
+            await asyncio.wait({task})
+            if not task.cancelled():
+                task.result()
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            pair.close_soon()
+            await asyncio.wait({task})
             self._pairs.discard(pair)
 
     def offer(self, pair: TargetPair, key: SequenceKey, transfer_id: int, num_blocks: int) -> None:
@@ -158,9 +170,9 @@ class HandoffTarget:
 
     async def close(self) -> None:
         """End every pair and wait until none can touch memory."""
-        for pair in list(self._pairs):
-            pair.close_soon()
-        await asyncio.gather(*(pair.ended.wait() for pair in list(self._pairs)))
+        tasks = {task for pair in self._pairs if (task := pair.close_soon()) is not None}
+        if tasks:
+            await asyncio.wait(tasks)
 
 
 class Incoming:
@@ -194,21 +206,27 @@ class TargetPair:
         self.transport_name = "?"
         self.transfers: dict[int, Incoming] = {}
         self.outbox: asyncio.Queue[pb.TargetMessage | None] = asyncio.Queue()
-        self.ended = asyncio.Event()
         self._tags = itertools.count(2, 2)
         self._channel: TargetChannel | None = None
         self._task: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
         self._opened = asyncio.Event()
+        self._closing = False
 
-    def close_soon(self) -> None:
-        if self._task is not None:
+    def start(self, messages: AsyncIterator[pb.SourceMessage]) -> asyncio.Task[None]:
+        self._task = asyncio.create_task(self._run(messages))
+        return self._task
+
+    def close_soon(self) -> asyncio.Task[None] | None:
+        """Begin to end the pair; safe to repeat: nothing interrupts its tearing down. The task that ends with it."""
+        if self._task is not None and not self._closing:
+            self._closing = True
             self._task.cancel()
+        return self._task
 
-    async def run(self, messages: AsyncIterator[pb.SourceMessage]) -> None:
+    async def _run(self, messages: AsyncIterator[pb.SourceMessage]) -> None:
         """The pair's life. Raises IncompatiblePeer when the two can never talk."""
         loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
 
         def send(key: str, value: bytes) -> None:
             message = pb.TargetMessage(rendezvous=pb.RendezvousSet(epoch=self.epoch, key=key, value=value))
@@ -229,12 +247,12 @@ class TargetPair:
                 raise error from None
             log.info("%s", error.message)
         finally:
+            self._closing = True
             rendezvous.close()
             if self._channel is not None:
                 await self._channel.close()
             self.target.pair_closed(self, error)
             self.outbox.put_nowait(None)
-            self.ended.set()
 
     async def _greet(self, messages: AsyncIterator[pb.SourceMessage]) -> tuple[PairInfo, Transport]:
         async with asyncio.timeout(HELLO_TIMEOUT_S):
@@ -250,7 +268,7 @@ class TargetPair:
         if hello.layout_fingerprint != me.fingerprint or hello.block_bytes != me.block_bytes:
             raise IncompatiblePeer(f"KV layout of {hello.source_worker_id} differs: another model, dtype or block size")
         same_host = hello.host_id == me.host_id
-        usable = [n for n in hello.transports if n in self.target.transports and (same_host or n in ("gloo", "nccl"))]
+        usable = [n for n in hello.transports if n in self.target.transports and (same_host or n not in SAME_HOST_ONLY)]
         if not usable:
             raise IncompatiblePeer(f"no transport in common with {hello.source_worker_id}: {list(hello.transports)}")
         self.transport_name = usable[0]

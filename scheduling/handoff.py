@@ -212,9 +212,12 @@ class SourceTransfer:
         return self._settle()
 
     def on_commit(self) -> list[Effect]:
-        """D owns the sequence."""
+        """D owns the sequence, and reads nothing of P's any more."""
+        if self.state is SourceState.ABORTED:
+            self.peer_quiet = True
+            return self._settle()
         if self.state is not SourceState.SENT:
-            return []  # late or early: counted by the shell as stale
+            return []  # early or doubled
         self._go(SourceState.FREED)
         self.peer_quiet = True
         return self._settle()
@@ -294,7 +297,7 @@ class TargetTransfer:
     def on_offer(self, transfer_id: int, num_blocks: int) -> list[Effect]:
         """P computes the prompt."""
         if self.state is TargetState.ABORTED:
-            return [TellAbortAck()]
+            return [TellAbort("aborted before the offer"), TellAbortAck()]
         if self.transfer_id is not None:
             raise InvariantViolation(f"second offer of {self.key.request_id}")
         self.transfer_id = transfer_id
@@ -346,7 +349,7 @@ class TargetTransfer:
         return self._abort([])
 
     def abort(self, reason: str) -> list[Effect]:
-        """Cancelled, refused digest, out of time. Safe to repeat; after the commit the engine ends the sequence alone."""
+        """Cancelled, refused digest, out of time. Safe to repeat; after the commit the engine alone ends it."""
         if self.state in (TargetState.ABORTED, TargetState.COMMITTED):
             return []
         tell: list[Effect] = [TellAbort(reason)] if self.transfer_id is not None else []

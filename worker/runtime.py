@@ -1,8 +1,8 @@
 """A worker: the engine thread, both ends of the handoff, and the router's session, glued on one event loop.
 
-    session ── Submit/Abort/Renew ──> Worker ── Command ──> engine thread
-    session <── StepOutput/Failed ─── Worker <── Report ─── engine thread
-                                      Worker <── Notice ─── handoff source / target
+session ── Submit/Abort/Renew ──> Worker ── Command ──> engine thread
+session <── StepOutput/Failed ─── Worker <── Report ─── engine thread
+                                  Worker <── Notice ─── handoff source / target
 """
 
 from __future__ import annotations
@@ -90,11 +90,12 @@ class Worker:
         self.last_report = Report(load=engine.load())
         self.died: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._source, self._target, self._notices, self._clock = source, target, notices, clock
-        self._block_size = engine.scheduler.block_size
+        self._block_size = engine.scheduler.blocks.block_size
         self._thread = EngineThread(engine, asyncio.get_running_loop(), self._on_report, self._on_death)
         self._tracked: dict[SequenceKey, Tracked] = {}
         self._leases: LeaseTable[SequenceKey] = LeaseTable(clock)
         self._outboxes: set[Outbox] = set()
+        self._emptied = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     # ---- life ----
@@ -119,6 +120,12 @@ class Worker:
     @property
     def num_sequences(self) -> int:
         return len(self._tracked)
+
+    async def idle(self) -> None:
+        """Return when nothing of any sequence is left here."""
+        while self._tracked:
+            self._emptied.clear()
+            await self._emptied.wait()
 
     # ---- session ----
 
@@ -193,6 +200,8 @@ class Worker:
     def _forget(self, key: SequenceKey) -> None:
         self._tracked.pop(key, None)
         self._leases.release(key)
+        if not self._tracked:
+            self._emptied.set()
 
     # ---- engine ----
 
@@ -291,7 +300,9 @@ class Worker:
             case Freed(key, committed):
                 self._thread.put(Release(key))
                 if tracked is not None and committed:
-                    self._tell_progress(tracked, pb.HandoffEvent(key=key_to_proto(key), progress=pb.HANDOFF_PROGRESS_FREED))
+                    self._tell_progress(
+                        tracked, pb.HandoffEvent(key=key_to_proto(key), progress=pb.HANDOFF_PROGRESS_FREED)
+                    )
                 self._forget(key)
             case Committed(key, first_token_id):
                 self._thread.put(Commit(key, first_token_id))

@@ -34,7 +34,7 @@ class ServiceConfig:
     port: int  # 0 picks a free one
 
 
-class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
+class WorkerService(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]
     """WorkerService of proto/pdserve/v1/worker.proto."""
 
     def __init__(self, worker: Worker, target: HandoffTarget, hello: pb.WorkerHello, secret: str) -> None:
@@ -94,7 +94,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
 async def serve(service: WorkerService, config: ServiceConfig) -> tuple[grpc.aio.Server, int]:
     """Listen; the server and the port it got. OSError when the port is taken."""
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
     try:
         port = server.add_insecure_port(f"{config.host}:{config.port}")
     except RuntimeError as error:

@@ -36,7 +36,7 @@ def status_message(worker: HasStatus) -> pb.WorkerStatus:
 
 def latency_message(estimator: OnlineLatencyEstimator) -> pb.LatencyCoefficients:
     """The measured latency model."""
-    c = estimator.coefficients
+    c = estimator.coefficients()
     return pb.LatencyCoefficients(
         base_s=c.base_s, per_prefill_token_s=c.per_prefill_token_s,
         per_decode_sequence_s=c.per_decode_sequence_s, per_context_token_s=c.per_context_token_s,

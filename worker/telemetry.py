@@ -52,12 +52,12 @@ class Telemetry:
         histogram.observe(value)
 
     def samples(self) -> Iterable[pb.Sample]:
-        return [pb.Sample(name=name, labels=dict(labels), value=value) for (name, labels), value in self._values.items()]
+        return [
+            pb.Sample(name=name, labels=dict(labels), value=value) for (name, labels), value in self._values.items()
+        ]
 
     def histograms(self) -> Iterable[pb.HistogramSample]:
         return [
-            pb.HistogramSample(
-                name=name, labels=dict(labels), upper_bounds=h.upper_bounds, counts=h.counts, sum=h.sum
-            )
+            pb.HistogramSample(name=name, labels=dict(labels), upper_bounds=h.upper_bounds, counts=h.counts, sum=h.sum)
             for (name, labels), h in self._histograms.items()
         ]

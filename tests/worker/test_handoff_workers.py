@@ -1,0 +1,128 @@
+"""Two real workers with mock engines: the whole handoff over real streams and transports."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+
+from pdserve.ids import SequenceKey
+from pdserve.sampling import SamplingParams
+from pdserve.v1 import inference_pb2
+from pdserve.v1 import worker_pb2 as pb
+
+Launch = Callable[..., AbstractAsyncContextManager[Any]]
+TRANSPORTS = ["shm"]
+
+
+def prompt(rng: random.Random, n: int) -> list[int]:
+    return [rng.randrange(2048) for _ in range(n)]
+
+
+def tokens(wires: list[Any], key: SequenceKey) -> list[int]:
+    """Every token of a sequence, from whoever sampled it; none is missing."""
+    merged: dict[int, int] = {}
+    for wire in wires:
+        for index, token in wire.tokens.get(key, {}).items():
+            assert index not in merged
+            merged[index] = token
+    assert sorted(merged) == list(range(len(merged)))
+    return [merged[i] for i in range(len(merged))]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_split_sequence_gives_the_tokens_of_a_colocated_one(mock_cluster: Launch, transport: str) -> None:
+    async def run() -> None:
+        rng = random.Random(1)
+        async with mock_cluster(transport=transport) as cluster:
+            (p,), (d,) = cluster.prefill, cluster.decode
+            prompts = [prompt(rng, n) for n in (1, 2, 3, 4, 5, 8, 63, 64, 65, 200, 400)]
+            for i, ids in enumerate(prompts):
+                cluster.split(SequenceKey(f"s{i}"), p, d, ids, SamplingParams(max_tokens=20))
+            await d.until(lambda: len(d.finished) == len(prompts))
+            for i, ids in enumerate(prompts):
+                d.submit(SequenceKey(f"f{i}"), pb.SEQUENCE_MODE_FULL, ids, SamplingParams(max_tokens=20))
+            await d.until(lambda: len(d.finished) == 2 * len(prompts))
+            for i in range(len(prompts)):
+                split, full = SequenceKey(f"s{i}"), SequenceKey(f"f{i}")
+                assert list(p.tokens[split]) == [0], "token 1 comes from the prefill worker, nothing else"
+                assert tokens([p, d], split) == tokens([d], full)
+                assert len(tokens([d], full)) == 20
+                assert d.finished[split] == inference_pb2.FINISH_REASON_LENGTH
+                committed = d.progress[split][0]
+                assert committed.progress == pb.HANDOFF_PROGRESS_COMMITTED
+            assert not p.failed and not d.failed
+            await cluster.settled()
+
+    asyncio.run(run())
+
+
+def test_a_sequence_that_ends_at_token_one_leaves_nothing_on_either_side(mock_cluster: Launch) -> None:
+    async def run() -> None:
+        async with mock_cluster() as cluster:
+            (p,), (d,) = cluster.prefill, cluster.decode
+            key = SequenceKey("one")
+            cluster.split(key, p, d, prompt(random.Random(2), 150), SamplingParams(max_tokens=1))
+            await p.until(lambda: key in p.finished)
+            d.abort(key)
+            assert list(p.tokens[key]) == [0]
+            await cluster.settled()
+
+    asyncio.run(run())
+
+
+def test_blocks_that_the_decode_worker_has_are_not_sent_again(mock_cluster: Launch) -> None:
+    async def run() -> None:
+        async with mock_cluster() as cluster:
+            (p,), (d,) = cluster.prefill, cluster.decode
+            ids = prompt(random.Random(3), 103)
+            for name in ("first", "second"):
+                key = SequenceKey(name)
+                cluster.split(key, p, d, ids, SamplingParams(max_tokens=5))
+                await d.until(lambda key=key: key in d.finished)  # type: ignore[misc]
+            first, second = (d.progress[SequenceKey(n)][0] for n in ("first", "second"))
+            assert (first.blocks_skipped, second.blocks_skipped) == (0, 25)
+            assert second.bytes_moved == d.hello.block_bytes and first.bytes_moved == 26 * d.hello.block_bytes
+            assert tokens([p, d], SequenceKey("first")) == tokens([p, d], SequenceKey("second"))
+            await cluster.settled()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_aborts_at_random_moments_free_every_block_and_disturb_nobody(mock_cluster: Launch, transport: str) -> None:
+    async def run() -> None:
+        rng = random.Random(4)
+        async with mock_cluster(transport=transport, step_s=0.002) as cluster:
+            (p,), (d,) = cluster.prefill, cluster.decode
+            keys = [SequenceKey(f"r{i}") for i in range(60)]
+            prompts = {key: prompt(rng, rng.randint(1, 200)) for key in keys}
+            aborted = set(rng.sample(keys, 30))
+            for key in keys:
+                cluster.split(key, p, d, prompts[key], SamplingParams(max_tokens=rng.randint(2, 12)))
+                await asyncio.sleep(rng.random() * 0.004)
+                for other in [k for k in aborted if k in keys[: keys.index(key) + 1]]:
+                    if rng.random() < 0.1:
+                        both = [p, d]
+                        rng.shuffle(both)
+                        for wire in both:
+                            wire.abort(other)
+            for key in aborted:
+                p.abort(key)
+                d.abort(key)
+            await d.until(lambda: all(k in d.finished for k in keys if k not in aborted))
+            assert not {k: f for k, f in (p.failed | d.failed).items() if k not in aborted}
+            await cluster.settled()
+            done = [k for k in keys if k not in aborted]
+            for key in done[:8]:
+                again = SequenceKey(key.request_id, 2)
+                n = len(tokens([p, d], key))
+                d.submit(again, pb.SEQUENCE_MODE_FULL, prompts[key], SamplingParams(max_tokens=n))
+                await d.until(lambda again=again: again in d.finished)  # type: ignore[misc]
+                assert tokens([d], again) == tokens([p, d], key)
+
+    asyncio.run(run())
