@@ -56,7 +56,7 @@ class LocalCluster:
                 running = [await task for task in warm]
                 progress.cancel()
         except* StartError as group:
-            raise _first(group) from None
+            raise first_error(group) from None
         return running
 
     async def watch(self) -> None:
@@ -91,6 +91,7 @@ async def _report(waiting: set[str]) -> None:
         log.info("waiting for %s (%g s)", ", ".join(sorted(waiting)), elapsed_s)
 
 
-def _first(group: BaseExceptionGroup[StartError]) -> StartError:
-    found = next(iter(group.exceptions))
-    return found if isinstance(found, StartError) else _first(found)
+def first_error(group: BaseExceptionGroup[StartError]) -> StartError:
+    """One of several errors that tasks ended with: the first."""
+    found = group.exceptions[0]
+    return found if isinstance(found, StartError) else first_error(found)

@@ -1,0 +1,140 @@
+"""The router in this process: core, desk, gRPC and HTTP doors. Importing this loads the tokenizer library (seconds)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from deploy.model_card import read_model_card
+from deploy.resolve import ResolvedServe
+from deploy.safetensors_headers import BadCheckpoint
+from pdserve.clock import MonotonicClock
+from pdserve.config import RouterConfig
+from pdserve.exit import ExitCode, StartError
+from pdserve.settings import split_address
+from pdserve.slo import Slo
+from router.core.config import CoreConfig
+from router.core.core import Core
+from router.generation import FrontDesk
+from router.grpc_front import GrpcFront, serve_grpc
+from router.interface import ModelCard
+from router.limits import FrontConfig, Limits
+from router.text import Tokenizer, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+FRONT_STOP_S = 1.0  # for the last words of ended requests to leave
+CONNECT_TIMEOUT_S = 30.0  # for the sessions to workers that are warm
+
+
+class HttpDoor(Protocol):
+    """A running HTTP server."""
+
+    @property
+    def port(self) -> int: ...
+
+    async def stop(self, grace_s: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelText:
+    """What of a model the router needs, loaded."""
+
+    tokenizer: Tokenizer
+    card: ModelCard
+
+
+def load_text(resolved: ResolvedServe) -> ModelText:
+    """Tokenizer and model card; may take seconds, so call it in a thread. StartError when either is broken."""
+    try:
+        card = read_model_card(resolved.checkpoint, resolved.served_name, resolved.max_model_len)
+        return ModelText(load_tokenizer(resolved.checkpoint.path), card)
+    except (BadCheckpoint, ValueError) as error:
+        raise StartError(str(error), ExitCode.MODEL) from None
+
+
+class FrontDoors:
+    """Core, desk and doors: `open`, then `drain`, then always `close`."""
+
+    def __init__(self, config: RouterConfig, text: ModelText, addresses: Sequence[str], secret: str) -> None:
+        clock = MonotonicClock()
+        front = front_config(config)
+        names = CoreConfig(
+            max_in_flight=config.max_concurrent_requests,
+            slo_classes=frozenset(front.slo_classes),
+            tenants=frozenset({front.default_tenant, *config.tenants}),
+        )
+        self._config = config
+        self.core = Core(addresses, secret, names, clock=clock)
+        self.desk = FrontDesk(self.core, text.card, text.tokenizer, front, clock)
+        self._grpc: GrpcFront | None = None
+        self._http: HttpDoor | None = None
+
+    async def open(self) -> None:
+        """Connect to every worker, then listen. StartError when a worker does not answer or an address is taken."""
+        await self.core.start()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self.core.wait_ready()
+        except TimeoutError:
+            raise StartError(f"the workers did not answer the router within {CONNECT_TIMEOUT_S:g} s") from None
+        try:
+            self._grpc = await serve_grpc(self.desk, self._config.grpc)
+            self._http = await _serve_http(self.desk, self._config.http)
+        except OSError as error:
+            raise StartError(str(error), ExitCode.ENVIRONMENT) from None
+
+    @property
+    def grpc_address(self) -> str:
+        assert self._grpc is not None
+        return _with_port(self._config.grpc, self._grpc.port)
+
+    @property
+    def http_address(self) -> str | None:
+        return None if self._http is None else _with_port(self._config.http, self._http.port)
+
+    async def drain(self) -> None:
+        """Refuse new requests, let the running ones end; whoever calls sets the deadline."""
+        self.desk.drain()
+        await self.desk.idle()
+
+    async def close(self) -> None:
+        """End what still runs, each with an answer, and stop listening. Safe to repeat."""
+        await self.core.drain(0.0)
+        doors = [door for door in (self._grpc, self._http) if door is not None]
+        await asyncio.gather(*(door.stop(FRONT_STOP_S) for door in doors))
+        self._grpc = self._http = None
+        await self.core.close()
+        self.desk.close()
+
+
+def front_config(config: RouterConfig) -> FrontConfig:
+    """The doors' settings out of the router's."""
+    classes = {"default": Slo("default", config.slo_ttft_s, config.slo_tpot_s)}
+    classes |= {one.name: Slo(one.name, one.ttft_s, one.tpot_s) for one in config.slo_classes}
+    limits = replace(
+        Limits(),
+        default_deadline_s=config.default_deadline_s,
+        max_deadline_s=config.max_deadline_s,
+        max_concurrent_requests=config.max_concurrent_requests,
+    )
+    return FrontConfig(limits=limits, api_key=config.api_key, slo_classes=classes)
+
+
+async def _serve_http(desk: FrontDesk, address: str) -> HttpDoor | None:
+    """The HTTP door, or None where its libraries are not installed: gRPC serves alone then."""
+    try:
+        from router.http_front import serve_http
+    except ImportError as error:
+        log.warning("no HTTP: %s", error)
+        return None
+    door: HttpDoor = await serve_http(desk, address)
+    return door
+
+
+def _with_port(address: str, port: int) -> str:
+    host, _ = split_address(address)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,59 @@
+"""The ready file: who answers where, for programs that started us."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pdserve.exit import ExitCode, StartError
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyWorker:
+    """One worker, as the ready file tells it."""
+
+    id: str
+    role: str
+    pid: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyInfo:
+    """What a cluster says when everything answers and is warm."""
+
+    grpc: str  # host:port
+    http: str | None  # host:port; None: the HTTP stack is not installed
+    model: str  # served name
+    workers: Sequence[ReadyWorker]
+
+
+def prepare_ready_file(path: Path) -> None:
+    """Remove what an earlier run left, so that nobody takes it for ours; StartError when we could not write there."""
+    try:
+        path.unlink(missing_ok=True)
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            raise StartError(
+                f"--ready-file is {path}; its directory is missing or cannot be written to", ExitCode.OUTPUT
+            )
+    except OSError as error:
+        raise StartError(f"--ready-file is {path}; {error.strerror}", ExitCode.OUTPUT) from None
+
+
+def write_ready_file(path: Path, info: ReadyInfo) -> None:
+    """Written beside it, synced, renamed into place: whoever sees the file sees all of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            json.dump(asdict(info), file)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        raise StartError(f"--ready-file is {path}; it cannot be written: {error.strerror}", ExitCode.OUTPUT) from None
+    finally:
+        beside.unlink(missing_ok=True)

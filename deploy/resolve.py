@@ -1,0 +1,144 @@
+"""From what was asked to what is started: every "auto" and None decided by the checkpoint and the machine."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from deploy.checkpoint import Checkpoint, check_checkpoint
+from deploy.hub import model_directory
+from deploy.machine import available_bytes, num_cores, num_gpus
+from deploy.models.demo_model import demo_model_directory
+from deploy.safetensors_headers import BadCheckpoint
+from pdserve.config import ServeConfig, WorkerConfig, WorkerStart
+from pdserve.exit import ExitCode, StartError
+from pdserve.settings import ConfigError
+from scheduling.latency import load_profile
+
+log = logging.getLogger(__name__)
+
+CPU_KV_BYTES = 1 << 30
+CPU_KV_SHARE = 0.25  # of the available memory, over all workers
+CPU_CONTEXT = 8192  # the default context on a CPU at most: a pool of CPU_KV_BYTES holds it with most models
+NO_LIMIT_CONTEXT = 8192  # of a model that names none
+FLOAT32_PARAMETERS = 200_000_000  # on a CPU larger models are computed in bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedServe:
+    """All that is known before the first process starts."""
+
+    config: ServeConfig
+    checkpoint: Checkpoint
+    served_name: str
+    max_model_len: int
+    worker: WorkerConfig  # nothing left open but kv_bytes on a GPU
+    devices: tuple[str, ...]  # one per worker, prefill workers first
+
+    def starts(self, cluster_secret: str) -> list[WorkerStart]:
+        """Every worker of the cluster."""
+        named = [("prefill", n) for n in range(self.config.prefill)] + [
+            ("decode", n) for n in range(self.config.decode)
+        ]
+        return [
+            WorkerStart(
+                worker_id=f"{role}-{n}",
+                role=role,
+                model=str(self.checkpoint.path.absolute()),
+                device=device,
+                cluster_secret=cluster_secret,
+                listen="127.0.0.1:0",
+                config=self._share(device),
+            )
+            for (role, n), device in zip(named, self.devices, strict=True)
+        ]
+
+    def _share(self, device: str) -> WorkerConfig:
+        """A worker's settings; those on one GPU divide its memory among them."""
+        if device == "cpu":
+            return self.worker
+        share = self.worker.gpu_memory_utilization / self.devices.count(device)
+        return replace(self.worker, gpu_memory_utilization=share)
+
+
+def resolve(config: ServeConfig) -> ResolvedServe:
+    """Find the model, look at it and at the machine; raises StartError or ConfigError."""
+    mock_only = not config.model
+    path = demo_model_directory() if mock_only else model_directory(config.model)
+    try:
+        checkpoint = check_checkpoint(path)
+    except BadCheckpoint as error:
+        raise StartError(str(error), ExitCode.MODEL) from None
+    if config.worker.mock is not None:
+        _check_profile(Path(config.worker.mock))
+    num_workers = config.prefill + config.decode
+    devices = _devices(config, num_workers)
+    max_model_len = _context(config.worker, checkpoint)
+    dtype = _dtype(config.worker, checkpoint)
+    worker = _defaults(replace(config.worker, dtype=dtype, max_model_len=max_model_len), num_workers)
+    name = config.router.served_model_name or ("mock" if mock_only else config.model)
+    return ResolvedServe(config, checkpoint, name, max_model_len, worker, devices)
+
+
+def _devices(config: ServeConfig, num_workers: int) -> tuple[str, ...]:
+    if config.worker.mock is not None or config.worker.device == "cpu":
+        if config.worker.kv_transport == "nccl":
+            raise StartError("--kv-transport is nccl; it needs GPUs: give --device cuda, or auto", ExitCode.ENVIRONMENT)
+        return ("cpu",) * num_workers
+    count = num_gpus()
+    if count == 0:
+        raise StartError("--device is cuda; no GPU is visible (driver, CUDA_VISIBLE_DEVICES)", ExitCode.ENVIRONMENT)
+    if config.worker.kv_transport == "nccl" and num_workers > count:
+        raise StartError(
+            f"--kv-transport is nccl; it needs a GPU for each of {num_workers} workers, {count} visible: "
+            "start fewer workers, or give auto",
+            ExitCode.ENVIRONMENT,
+        )
+    return tuple(f"cuda:{n % count}" for n in range(num_workers))
+
+
+def _context(worker: WorkerConfig, checkpoint: Checkpoint) -> int:
+    longest = checkpoint.max_position
+    if worker.max_model_len is not None:
+        if longest is not None and worker.max_model_len > longest:
+            raise ConfigError([f"--max-model-len is {worker.max_model_len}; it must be at most the model's, {longest}"])
+        return worker.max_model_len
+    if worker.device == "cpu" and (longest is None or longest > CPU_CONTEXT):
+        log.info("context limited to %d tokens (the model: %s); --max-model-len raises it", CPU_CONTEXT, longest)
+        return CPU_CONTEXT
+    return longest or NO_LIMIT_CONTEXT
+
+
+def _dtype(worker: WorkerConfig, checkpoint: Checkpoint) -> str:
+    if worker.dtype != "auto":
+        return worker.dtype
+    if worker.device == "cpu":
+        return "float32" if checkpoint.num_parameters < FLOAT32_PARAMETERS else "bfloat16"
+    return checkpoint.stored_dtype if checkpoint.stored_dtype == "float16" else "bfloat16"
+
+
+def _defaults(worker: WorkerConfig, num_workers: int) -> WorkerConfig:
+    """What depends on the device and on how many share the machine."""
+    cpu = worker.device == "cpu"
+    threads, kv_bytes = worker.threads, worker.kv_bytes
+    if threads is None:
+        threads = 1 if cpu and worker.dtype == "float32" else max(1, num_cores() // num_workers)
+    elif cpu and worker.dtype == "float32" and threads > 1:
+        log.warning("--threads is %d: with more than 1, tokens may depend on what else is in a step", threads)
+    if kv_bytes is None and (cpu or worker.mock is not None):
+        kv_bytes = min(CPU_KV_BYTES, int(available_bytes() * CPU_KV_SHARE) // num_workers)
+    return replace(
+        worker,
+        threads=threads,
+        kv_bytes=kv_bytes,
+        max_num_seqs=worker.max_num_seqs or (64 if cpu else 256),
+        max_num_batched_tokens=worker.max_num_batched_tokens or (512 if cpu else 8192),
+    )
+
+
+def _check_profile(path: Path) -> None:
+    try:
+        load_profile(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"--mock is {path}; {getattr(error, 'strerror', None) or error}"]) from None
