@@ -19,6 +19,9 @@ MAX_SEED = 2**64 - 1
 GREEDY_BELOW = 1e-5
 """A temperature under this is greedy: dividing logits by less overflows float32 (vLLM draws the line here too)."""
 
+TOO_LATE_S = 0.001
+"""Time left that nothing can be done in; a deadline that had passed on the client arrives as less than this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Range:
@@ -169,6 +172,6 @@ def deadline_after(received_s: float, time_left_s: float | None, limits: Limits)
     """The absolute deadline: the client's, at most max_deadline_s ahead; the server's default when there is none."""
     if time_left_s is None:
         return received_s + limits.default_deadline_s
-    if time_left_s <= 0:
+    if time_left_s <= TOO_LATE_S:
         raise DeadlineExceeded("the deadline had passed when the request arrived")
     return received_s + min(time_left_s, limits.max_deadline_s)

@@ -247,16 +247,22 @@ def test_a_client_that_reads_nothing_is_cancelled_and_slows_nobody(core, open_do
 
 
 def test_deltas_grow_together_while_a_client_is_behind(core, open_doors):
-    core.script = lambda request: [*([100] for _ in range(200)), asyncio.Event()]
-    limits = {"max_unread_tokens": 64, "max_unread_s": 60.0}
+    played = asyncio.Event()
+
+    def script(request):
+        for _ in range(200):
+            yield [100]
+        played.set()
+        yield asyncio.Event()
+
+    core.script = script
+    draft = draft_from(pb.GenerateRequest(text="x"), None)
 
     async def run():
-        async with open_doors(limits=limits) as doors:
-            async with doors.desk.serve(draft_from(pb.GenerateRequest(text="x"), None)) as generation:
-                while core.streams[0].num_given < 200:
-                    await asyncio.sleep(0)
-                (update,) = await generation.take()
-                return update
+        async with open_doors() as doors, doors.desk.serve(draft) as generation:
+            await played.wait()
+            (update,) = await generation.take()
+            return update
 
     assert len(asyncio.run(run()).token_ids) == 200
 
