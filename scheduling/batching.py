@@ -48,6 +48,7 @@ from scheduling.step import SequenceStep, StepResult
 __all__ = ["Batch", "FirstTokenTiming", "ReadyBlocks", "Scheduler", "SchedulerConfig", "SequenceUpdate"]
 
 S = SequenceState
+_ON, _STOP, _LENGTH = (None, None), (FinishReason.STOP, None), (FinishReason.LENGTH, None)
 
 
 class Scheduler:
@@ -63,6 +64,7 @@ class Scheduler:
         self._former = BatchFormer(config, self._table, clock)
         self._in_flight: Batch | None = None
         self._stepped: list[Sequence] = []  # the sequences of the batch in flight
+        self._capacity_tokens = blocks.num_blocks * blocks.block_size
         self._next_deadline_s = math.inf  # no live sequence has an earlier one
 
     # ---- calls from outside, at any time ----
@@ -92,6 +94,7 @@ class Scheduler:
         seq.committed_s = self._clock.now()
         self._table.move(seq, S.RUNNING)
         seq.num_computed_tokens = len(seq.token_ids)
+        seq.num_given_tokens += 1
         self._publish(seq)
         finish_reason, error = self._append(seq, first_token_id)
         return [self._end(seq, finish_reason, error)] if finish_reason or error else []
@@ -159,11 +162,10 @@ class Scheduler:
         if batch is not self._in_flight or len(results) != len(batch.steps):
             raise InvariantViolation(f"{len(results)} results for another batch than the one in flight")
         stepped, self._stepped, self._in_flight = self._stepped, [], None
-        for seq in stepped:
-            seq.in_step = False
         now_s = self._clock.now()
         updates = []
         for seq, step, result in zip(stepped, batch.steps, results, strict=True):
+            seq.in_step = False
             if seq.state is S.RUNNING:
                 update = self._absorb(seq, step, result, now_s)
                 if update is not None:
@@ -177,20 +179,21 @@ class Scheduler:
             return self._fail(seq, result)
         if (result is None) is not (step.sample is None):
             return self._fail(seq, InvariantViolation("the step runner sampled where it should not, or the reverse"))
-        seq.num_computed_tokens = step.end
-        self._publish(seq)
+        seq.num_computed_tokens = num_computed = step.start + len(step.token_ids)
+        if num_computed // self.blocks.block_size > seq.num_published_blocks:
+            self._publish(seq)
         if result is None:
-            ready = self._ready_blocks(seq, step.end // self.blocks.block_size)
+            ready = self._ready_blocks(seq, num_computed // self.blocks.block_size)
             return None if ready is None else SequenceUpdate(seq.key, ready_blocks=ready)
-        index = seq.num_output_tokens
-        timing = self._first_token_timing(seq, now_s)
+        index = num_computed - seq.num_prompt_tokens
+        timing = self._first_token_timing(seq, now_s) if num_computed == seq.num_given_tokens else None
         finish_reason, error = self._append(seq, result.token_id)
-        if finish_reason or error:
+        if finish_reason is not None or error is not None:
             return self._end(seq, finish_reason, error, index, result, timing)
-        ready = None
-        if seq.mode is SequenceMode.PREFILL:
-            ready = self._ready_blocks(seq, len(seq.block_ids))
-            self._table.move(seq, S.HELD)
+        if seq.mode is not SequenceMode.PREFILL:
+            return SequenceUpdate(seq.key, index, result, None, None, None, timing)
+        ready = self._ready_blocks(seq, len(seq.block_ids))
+        self._table.move(seq, S.HELD)
         return SequenceUpdate(seq.key, index, result, ready_blocks=ready, first_token_timing=timing)
 
     # ---- views ----
@@ -279,26 +282,26 @@ class Scheduler:
 
     def _append(self, seq: Sequence, token_id: int) -> tuple[FinishReason | None, ServingError | None]:
         """Add an output token; whether and why that ends the sequence."""
-        index = seq.num_output_tokens
-        seq.token_ids.append(token_id)
-        num_tokens = len(seq.token_ids)
+        token_ids = seq.token_ids
+        index = len(token_ids) - seq.num_prompt_tokens
+        token_ids.append(token_id)
         if token_id in seq.end_token_ids and index >= seq.sampling.min_tokens:
-            return FinishReason.STOP, None
-        if num_tokens >= seq.max_total_tokens:
-            return FinishReason.LENGTH, None
-        capacity = self.blocks.num_blocks * self.blocks.block_size
-        if num_tokens > capacity and seq.may_grow:
-            return None, NoFreeBlocks(f"sequence has {num_tokens:,} tokens, the KV pool holds {capacity:,} in all")
-        return None, None
+            return _STOP
+        if len(token_ids) >= seq.max_total_tokens:
+            return _LENGTH
+        if len(token_ids) > self._capacity_tokens and seq.may_grow:
+            most = self._capacity_tokens
+            return None, NoFreeBlocks(f"sequence has {len(token_ids):,} tokens, the KV pool holds {most:,} in all")
+        return _ON
 
     def _publish(self, seq: Sequence) -> None:
         """Offer the blocks that have become full to the prefix cache; their KV is computed."""
         full = seq.num_computed_tokens // self.blocks.block_size
-        if full > seq.num_published_blocks and self.blocks.prefix_caching:
+        if self.blocks.prefix_caching:
             extend_hashes(seq.hashes, seq.token_ids, self.blocks.block_size, seq.salt)
             for index in range(seq.num_published_blocks, full):
                 self.blocks.publish(seq.block_ids[index], seq.hashes[index])
-            seq.num_published_blocks = full
+        seq.num_published_blocks = full
 
     def _ready_blocks(self, seq: Sequence, end: int) -> ReadyBlocks | None:
         """PREFILL: the blocks before `end` that no update has told of."""
@@ -309,9 +312,7 @@ class Scheduler:
         block_ids = tuple(seq.block_ids[first:end])
         return ReadyBlocks(first, block_ids, tuple(self.blocks.generations[block_id] for block_id in block_ids))
 
-    def _first_token_timing(self, seq: Sequence, now_s: float) -> FirstTokenTiming | None:
-        if len(seq.token_ids) != seq.num_initial_tokens + (seq.mode is SequenceMode.DECODE):
-            return None
+    def _first_token_timing(self, seq: Sequence, now_s: float) -> FirstTokenTiming:
         assert seq.first_step_s is not None
         begin_s = seq.arrival_s if seq.committed_s is None else seq.committed_s
         return FirstTokenTiming(seq.first_step_s - begin_s, now_s - seq.first_step_s, seq.cached_tokens)

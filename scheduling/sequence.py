@@ -66,9 +66,9 @@ class Sequence:
 
     __slots__ = (
         "arrival_s", "block_ids", "cached_tokens", "committed_s", "deadline_s", "end_token_ids", "first_step_s",
-        "hashes", "in_step", "key", "max_total_tokens", "mode", "num_cached_blocks", "num_computed_tokens",
-        "num_initial_tokens", "num_prompt_tokens", "num_published_blocks", "num_ready_blocks", "order", "priority",
-        "salt", "sample_request", "sampling", "state", "token_ids",
+        "hashes", "in_step", "key", "max_total_tokens", "may_grow", "mode", "num_cached_blocks", "num_computed_tokens",
+        "num_given_tokens", "num_initial_tokens", "num_prompt_tokens", "num_published_blocks", "num_ready_blocks",
+        "order", "priority", "salt", "sample_request", "sampling", "state", "token_ids",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +87,7 @@ class Sequence:
         """`output_token_ids`: delivered by earlier attempts; computed like the prompt, sampled on as output."""
         self.key = key
         self.mode = mode
+        self.may_grow = mode is not SequenceMode.PREFILL  # generates here: wants more blocks, may be preempted for them
         self.state = SequenceState.WAITING
         self.sampling = sampling
         self.end_token_ids = frozenset(sampling.end_token_ids)
@@ -98,7 +99,8 @@ class Sequence:
 
         self.token_ids: list[int] = [*prompt_token_ids, *output_token_ids]
         self.num_prompt_tokens = len(prompt_token_ids)
-        self.num_initial_tokens = len(self.token_ids)  # known before this worker sampled any: what is handed off
+        self.num_initial_tokens = len(self.token_ids)  # what is handed off: known when it came
+        self.num_given_tokens = self.num_initial_tokens  # not sampled here: with DECODE's commit, one more
         self.max_total_tokens = self.num_prompt_tokens + sampling.max_tokens  # the scheduler caps it at the context
         self.num_computed_tokens = 0
         self.sample_request = SampleRequest(sampling, self.token_ids, self.num_prompt_tokens)
@@ -126,11 +128,6 @@ class Sequence:
     def awaits_kv(self) -> bool:
         """Its prompt's KV comes from a peer, and has not yet."""
         return self.mode is SequenceMode.DECODE and self.committed_s is None
-
-    @property
-    def may_grow(self) -> bool:
-        """It generates here, so it will need more blocks, and may be preempted once it runs."""
-        return self.mode is not SequenceMode.PREFILL
 
     @property
     def may_be_touched(self) -> bool:
