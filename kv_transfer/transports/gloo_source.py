@@ -1,10 +1,10 @@
-"""The prefill worker's end of a gloo pair: sends credited blocks, a bounded window ahead of what was acknowledged."""
+"""The prefill worker's end of a gloo pair: hashes and sends credited blocks, then waits until the target has them."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,12 +16,13 @@ from kv_transfer.transports.background import Closing, Flag, JobThread
 from kv_transfer.transports.faults import Faults
 from kv_transfer.transports.gloo_link import MAX_DATA_TAG, GlooLink, frame_tensor, read_frame
 from kv_transfer.transports.interface import BlockMove, ChannelStats, PairInfo, Receipt
-from pdserve.errors import PeerLost, ServingError, TransferCorrupt
+from pdserve.errors import PeerLost, QueueFull, ServingError, TransferCorrupt
 from pdserve.kv_memory import KvMemory
 
 WINDOW_BYTES = 8 << 20
-"""Sent between two acknowledgements; at most two windows are under way. Each has the link's timeout to itself."""
-WINDOWS = 2
+"""Sent per acknowledgement, each of which has the link's timeout to itself. How much is under way credits decide."""
+MAX_SENDS = 1024
+"""Calls of send() outstanding on one pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +30,23 @@ class _Send:
     transfer_id: int
     moves: tuple[BlockMove, ...]
     receipt: Receipt
+    began_s: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Window:
-    """Blocks under way, and the acknowledgement of the last of them. Keeps alive what gloo reads."""
+    """Blocks under way and the acknowledgement of the last of them. Keeps alive what gloo reads."""
 
     works: list[Work]
     frames: list[torch.Tensor]
     expected: Descriptor
     answer: torch.Tensor
     answered: Work
+    completes: _Send | None  # the send whose last blocks these are
 
 
 class GlooSource:
-    """A SourceChannel; one thread hashes, sends and waits for acknowledgements, another watches for the peer's end."""
+    """A SourceChannel; one thread hashes and sends, one waits for acknowledgements, one watches for the peer's end."""
 
     def __init__(self, pair: PairInfo, link: GlooLink, memory: KvMemory, faults: Faults) -> None:
         self._loop = asyncio.get_running_loop()
@@ -53,25 +56,33 @@ class GlooSource:
         self._faults = faults
         self._pool = torch.frombuffer(memory.data, dtype=torch.uint8).view(memory.num_blocks, memory.block_bytes)
         self._window_blocks = max(1, WINDOW_BYTES // memory.block_bytes)
-        self._windows: deque[_Window] = deque()
-        self._works: list[Work] = []  # of the window being filled
-        self._frames: list[torch.Tensor] = []
-        self._stats = ChannelStats()
+        self._room = threading.BoundedSemaphore(MAX_SENDS)
+        self._moved = ChannelStats()  # written by the thread that waits
+        self._stale_blocks = 0  # written by the thread that sends
+        self._idle_s = time.perf_counter()  # since when nothing was under way, as far as the waiting thread knows
         self._lost = Flag(self._loop)
-        self._jobs: JobThread[_Send] = JobThread("gloo-send", self._send)
+        self._finisher: JobThread[_Window] = JobThread("gloo-acknowledged", self._finish, max_jobs=1 << 30)
+        self._sender: JobThread[_Send] = JobThread("gloo-send", self._send, MAX_SENDS)
         self._closing = Closing("gloo-close", self._close)
         link.start(self._lost.raise_)
 
     @property
     def stats(self) -> ChannelStats:
-        return self._stats
+        return replace(self._moved, stale_blocks=self._stale_blocks)
 
     async def send(self, transfer_id: int, moves: Sequence[BlockMove]) -> None:
         if self._lost.is_raised or self._closing.has_begun:
             raise PeerLost("the pair is closed")
+        if not moves:
+            return
+        if not self._room.acquire(blocking=False):
+            raise QueueFull(f"{MAX_SENDS:,} sends wait on one pair")
         receipt = Receipt(self._loop)
-        self._jobs.submit(_Send(transfer_id, tuple(moves), receipt))
-        await receipt.wait()
+        self._sender.submit(_Send(transfer_id, tuple(moves), receipt, time.perf_counter()))
+        try:
+            await receipt.wait()
+        finally:
+            self._room.release()
 
     async def wait_lost(self) -> None:
         await self._lost.wait()
@@ -82,56 +93,51 @@ class GlooSource:
     def _close(self) -> None:
         self._lost.raise_()
         self._link.shutdown()
-        for job in self._jobs.stop():
+        for job in self._sender.stop():
             job.receipt.settle(PeerLost("the pair was closed"))
-        self._jobs.join()
-        self._windows.clear()
-        self._works, self._frames = [], []
+        self._sender.join()
+        for window in self._finisher.stop():
+            self._settle(window, PeerLost("the pair was closed"))
+        self._finisher.join()
         self._link.close()
 
+    def _fail(self, ended: Exception) -> ServingError:
+        """The pair is over: shut down first, so that no block is read once its send is settled."""
+        self._link.shutdown()
+        self._lost.raise_()
+        # gloo raises RuntimeError for everything
+        return ended if isinstance(ended, ServingError) else PeerLost(f"gloo send: {ended}")
+
     def _send(self, job: _Send) -> None:
-        began = time.perf_counter()
-        error: ServingError | None = None
+        works: list[Work] = []
+        frames: list[torch.Tensor] = []
         try:
             for position, move in enumerate(job.moves, 1):
                 is_last = position == len(job.moves)
-                self._send_block(job.transfer_id, move, is_last or position % self._window_blocks == 0)
-                while len(self._windows) >= (1 if is_last else WINDOWS):
-                    self._finish_window()
-        except ServingError as refused:
-            error = refused
-        except Exception as ended:  # gloo raises RuntimeError for everything; its thread serves other sends
-            error = PeerLost(f"gloo send: {ended}")
-        if error is not None:
-            self._link.shutdown()  # from here on gloo reads no block
-            self._lost.raise_()
-        moved = len(job.moves) if error is None else 0
-        self._stats = replace(
-            self._stats,
-            moved_bytes=self._stats.moved_bytes + moved * self._memory.block_bytes,
-            moved_blocks=self._stats.moved_blocks + moved,
-            busy_s=self._stats.busy_s + time.perf_counter() - began,
-        )
-        job.receipt.settle(error)
+                if not is_last and position % self._window_blocks:
+                    self._send_block(self._describe(job.transfer_id, move, 0), works, frames)
+                    continue
+                descriptor = self._describe(job.transfer_id, move, FLAG_ACK_WANTED)
+                answer = frame_tensor()
+                answered = self._link.receive(answer, move.tag)
+                self._send_block(descriptor, works, frames)
+                expected = replace(descriptor, kind=FrameKind.ACK)
+                self._finisher.submit(_Window(works, frames, expected, answer, answered, job if is_last else None))
+                works, frames = [], []
+        except Exception as ended:  # the thread serves other sends
+            job.receipt.settle(self._fail(ended))
 
-    def _send_block(self, transfer_id: int, move: BlockMove, wants_ack: bool) -> None:
-        descriptor = self._describe(transfer_id, move, FLAG_ACK_WANTED if wants_ack else 0)
-        answer = frame_tensor()
-        answered = self._link.receive(answer, move.tag) if wants_ack else None
+    def _send_block(self, descriptor: Descriptor, works: list[Work], frames: list[torch.Tensor]) -> None:
         frame = frame_tensor(self._faults.alter(descriptor).pack())
-        self._frames.append(frame)
-        self._works.append(self._link.send(self._pool[move.source_block], move.tag + 1))
-        self._works.append(self._link.send(frame, move.tag))
-        if answered is not None:
-            expected = replace(descriptor, kind=FrameKind.ACK)
-            self._windows.append(_Window(self._works, self._frames, expected, answer, answered))
-            self._works, self._frames = [], []
+        frames.append(frame)
+        works.append(self._link.send(self._pool[descriptor.source_block], descriptor.tag + 1))
+        works.append(self._link.send(frame, descriptor.tag))
 
     def _describe(self, transfer_id: int, move: BlockMove, flags: int) -> Descriptor:
         assert move.tag % 2 == 0 and 0 <= move.tag < MAX_DATA_TAG and 0 <= move.source_block < self._memory.num_blocks
         generation = self._memory.generations[move.source_block]
         if generation != move.source_generation:
-            self._stats = replace(self._stats, stale_blocks=self._stats.stale_blocks + 1)
+            self._stale_blocks += 1
             raise TransferCorrupt(
                 f"block {move.source_block:,} is of generation {generation:,}, not {move.source_generation:,}"
             )
@@ -144,8 +150,25 @@ class GlooSource:
         self._faults.after_digest(payload)
         return descriptor
 
-    def _finish_window(self) -> None:
-        window = self._windows[0]
-        self._link.finish(window.answered)
-        expect(read_frame(window.answer), window.expected)
-        self._windows.popleft()
+    def _finish(self, window: _Window) -> None:
+        try:
+            self._link.finish(window.answered)
+            expect(read_frame(window.answer), window.expected)
+        except Exception as ended:
+            self._settle(window, self._fail(ended))
+        else:
+            self._settle(window, None)
+
+    def _settle(self, window: _Window, error: ServingError | None) -> None:
+        job = window.completes
+        if job is None:
+            return
+        if error is None:
+            now = time.perf_counter()
+            self._moved = ChannelStats(
+                self._moved.moved_bytes + len(job.moves) * self._memory.block_bytes,
+                self._moved.moved_blocks + len(job.moves),
+                self._moved.busy_s + now - max(job.began_s, self._idle_s),
+            )
+            self._idle_s = now
+        job.receipt.settle(error)

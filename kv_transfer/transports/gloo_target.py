@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,6 @@ from torch.distributed import Work
 from kv_transfer.frame import FLAG_ACK_WANTED, Descriptor, FrameKind, expect, payload_digest
 from kv_transfer.transports.background import Closing, Flag, JobThread
 from kv_transfer.transports.gloo_link import MAX_DATA_TAG, GlooLink, frame_tensor, read_frame
-from kv_transfer.transports.gloo_source import WINDOWS
 from kv_transfer.transports.interface import BlockMove, ChannelStats, PairInfo, Receipt
 from pdserve.errors import InvariantViolation, PeerLost, QueueFull, ServingError, TransferCorrupt
 from pdserve.kv_memory import KvMemory
@@ -58,9 +56,6 @@ class GlooTarget:
         self._pool = torch.frombuffer(memory.data, dtype=torch.uint8).view(memory.num_blocks, memory.block_bytes)
         self._next_tag = 0
         self._room = threading.BoundedSemaphore(MAX_POSTS)
-        # An acknowledgement's receive is posted before it is asked for; a source that asks again WINDOWS later has read
-        # it, so the last ones are enough to keep alive what gloo still reads.
-        self._acks: deque[tuple[torch.Tensor, Work]] = deque(maxlen=2 * WINDOWS)
         self._stats = ChannelStats()
         self._lost = Flag(self._loop)
         self._verifier: JobThread[tuple[_Post, list[_Receive]]] = JobThread("gloo-verify", self._verify, MAX_POSTS)
@@ -106,7 +101,6 @@ class GlooTarget:
         for post, _ in self._verifier.stop():
             self._settle(post, PeerLost("the pair was closed"))
         self._verifier.join()
-        self._acks.clear()
         self._link.close()
 
     def _settle(self, post: _Post, error: ServingError | None) -> None:
@@ -169,4 +163,4 @@ class GlooTarget:
             raise TransferCorrupt(f"block {move.index:,} of transfer {transfer_id:,} has another digest")
         if actual.flags & FLAG_ACK_WANTED:
             frame = frame_tensor(replace(actual, kind=FrameKind.ACK).pack())
-            self._acks.append((frame, self._link.send(frame, move.tag)))
+            self._link.finish(self._link.send(frame, move.tag))  # its receive was posted before it was asked for

@@ -59,6 +59,10 @@ def coalesce(moves: Sequence[BlockMove], max_blocks: int) -> Iterator[Run]:
             first = i
 
 
+class _Stale(TransferCorrupt):
+    """The generation had moved on."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Fetch:
     transfer_id: int
@@ -144,6 +148,8 @@ class PullTarget:
         moved = len(fetch.moves) if error is None else 0
         self._stats = replace(
             self._stats,
+            stale_blocks=self._stats.stale_blocks + isinstance(error, _Stale),
+            corrupt_blocks=self._stats.corrupt_blocks + (type(error) is TransferCorrupt),
             moved_bytes=self._stats.moved_bytes + moved * self._memory.block_bytes,
             moved_blocks=self._stats.moved_blocks + moved,
             busy_s=self._stats.busy_s + time.perf_counter() - began,
@@ -154,16 +160,16 @@ class PullTarget:
         for move in fetch.moves:
             if not 0 <= move.source_block < self._source.num_blocks:
                 raise TransferCorrupt(f"source block {move.source_block:,} of a pool of {self._source.num_blocks:,}")
+        self._check_generations(fetch.moves)
         described = self._describe(fetch.transfer_id, fetch.moves) if self._describe is not None else ()
         for run in coalesce(fetch.moves, self._max_blocks):
             if self._lost.is_raised:
                 raise PeerLost("the source is gone")
-            self._check_generations(run)
+            self._check_generations(run.moves)
             self._copy(run)
-            self._check_generations(run)
+            self._check_generations(run.moves)
         for move, descriptor in zip(fetch.moves, described, strict=bool(described)):
             if payload_digest(self._memory.block(move.target_block)) != descriptor.digest:
-                self._stats = replace(self._stats, corrupt_blocks=self._stats.corrupt_blocks + 1)
                 raise TransferCorrupt(f"block {move.index:,} of transfer {fetch.transfer_id:,} has another digest")
 
     def _copy(self, run: Run) -> None:
@@ -173,12 +179,11 @@ class PullTarget:
         target = run.target_block * self._memory.block_bytes
         np.copyto(self._to[target : target + size], self._from[source : source + size])
 
-    def _check_generations(self, run: Run) -> None:
-        for move in run.moves:
+    def _check_generations(self, moves: Sequence[BlockMove]) -> None:
+        for move in moves:
             actual = self._source.generations[move.source_block]
             if actual != move.source_generation:
-                self._stats = replace(self._stats, stale_blocks=self._stats.stale_blocks + 1)
-                raise TransferCorrupt(
+                raise _Stale(
                     f"source block {move.source_block:,} is of generation {actual:,}, not {move.source_generation:,}"
                 )
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import random
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,7 +18,6 @@ from kv_transfer.transports import (
     GlooTransport,
     InProcessTransport,
     PairInfo,
-    Receipt,
     SharedMemoryTransport,
     SourceChannel,
     TargetChannel,
@@ -111,16 +109,42 @@ class Wire:
     def transport(self, faults: Faults | None = None, timeout_s: float = 5.0) -> Transport:
         return self.make(faults or Faults(), timeout_s)
 
+    def memories(self, num_blocks: int, block_bytes: int) -> tuple[KvMemory, KvMemory]:
+        return random_memory(num_blocks, block_bytes, 1), random_memory(num_blocks, block_bytes, 2)
+
+    async def _open(
+        self, sources: PairInfo | None, targets: PairInfo | None, timeout_s: float
+    ) -> list[BaseException | None]:
+        """What each end says to being opened with its own idea of the pair; None is success. All are closed again."""
+        a, b = MemoryRendezvous.couple()
+        transport = self.transport(timeout_s=timeout_s)
+        memories = self.memories(8, 64)
+        ends = [
+            transport.open_source(sources, a, memories[0]) if sources else None,
+            transport.open_target(targets, b, memories[1]) if targets else None,
+        ]
+        outcomes = await asyncio.gather(*(end for end in ends if end is not None), return_exceptions=True)
+        for opened in outcomes:
+            if not isinstance(opened, BaseException):
+                await opened.close()
+        return [o if isinstance(o, BaseException) else None for o in outcomes]
+
+    async def open_mismatched(self, **wrong: object) -> list[BaseException | None]:
+        """Source and target differ in these fields of PairInfo."""
+        info = new_pair(64)
+        return await self._open(info, replace(info, **wrong), 2.0)  # type: ignore[arg-type]
+
+    async def open_alone(self, timeout_s: float) -> list[BaseException | None]:
+        """A source without a target, then a target without a source."""
+        return await self._open(new_pair(64), None, timeout_s) + await self._open(None, new_pair(64), timeout_s)
+
     @contextlib.asynccontextmanager
     async def pair(
         self, *, num_blocks: int = 64, block_bytes: int = 4096, faults: Faults | None = None, timeout_s: float = 5.0,
         info: PairInfo | None = None, memories: tuple[KvMemory, KvMemory] | None = None,
     ) -> AsyncIterator[Pair]:  # fmt: skip
         transport = self.transport(faults, timeout_s)
-        source_memory, target_memory = memories or (
-            random_memory(num_blocks, block_bytes, 1),
-            random_memory(num_blocks, block_bytes, 2),
-        )
+        source_memory, target_memory = memories or self.memories(num_blocks, block_bytes)
         info = info or new_pair(source_memory.block_bytes)
         a, b = MemoryRendezvous.couple()
         source, target = await asyncio.gather(
@@ -148,6 +172,15 @@ WIRES = [
 ]
 
 
-@pytest.fixture(params=WIRES, ids=lambda wire: wire.name)
-def wire(request: pytest.FixtureRequest) -> Wire:
-    return request.param
+def _fixture(name: str, wires: list[Wire]) -> object:
+    @pytest.fixture(params=wires, ids=lambda wire: wire.name, name=name)
+    def some_wire(request: pytest.FixtureRequest) -> Wire:
+        return request.param
+
+    return some_wire
+
+
+wire = _fixture("wire", WIRES)
+digest_wire = _fixture("digest_wire", [w for w in WIRES if w.checks_digest])
+pushed_wire = _fixture("pushed_wire", [w for w in WIRES if w.transport().pushed])
+fetching_wire = _fixture("fetching_wire", [w for w in WIRES if not w.transport().pushed])
