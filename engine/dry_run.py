@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.attention.dense import attend_dense
 from engine.attention.interface import AttentionCall
-from engine.attention.plug import ATTENTION_NAME, attending
+from engine.attention.plug import ATTENTION_NAME, MaskFunction, attending
 from engine.unsupported import UnsupportedModel
 from pdserve.kv_layout import LayerLayout
 
@@ -38,9 +38,15 @@ class _Recorder:
         self.calls: list[int] = []
         self.kv: dict[int, tuple[Tensor, Tensor]] = {}
         self.misshapen: list[int] = []
+        self.windows: set[int | None] = set()
+        self.masks: list[MaskFunction] = []
+
+    def mask(self, function: MaskFunction) -> None:
+        self.masks.append(function)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         self.calls.append(call.layer)
+        self.windows.add(call.window)
         fits = key.shape[:2] == value.shape[:2] and query.shape[1:] == key.shape[1:]
         if not fits or query.shape[0] % key.shape[0]:
             self.misshapen.append(call.layer)
@@ -54,11 +60,20 @@ class _Recorder:
         return attend_dense(query, key, value, start, call).transpose(0, 1)
 
 
-def dry_run(module: Any, name: str) -> DryRunFacts:
+def dry_run(module: Any, name: str, max_model_len: int) -> DryRunFacts:
     """Run the trial prompt both ways. `module` uses our attention before and after.
 
     Raises UnsupportedModel, with `name` in its message.
     """
+    try:
+        return _dry_run(module, name, max_model_len)
+    except UnsupportedModel:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        raise UnsupportedModel(f"{name}: a trial run failed: {type(error).__name__}: {error}") from error
+
+
+def _dry_run(module: Any, name: str, max_model_len: int) -> DryRunFacts:
     num_layers = module.config.get_text_config().num_hidden_layers
     device = module.get_input_embeddings().weight.device
     num_ids = module.get_input_embeddings().weight.shape[0]
@@ -70,6 +85,7 @@ def dry_run(module: Any, name: str) -> DryRunFacts:
             recorder.calls.clear()
             ours.append(_logits(module, ids[:, first:last], first))
             _check_calls(recorder, num_layers, name)
+    _check_masks(recorder, max_model_len, name)
     theirs = _eager_logits(module, ids)
     _compare(torch.cat(ours), theirs, name)
     shapes = [recorder.kv[layer] for layer in range(num_layers)]
@@ -105,10 +121,22 @@ def _check_calls(recorder: _Recorder, num_layers: int, name: str) -> None:
         )
 
 
+def _check_masks(recorder: _Recorder, max_model_len: int, name: str) -> None:
+    """Every mask that the model would build must be causal, with one of the windows that its layers asked for."""
+    zero, key_at = torch.tensor(0), torch.arange(max_model_len)[None]
+    query_at = torch.tensor([max_model_len - 1, max_model_len // 2, max_model_len // 3])[:, None]
+    causal = key_at <= query_at
+    allowed = [causal if window is None else causal & (key_at > query_at - window) for window in recorder.windows]
+    for mask in recorder.masks:
+        seen = mask(zero, zero, query_at, key_at).expand_as(causal)
+        if not any(torch.equal(seen, expected) for expected in allowed):
+            raise UnsupportedModel(f"{name}: it masks attention in a way that is neither causal nor a sliding window")
+
+
 def _compare(ours: Tensor, theirs: Tensor, name: str) -> None:
     if ours.shape != theirs.shape:
         raise UnsupportedModel(f"{name}: gives {ours.shape[0]} rows of logits where {theirs.shape[0]} were asked for")
-    limit = TOLERANCE[theirs.dtype] if theirs.dtype in TOLERANCE else 0.1
+    limit = TOLERANCE[theirs.dtype]
     error = float((ours - theirs).float().norm() / theirs.float().norm().clamp_min(1e-30))
     if not error <= limit:
         raise UnsupportedModel(

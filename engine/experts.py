@@ -1,4 +1,4 @@
-"""A mixture's experts, each over its own tokens, in fixed numbers of rows: batch-invariant and without padding weights."""
+"""A mixture's experts, each over its own tokens, in fixed numbers of rows."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class KvPool:
         return slots * gcd(*sizes)
 
     def check(self) -> None:
-        """Raise AssertionError unless every view lies in the blocks, the views are disjoint and nothing is left over."""
+        """Raise AssertionError unless the views lie in the blocks, one after the other, and fill them."""
         at = 0
         for index, facts in enumerate(self.layout.layers):
             for view, size in ((self._keys[index], facts.key_size), (self._values[index], facts.value_size)):

@@ -67,7 +67,7 @@ def load_model(
     module = _load_module(source, config, dtype, device, name)
     fingerprint = model_fingerprint(module)
     fix_rotary(module, limit)
-    facts = dry_run(module, name)
+    facts = dry_run(module, name, limit)
     if invariant:
         torch.set_num_threads(1)
         make_invariant(module)
@@ -104,13 +104,17 @@ def _load_module(source: str | Path, config: Any, dtype: str, device: torch.devi
         )
     except ValueError as error:  # transformers: no causal model for this configuration, or no attention to choose
         raise UnsupportedModel(f"{name}: {error}") from error
+    except KeyError as error:  # its class looks our attention up in a table of its own
+        if error.args != (ATTENTION_NAME,):
+            raise
+        raise UnsupportedModel(f"{name}: it has its own attention, which cannot be paged") from error
     return module.to(device).eval().requires_grad_(False)
 
 
 def _max_model_len(config: Any, asked: int | None, name: str) -> int:
     text = config.get_text_config()
     known = getattr(text, "max_position_embeddings", None)
-    if known is None:
+    if known is None or known <= 0:
         if asked is None:
             raise UnsupportedModel(f"{name}: the configuration gives no longest sequence; say max_model_len")
         return asked

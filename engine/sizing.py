@@ -23,7 +23,7 @@ def num_kv_blocks(layout: KvLayout, budget_bytes: int, max_model_len: int) -> in
     if count < needed:
         raise ValueError(
             f"KV memory is {budget_bytes:,} bytes, room for {count:,} blocks of {layout.block_size} tokens; "
-            f"a sequence of {max_model_len:,} tokens needs {needed:,} blocks, {needed * (layout.block_bytes + 8):,} bytes"
+            f"{max_model_len:,} tokens need {needed:,} blocks, {needed * (layout.block_bytes + 8):,} bytes"
         )
     return count
 

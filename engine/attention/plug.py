@@ -7,7 +7,7 @@ runs on this thread asks `sink`. Two engines in one process, each on its own thr
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -26,11 +26,19 @@ HARMLESS = {"position_ids", "cache_position", "use_cache", "output_attentions", 
 HARMLESS |= {"position_embeddings", "logits_to_keep", "output_router_logits", "input_ids", "past_key_values"}
 
 
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(batch, head, query position, key position) -> whether the query sees the key; broadcasts. From transformers."""
+
+
 class AttentionSink(Protocol):
     """Answers the attention layers of one forward pass."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """Shapes: query [H, T, Dk], key [K, T, Dk], value [K, T, Dv]; returns [T, H, Dv]."""
+        ...
+
+    def mask(self, function: MaskFunction) -> None:
+        """The model would build this mask for some of its layers."""
         ...
 
 
@@ -45,6 +53,9 @@ class PagedSink:
         by_token = (key[:, :n].transpose(0, 1), value[:, :n].transpose(0, 1))
         self._pool.write(call.layer, batch.write_blocks, batch.write_slots, *by_token)
         return self._backend.attend(query, call)
+
+    def mask(self, function: MaskFunction) -> None:
+        """Nothing: the dry run has seen that the mask says what the calls' windows say."""
 
 
 _thread = threading.local()
@@ -99,8 +110,11 @@ def _layer_index(module: torch.nn.Module) -> int:
     return index
 
 
-def _no_mask(*_args: Any, **_kwargs: Any) -> None:
-    """Masks come from the step's positions, in the backend."""
+def _no_mask(*_args: Any, mask_function: MaskFunction, **_kwargs: Any) -> None:
+    """No mask is built: what a query sees follows from positions and window, in the backend."""
+    sink: AttentionSink | None = getattr(_thread, "sink", None)
+    if sink is not None:
+        sink.mask(mask_function)
 
 
 AttentionInterface.register(ATTENTION_NAME, _attention)
