@@ -16,6 +16,7 @@ from pdserve.slo import Blame, Slo, Timing, Verdict
 from router.worker_series import PREFIX, WorkerCollector, WorkerSnapshot, WorkerSource
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_TRANSFER_SECONDS = (0.0005, *_SECONDS)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0)
 
 
@@ -43,7 +44,7 @@ class RouterMetrics:
         self._tpot = self._histogram("time_per_output_token_seconds", "(last - first token) / (n - 1).", _TOKEN_SECONDS)
         self._gap = self._histogram("inter_token_latency_seconds", "Between two tokens.", _TOKEN_SECONDS)
         self._phase = self._histogram("request_phase_seconds", "Where a request's time went.", _SECONDS, ["phase"])
-        self._transfer = self._histogram("kv_transfer_seconds", "First byte expected until commit.", _SECONDS)
+        self._transfer = self._histogram("kv_transfer_seconds", "First byte expected until commit.", _TRANSFER_SECONDS)
         self._requests = self._counter("requests", "Requests by how they ended.", ["outcome"])
         self._slo = self._counter(
             "slo_requests", "Requests by SLO verdict.", ["verdict", "blame", "slo_class", "tenant"]
@@ -51,7 +52,9 @@ class RouterMetrics:
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of accepted prompts.")
         self._tokens = self._counter("generation_tokens", "Tokens generated and sent on.")
         self._hits = self._counter("prefix_cache_hit_tokens", "Prompt tokens whose KV was in a prefix cache.")
-        self._stale = self._counter("stale_messages", "Messages of workers that came too late or twice.", ["kind"])
+        self._stale = self._counter(
+            "router_stale_messages", "Messages of workers that came too late or twice.", ["kind"]
+        )
         for outcome in Outcome:
             self._requests.labels(outcome.value)
         own = {metric.name for metric in self.registry.collect()}

@@ -27,6 +27,8 @@ from scheduling.routing import LeastPredictedLatency, Role, RoutingPolicy
 
 log = logging.getLogger(__name__)
 
+_LAST_WORDS_S = 0.5  # for aborts to leave when the core closes
+
 
 class Core:
     """A `RouterCore`. Belongs to one event loop: start, use, drain, close."""
@@ -101,6 +103,7 @@ class Core:
         """End everything at once. Safe to repeat."""
         self._draining = True
         self.requests.fail_all("the router stopped")
+        await asyncio.gather(*(worker.session.flush(_LAST_WORDS_S) for worker in self.fleet))
         tasks = [*self._keepers.values(), *([self._housekeeper] if self._housekeeper else [])]
         for task in tasks:
             task.cancel()
@@ -155,7 +158,7 @@ class Core:
             except Exception:
                 log.exception("session to worker at %s broke", address)
             finally:
-                await session.close(flush_s=0.5 if self._draining else 0.0)
+                await session.close()
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, self.config.session.reconnect_max_s)
 

@@ -114,14 +114,17 @@ class WorkerSession:
                 raise await self._ending()
             yield event_from_proto(message)
 
-    async def close(self, flush_s: float = 0.0) -> None:
-        """End it and free the connection; what is queued gets up to `flush_s` to leave. Safe to repeat."""
+    async def flush(self, timeout_s: float) -> None:
+        """Let what is queued leave, for so long at most; only while `events` is being read."""
+        if self._writer is not None and not self._writer.done():
+            try:
+                await asyncio.wait_for(self._outgoing.join(), timeout_s)
+            except TimeoutError:
+                pass  # the end of the session tells the worker the same
+
+    async def close(self) -> None:
+        """End it and free the connection. Safe to repeat."""
         if self._writer is not None:
-            if flush_s > 0.0 and not self._writer.done():
-                try:
-                    await asyncio.wait_for(self._outgoing.join(), flush_s)
-                except TimeoutError:
-                    pass
             self._writer.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
         if self._call is not None:

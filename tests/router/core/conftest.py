@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -48,6 +48,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]
         self._server: grpc.aio.Server | None = None
         self._outgoing: asyncio.Queue[worker_pb2.WorkerMessage] = asyncio.Queue()
         self._changed = asyncio.Condition()
+        self._session_ended = asyncio.Event()
 
     # ---- life ----
 
@@ -84,6 +85,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]
             finally:
                 for task in mine:
                     task.cancel()
+                self._session_ended.set()
 
     async def _report(self) -> None:
         while True:
@@ -115,6 +117,11 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]
         key = SequenceKey(request_id, 1)
         await self.until(lambda worker: key in worker.submits)
         return key
+
+    async def until_session_ends(self) -> None:
+        """The next end of a session."""
+        self._session_ended.clear()
+        await asyncio.wait_for(self._session_ended.wait(), PATIENCE_S)
 
     async def aborted(self, request_id: str) -> None:
         await self.until(lambda worker: SequenceKey(request_id, 1) in worker.aborts)
@@ -155,6 +162,7 @@ class Cluster:
         self.core = core
         self.workers = workers
         self.clock = MonotonicClock()
+        self.num_probes = 0
 
     @property
     def prefill(self) -> FakeWorker:
@@ -182,12 +190,25 @@ class Cluster:
             self.core._changed.clear()
             await asyncio.wait_for(self.core._changed.wait(), PATIENCE_S)
 
+    async def heard(self, worker: FakeWorker) -> None:
+        """Until the router has handled all that the worker said: its messages come in order, so one more must."""
+        self.num_probes += 1
+        stream = self.submit(f"probe-{self.num_probes}")
+        key = await self.prefill.told(f"probe-{self.num_probes}")
+        if worker.role == "prefill":
+            worker.tokens(key, 0, 1, finish=FinishReason.STOP)
+        else:
+            await worker.told(key.request_id)
+            self.prefill.tokens(key, 0, 1)
+            worker.tokens(key, 1, 2, finish=FinishReason.STOP)
+        await read_all(stream)
+
     def metrics(self) -> str:
         return self.core.metrics_text().decode()
 
 
-async def read_all(stream: TokenStream) -> tuple[list[int], Finished]:
-    """Every token, and the end; checks that indexes leave no gap and that nothing follows the end."""
+async def read_all(stream: TokenStream, already: int = 0) -> tuple[list[int], Finished]:
+    """Every token after those read already, and the end; no gap in the indexes, nothing after the end."""
     tokens: list[int] = []
     async with asyncio.timeout(PATIENCE_S):
         async for event in stream:
@@ -195,7 +216,7 @@ async def read_all(stream: TokenStream) -> tuple[list[int], Finished]:
                 with pytest.raises(StopAsyncIteration):
                     await anext(aiter(stream))
                 return tokens, event
-            assert isinstance(event, TokenDelta) and event.first_index == len(tokens)
+            assert isinstance(event, TokenDelta) and event.first_index == already + len(tokens)
             tokens += event.token_ids
     raise AssertionError("the stream ended without an end")
 
@@ -232,6 +253,38 @@ async def running_cluster(
             await worker.kill()
 
 
+class Log(logging.Handler):
+    """What the core logs, line by line."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+        self._more = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        self._more.set()
+
+    async def until(self, words: str) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not any(words in line for line in self.lines):
+                self._more.clear()
+                await self._more.wait()
+
+
+@contextmanager
+def log_of_core() -> Iterator[Log]:
+    log, logger = Log(), logging.getLogger("router.core")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(log)
+    try:
+        yield log
+    finally:
+        logger.removeHandler(log)
+        logger.setLevel(level)
+
+
 class Harness:
     """What a test needs of this file."""
 
@@ -240,6 +293,7 @@ class Harness:
     read_all = staticmethod(read_all)
     read_tokens = staticmethod(read_tokens)
     cluster = staticmethod(running_cluster)
+    log = staticmethod(log_of_core)
 
     def run(
         self,
@@ -260,6 +314,5 @@ class Harness:
 
 
 @pytest.fixture
-def harness() -> Iterator[Harness]:
-    with contextlib.nullcontext():
-        yield Harness()
+def harness() -> Harness:
+    return Harness()

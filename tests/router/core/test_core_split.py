@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from pdserve.errors import CapacityError, HandoffError, InvariantViolation
 from pdserve.ids import SequenceKey
 from pdserve.sampling import FinishReason, SamplingParams
+from pdserve.slo import Blame, Slo
 from pdserve.v1 import worker_pb2
 from router.core.config import CoreConfig
 from scheduling.routing import RoutingConfig
@@ -95,16 +99,165 @@ def test_an_end_at_token_one_releases_the_reservation(harness: Any) -> None:
 
 
 def test_token_two_may_overtake_token_one(harness: Any) -> None:
-    """Two connections, one order."""
+    """Two connections, one order; what came early waits."""
 
     async def walk(cluster: Any) -> None:
         stream = cluster.submit()
         key = await cluster.decode.told("r")
+        await cluster.prefill.told("r")
         cluster.decode.tokens(key, 2, 13, finish=FinishReason.STOP)
         cluster.decode.tokens(key, 1, 12)
-        await cluster.prefill.told("r")
+        await cluster.heard(cluster.decode)
         cluster.prefill.tokens(key, 0, 11)
         tokens, end = await harness.read_all(stream)
         assert tokens == [11, 12, 13] and end.num_tokens == 3
+
+    harness.run(1, 1, walk)
+
+
+def test_duplicates_and_strangers_are_dropped_and_counted(harness: Any) -> None:
+    """Twice from D, D's claim to token 1, P's to token 2, another attempt's, an unknown request's: none goes out."""
+
+    async def walk(cluster: Any) -> None:
+        stream = cluster.submit()
+        key = await cluster.decode.told("r")
+        await cluster.prefill.told("r")
+        cluster.decode.tokens(key, 0, 99)
+        cluster.prefill.tokens(key, 1, 98)
+        cluster.prefill.tokens(SequenceKey("r", 2), 0, 97)
+        cluster.decode.tokens(SequenceKey("unknown", 1), 0, 96)
+        cluster.prefill.tokens(key, 0, 11)
+        cluster.prefill.tokens(key, 0, 11)
+        await cluster.heard(cluster.prefill)
+        cluster.decode.tokens(key, 1, 12)
+        cluster.decode.tokens(key, 1, 12, 13)
+        cluster.decode.tokens(key, 1, 12, 13)
+        cluster.decode.tokens(key, 3, 14, finish=FinishReason.STOP)
+        tokens, _ = await harness.read_all(stream)
+        assert tokens == [11, 12, 13, 14]
+        text = cluster.metrics()
+        assert 'pdserve_router_stale_messages_total{kind="duplicate_token"} 4.0' in text
+        assert 'pdserve_router_stale_messages_total{kind="foreign_token"} 2.0' in text
+        assert 'pdserve_router_stale_messages_total{kind="sequence"} 2.0' in text
+
+    harness.run(1, 1, walk)
+
+
+def test_a_gap_that_never_closes_is_a_failure(harness: Any) -> None:
+    """Token 3 without token 2: UNAVAILABLE in time, both workers let go."""
+
+    async def walk(cluster: Any) -> None:
+        stream = cluster.submit()
+        key = await cluster.prefill.told("r")
+        await cluster.decode.told("r")
+        cluster.prefill.tokens(key, 0, 11)
+        cluster.decode.tokens(key, 2, 13)
+        assert await harness.read_tokens(stream, 1) == [11]
+        with pytest.raises(HandoffError, match="token 1 did not come"):
+            await harness.read_all(stream, 1)
+        await cluster.decode.aborted("r")
+        await cluster.prefill.aborted("r")
+
+    harness.run(1, 1, walk, CoreConfig(tick_s=0.05, gap_timeout_s=0.2))
+
+
+def test_too_much_behind_a_gap_is_a_failure_at_once(harness: Any) -> None:
+    """The buffer is bounded."""
+
+    async def walk(cluster: Any) -> None:
+        stream = cluster.submit()
+        key = await cluster.decode.told("r")
+        cluster.decode.tokens(key, 1, *range(11))
+        with pytest.raises(InvariantViolation, match="11 tokens wait for token 0, limit 10"):
+            await harness.read_all(stream)
+
+    harness.run(1, 1, walk, CoreConfig(max_ahead_tokens=10))
+
+
+def test_a_worker_that_gives_up_ends_the_request(harness: Any) -> None:
+    """Its status and words reach the client; the other worker lets go, it is not told itself."""
+
+    async def walk(cluster: Any) -> None:
+        stream = cluster.submit()
+        key = await cluster.decode.told("r")
+        cluster.decode.fail(key, "RESOURCE_EXHAUSTED", "no room within the deadline")
+        with pytest.raises(CapacityError, match="no room within the deadline"):
+            await harness.read_all(stream)
+        await cluster.prefill.aborted("r")
+        assert cluster.decode.aborts == []
+
+    harness.run(1, 1, walk)
+
+
+def test_a_source_that_fails_after_the_commit_is_not_needed(harness: Any) -> None:
+    """D owns the KV; P may say what it wants."""
+
+    async def walk(cluster: Any) -> None:
+        stream = cluster.submit()
+        key = await cluster.prefill.told("r")
+        await cluster.decode.told("r")
+        cluster.prefill.tokens(key, 0, 11)
+        assert await harness.read_tokens(stream, 1) == [11]
+        cluster.decode.handoff(key, "COMMITTED")
+        await cluster.heard(cluster.decode)
+        cluster.prefill.fail(key, "UNAVAILABLE", "the pair is gone")
+        await cluster.heard(cluster.prefill)
+        cluster.decode.tokens(key, 1, 12, finish=FinishReason.STOP)
+        _, end = await harness.read_all(stream, 1)
+        assert end.num_tokens == 2
+
+    harness.run(1, 1, walk)
+
+
+def test_a_source_that_never_says_freed_is_told_to_abort(harness: Any) -> None:
+    """After a moment in which it may read the commit."""
+
+    async def walk(cluster: Any) -> None:
+        stream = cluster.submit()
+        key = await cluster.prefill.told("r")
+        await cluster.decode.told("r")
+        cluster.prefill.tokens(key, 0, 11)
+        await harness.read_tokens(stream, 1)
+        cluster.decode.tokens(key, 1, 12, finish=FinishReason.STOP)
+        await harness.read_all(stream, 1)
+        assert cluster.prefill.aborts == []
+        await cluster.prefill.aborted("r")
+        assert cluster.decode.aborts == []
+
+    harness.run(1, 1, walk, CoreConfig(freed_grace_s=0.2))
+
+
+def test_the_five_phases_add_up(harness: Any) -> None:
+    """Router's instants and workers' durations make one account, and the verdict names the phase."""
+
+    async def walk(cluster: Any) -> None:
+        received_s = cluster.clock.now()
+        slo = Slo(ttft_s=10.0, tpot_s=1e-6)
+        stream = cluster.submit(received_s=received_s - 0.5, slo=slo, deadline_s=received_s + 20.0)
+        key = await cluster.prefill.told("r")
+        await cluster.decode.told("r")
+        cluster.prefill.tokens(key, 0, 11, queue_s=0.1, first_token_s=0.2)
+        await harness.read_tokens(stream, 1)
+        first_s = cluster.clock.now()
+        cluster.decode.handoff(key, "COMMITTED")
+        await cluster.heard(cluster.decode)
+        cluster.decode.tokens(key, 1, 12, queue_s=0.0, first_token_s=0.001)
+        cluster.decode.tokens(key, 2, 13, finish=FinishReason.STOP)
+        _, end = await harness.read_all(stream, 1)
+        last_s = cluster.clock.now()
+        timing = end.timing
+        phases = timing.queue_s + timing.prefill_s + timing.transfer_s + timing.decode_wait_s + timing.decode_s
+        assert phases == pytest.approx(timing.ttft_s + 2 * timing.tpot_s)
+        assert timing.prefill_s == pytest.approx(0.2)
+        assert 0.5 <= timing.ttft_s <= first_s - received_s + 0.5
+        assert phases <= last_s - received_s + 0.5
+        assert timing.transfer_s > 0.0 and timing.decode_wait_s == 0.0
+        assert end.verdict.met_ttft and not end.verdict.met_tpot
+        assert end.verdict.blame in {Blame.TRANSFER, Blame.DECODE}
+        text = cluster.metrics()
+        assert (
+            'blame="' + end.verdict.blame.value + '",slo_class="default",tenant="default",verdict="missed"} 1.0' in text
+        )
+        assert 'pdserve_request_phase_seconds_count{phase="transfer"} 2.0' in text
 
     harness.run(1, 1, walk)
