@@ -7,8 +7,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from engine.core import EngineCore
+from engine.kv_pool import KvPool
 from engine.mock import MockRunner, mock_layout
+from engine.model import load_model
+from engine.runner import TorchRunner
+from engine.sizing import num_kv_blocks
 from pdserve.clock import Clock
 from pdserve.config import WorkerConfig, WorkerStart
 from pdserve.kv_layout import KvLayout
@@ -68,18 +74,6 @@ def _assemble(
     return BuiltEngine(EngineCore(scheduler, runner, clock), memory, layout, max_model_len, vocab_size)
 
 
-def pool_memory(layout: KvLayout, kv_bytes: int, max_model_len: int) -> KvMemory:
-    """Memory for as many blocks as `kv_bytes` holds; ValueError when that is less than one context."""
-    num_blocks = kv_bytes // layout.block_bytes
-    needed = -(-max_model_len // layout.block_size)
-    if num_blocks < needed:
-        raise ValueError(
-            f"kv_bytes is {kv_bytes:,}: {num_blocks:,} blocks, but one context of {max_model_len:,} tokens needs "
-            f"{needed:,} blocks, {needed * layout.block_bytes:,} bytes; raise --kv-bytes or lower --max-model-len"
-        )
-    return KvMemory(num_blocks, layout.block_bytes)
-
-
 def _build_mock(start: WorkerStart, clock: Clock) -> BuiltEngine:
     config = start.config
     assert config.mock is not None and config.kv_bytes is not None
@@ -88,10 +82,20 @@ def _build_mock(start: WorkerStart, clock: Clock) -> BuiltEngine:
     max_model_len = config.max_model_len or int(model.get("max_position_embeddings", MOCK_MAX_MODEL_LEN))
     vocab_size = int(model.get("vocab_size", MOCK_VOCAB_SIZE))
     layout = mock_layout(f"mock:{vocab_size}", config.block_size, MOCK_KV_BYTES_PER_TOKEN)
-    memory = pool_memory(layout, config.kv_bytes, max_model_len)
+    memory = KvMemory(num_kv_blocks(layout, config.kv_bytes, max_model_len), layout.block_bytes)
     runner = MockRunner(layout, memory, latency, vocab_size, max_model_len)
     return _assemble(config, memory, layout, runner, max_model_len, vocab_size, clock)
 
 
 def _build_torch(start: WorkerStart, clock: Clock) -> BuiltEngine:
-    raise NotImplementedError
+    config = start.config
+    assert config.threads is not None and config.kv_bytes is not None and config.max_num_seqs is not None
+    assert config.max_num_batched_tokens is not None
+    torch.set_num_threads(config.threads)
+    model = load_model(start.model, config.dtype, start.device, config.max_model_len)
+    layout = model.kv_layout(config.block_size)
+    num_blocks = num_kv_blocks(layout, config.kv_bytes, model.max_model_len)
+    memory = KvMemory(num_blocks, layout.block_bytes)
+    runner = TorchRunner(model, KvPool(layout, num_blocks, memory))
+    runner.warm_up(config.max_num_batched_tokens, config.max_num_seqs)
+    return _assemble(config, memory, layout, runner, model.max_model_len, model.vocab_size, clock)

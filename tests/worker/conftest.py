@@ -117,7 +117,7 @@ class Wire:
         self.built.core.scheduler.check()
 
 
-class MockCluster:
+class Cluster:
     """Prefill and decode workers, and a router's view of each."""
 
     def __init__(self, prefill: list[Wire], decode: list[Wire]) -> None:
@@ -136,23 +136,28 @@ class MockCluster:
             await wire.all_blocks_free()
 
 
-Launch = Callable[..., contextlib.AbstractAsyncContextManager[MockCluster]]
+Launch = Callable[..., contextlib.AbstractAsyncContextManager[Cluster]]
 
 
 @pytest.fixture
-def mock_cluster(tmp_path: Path) -> Launch:
-    """`async with mock_cluster(prefill=1, decode=1, transport="shm", ...) as cluster`."""
+def launch_workers(tmp_path: Path) -> Launch:
+    """`async with launch_workers(prefill=1, decode=1, transport="shm", ...) as cluster`; `model`: a real engine."""
 
     @contextlib.asynccontextmanager
     async def launch(
-        prefill: int = 1, decode: int = 1, transport: str = "shm", step_s: float = 0.0, **changes: object
-    ) -> AsyncIterator[MockCluster]:
+        prefill: int = 1,
+        decode: int = 1,
+        transport: str = "shm",
+        step_s: float = 0.0,
+        model: Path | None = None,
+        **changes: object,
+    ) -> AsyncIterator[Cluster]:
         profile = tmp_path / "profile.json"
         coefficients = ("per_prefill_token_s", "per_decode_sequence_s", "per_context_token_s")
         profile.write_text(json.dumps({"base_s": step_s, **dict.fromkeys(coefficients, 0.0)}))
         settings = {"block_size": 4, "max_num_seqs": 32, "max_num_batched_tokens": 64, "max_model_len": 512,
-                    "kv_bytes": 200_000, "kv_transport": transport, "dtype": "float32", "threads": 1,
-                    "mock": str(profile), **changes}  # fmt: skip
+                    "kv_bytes": 200_000 if model is None else 8 << 20, "kv_transport": transport, "dtype": "float32", "threads": 1,
+                    "mock": str(profile) if model is None else None, **changes}  # fmt: skip
         config = WorkerConfig(**settings)  # type: ignore[arg-type]
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
@@ -160,7 +165,7 @@ def mock_cluster(tmp_path: Path) -> Launch:
             readers = []
             roles = itertools.chain(itertools.repeat("prefill", prefill), itertools.repeat("decode", decode))
             for number, role in enumerate(roles):
-                start = WorkerStart(f"{role}-{number}", role, "", "cpu", SECRET, "127.0.0.1:0", config)
+                start = WorkerStart(f"{role}-{number}", role, str(model or ""), "cpu", SECRET, "127.0.0.1:0", config)
                 built = build_engine(start, MonotonicClock())
                 ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
                 policy = PREFILL if role == "prefill" else DECODE
@@ -169,7 +174,7 @@ def mock_cluster(tmp_path: Path) -> Launch:
                 readers.append(group.create_task(wire.read()))
                 wires[role].append(wire)
                 await wire.until(lambda wire=wire: wire.hello is not None)  # type: ignore[misc]
-            cluster = MockCluster(wires["prefill"], wires["decode"])
+            cluster = Cluster(wires["prefill"], wires["decode"])
             try:
                 yield cluster
             finally:

@@ -35,10 +35,10 @@ def tokens(wires: list[Any], key: SequenceKey) -> list[int]:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_split_sequence_gives_the_tokens_of_a_colocated_one(mock_cluster: Launch, transport: str) -> None:
+def test_a_split_sequence_gives_the_tokens_of_a_colocated_one(launch_workers: Launch, transport: str) -> None:
     async def run() -> None:
         rng = random.Random(1)
-        async with mock_cluster(transport=transport) as cluster:
+        async with launch_workers(transport=transport) as cluster:
             (p,), (d,) = cluster.prefill, cluster.decode
             prompts = [prompt(rng, n) for n in (1, 2, 3, 4, 5, 8, 63, 64, 65, 200, 400)]
             for i, ids in enumerate(prompts):
@@ -61,9 +61,9 @@ def test_a_split_sequence_gives_the_tokens_of_a_colocated_one(mock_cluster: Laun
     asyncio.run(run())
 
 
-def test_a_sequence_that_ends_at_token_one_leaves_nothing_on_either_side(mock_cluster: Launch) -> None:
+def test_a_sequence_that_ends_at_token_one_leaves_nothing_on_either_side(launch_workers: Launch) -> None:
     async def run() -> None:
-        async with mock_cluster() as cluster:
+        async with launch_workers() as cluster:
             (p,), (d,) = cluster.prefill, cluster.decode
             key = SequenceKey("one")
             cluster.split(key, p, d, prompt(random.Random(2), 150), SamplingParams(max_tokens=1))
@@ -75,9 +75,9 @@ def test_a_sequence_that_ends_at_token_one_leaves_nothing_on_either_side(mock_cl
     asyncio.run(run())
 
 
-def test_blocks_that_the_decode_worker_has_are_not_sent_again(mock_cluster: Launch) -> None:
+def test_blocks_that_the_decode_worker_has_are_not_sent_again(launch_workers: Launch) -> None:
     async def run() -> None:
-        async with mock_cluster() as cluster:
+        async with launch_workers() as cluster:
             (p,), (d,) = cluster.prefill, cluster.decode
             ids = prompt(random.Random(3), 103)
             for name in ("first", "second"):
@@ -94,10 +94,10 @@ def test_blocks_that_the_decode_worker_has_are_not_sent_again(mock_cluster: Laun
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_aborts_at_random_moments_free_every_block_and_disturb_nobody(mock_cluster: Launch, transport: str) -> None:
+def test_aborts_at_random_moments_free_every_block_and_disturb_nobody(launch_workers: Launch, transport: str) -> None:
     async def run() -> None:
         rng = random.Random(4)
-        async with mock_cluster(transport=transport, step_s=0.002) as cluster:
+        async with launch_workers(transport=transport, step_s=0.002) as cluster:
             (p,), (d,) = cluster.prefill, cluster.decode
             keys = [SequenceKey(f"r{i}") for i in range(60)]
             prompts = {key: prompt(rng, rng.randint(1, 200)) for key in keys}
