@@ -92,12 +92,15 @@ class WorkerCollector(Collector):
             series: _Sum(total.upper_bounds, list(total.counts), total.sum)
             for series, total in self._retired_histograms.items()
         }
+        live = {worker.worker_id for worker in snapshots}
         for worker in snapshots:
             own_samples, own_histograms = self._valid(worker)
             for sample in own_samples:
+                if not _names_only(sample.labels, live):
+                    continue  # a link to a worker that is gone
                 series = (sample.name, sample.labels)
                 samples[series] = samples.get(series, 0.0) + sample.value
-            _add_histograms(histograms, own_histograms)
+            _add_histograms(histograms, (h for h in own_histograms if _names_only(h.labels, live)))
         yield from _sample_families(samples)
         yield from _histogram_families(histograms)
 
@@ -152,6 +155,11 @@ def _gauge(name: str, labels: list[str]) -> GaugeMetricFamily:
 
 def _names_a_worker(labels: Labels) -> bool:
     return any(label in _NAMES_A_WORKER for label, _ in labels)
+
+
+def _names_only(labels: Labels, live: set[str]) -> bool:
+    """Whether every worker that is named lives."""
+    return all(value in live for label, value in labels if label in _NAMES_A_WORKER)
 
 
 def _add_histograms(totals: dict[tuple[str, Labels], _Sum], more: Iterable[Histogram]) -> None:

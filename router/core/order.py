@@ -7,6 +7,7 @@ overtake token 1. What came early waits here, bounded; what came twice is droppe
 from __future__ import annotations
 
 from dataclasses import replace
+from heapq import heappop, heappush
 
 from pdserve.errors import InvariantViolation
 from router.core.messages import SequenceDelta
@@ -19,7 +20,8 @@ class TokenOrder:
         self.next_index = 0  # tokens accepted so far
         self.duplicates = 0  # tokens that came again
         self._max_ahead = max_ahead_tokens
-        self._ahead: dict[int, SequenceDelta] = {}  # by first index, all beyond next_index
+        self._ahead: list[tuple[int, int, SequenceDelta]] = []  # heap of (first index, arrival, delta)
+        self._num_arrived = 0
 
     @property
     def has_gap(self) -> bool:
@@ -46,22 +48,18 @@ class TokenOrder:
 
     def check(self) -> None:
         """Everything that waits lies beyond what is next."""
-        assert all(first > self.next_index for first in self._ahead), "a token that could go out waits"
+        assert all(first > self.next_index for first, _, _ in self._ahead), "a token that could go out waits"
 
     def _keep(self, delta: SequenceDelta) -> None:
-        known = self._ahead.get(delta.first_index)
-        if known is not None and known.end >= delta.end:
-            self.duplicates += len(delta.token_ids)
-            return
-        self._ahead[delta.first_index] = delta
-        waiting = sum(len(one.token_ids) for one in self._ahead.values())
+        self._num_arrived += 1
+        heappush(self._ahead, (delta.first_index, self._num_arrived, delta))
+        waiting = sum(max(1, len(one.token_ids)) for _, _, one in self._ahead)
         if waiting > self._max_ahead:
             raise InvariantViolation(f"{waiting} tokens wait for token {self.next_index}, limit {self._max_ahead}")
 
     def _pop_next(self) -> SequenceDelta | None:
-        for first in self._ahead:
-            if first <= self.next_index:
-                return self._ahead.pop(first)
+        if self._ahead and self._ahead[0][0] <= self.next_index:
+            return heappop(self._ahead)[2]
         return None
 
     def _trimmed(self, delta: SequenceDelta) -> SequenceDelta | None:
