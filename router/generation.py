@@ -37,7 +37,7 @@ from router.validation import (
     RequestDraft,
     check_model,
     check_priority,
-    check_prompt_text,
+    check_prompt_texts,
     check_prompt_tokens,
     deadline_after,
     resolve_request_id,
@@ -191,9 +191,14 @@ class FrontDesk:
         if isinstance(prompt, PromptTokens):
             check_prompt_tokens(prompt.ids, field, self.card, limits)
             return tuple(prompt.ids)
-        texts = [prompt.text] if isinstance(prompt, PromptText) else [m.content for m in prompt.messages]
-        check_prompt_text("".join(texts), field, self.card, limits, self.tokenizer.max_token_chars)
-        if sum(map(len, texts)) <= limits.max_inline_chars:
+        if isinstance(prompt, PromptText):
+            if not prompt.text:
+                raise RequestError(f"{field} is empty", field=field)
+            texts = [(field, prompt.text)]
+        else:
+            texts = [(f"{field}[{n}]", text) for n, message in enumerate(prompt.messages) for text in message.texts()]
+        num_chars = check_prompt_texts(texts, field, self.card, limits, self.tokenizer.max_token_chars)
+        if num_chars <= limits.max_inline_chars:
             ids = self._encode(prompt, field)
         else:
             ids = await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, prompt, field)

@@ -2,7 +2,7 @@
 
 from router.validation.draft import Prompt, PromptChat, PromptText, PromptTokens, RequestDraft, SamplingDraft, SloDraft
 from router.validation.identity import check_model, resolve_request_id, resolve_tenant
-from router.validation.prompt import check_prompt_text, check_prompt_tokens
+from router.validation.prompt import check_prompt_texts, check_prompt_tokens
 from router.validation.request import check_priority, deadline_after, resolve_sampling, resolve_slo
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "SloDraft",
     "check_model",
     "check_priority",
-    "check_prompt_text",
+    "check_prompt_texts",
     "check_prompt_tokens",
     "deadline_after",
     "resolve_request_id",

@@ -22,17 +22,23 @@ def check_unicode(field: str, text: str) -> None:
         raise RequestError(f"{field} holds a lone surrogate at character {error.start:,}", field=field) from None
 
 
-def check_prompt_text(text: str, field: str, card: ModelCard, limits: Limits, max_token_chars: int) -> None:
-    """Before it is tokenized: empty, not Unicode, or surely too long (no token is longer than max_token_chars)."""
-    if not text:
-        raise RequestError(f"{field} is empty", field=field)
-    check_unicode(field, text)
+def check_prompt_texts(
+    texts: Sequence[tuple[str, str]], field: str, card: ModelCard, limits: Limits, max_token_chars: int
+) -> int:
+    """Before (field, text) are tokenized: Unicode, and not surely too long (no token is longer than max_token_chars).
+
+    Returns the number of characters, all together.
+    """
+    num_chars = sum(len(text) for _, text in texts)
     limit = max_prompt_tokens(card, limits)
-    if len(text) > limit * max_token_chars:
-        at_least = -(-len(text) // max_token_chars)
+    if num_chars > limit * max_token_chars:
+        at_least = -(-num_chars // max_token_chars)
         raise PromptTooLong(
-            f"{field} has {len(text):,} characters, at least {at_least:,} tokens, limit {limit:,} tokens", field=field
+            f"{field} has {num_chars:,} characters, at least {at_least:,} tokens, limit {limit:,} tokens", field=field
         )
+    for name, text in texts:
+        check_unicode(name, text)
+    return num_chars
 
 
 def check_prompt_tokens(ids: Sequence[int], field: str, card: ModelCard, limits: Limits) -> None:

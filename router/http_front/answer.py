@@ -1,0 +1,123 @@
+"""Answering one generation request: whole or as server-sent events, for as long as the client is there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from starlette.types import Receive, Scope, Send
+
+from pdserve.errors import ServingError
+from router.generation import FrontDesk, Generation
+from router.http_front.dialect import Dialect, Whole
+from router.http_front.parsing import Asked
+from router.http_front.problem import json_response, problem_from, to_json
+from router.outbox import ChoiceEnd
+from router.text import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+EVENT_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # a proxy that collects events would undo the streaming
+]
+DONE = b"data: [DONE]\n\n"
+
+DialectOf = Callable[[Asked, Generation, str, Tokenizer], Dialect]
+
+
+class Answer:
+    """An ASGI application that serves one parsed request.
+
+    The status line waits for the first token or the first error, so that a refusal is an HTTP status and not an event.
+    """
+
+    def __init__(self, desk: FrontDesk, asked: Asked, dialect_of: DialectOf) -> None:
+        self._desk = desk
+        self._asked = asked
+        self._dialect_of = dialect_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not await while_connected(receive, self._serve(scope, receive, send)):
+            logger.info("499: the client left before its answer was complete")
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def send_event(body: bytes) -> None:
+            nonlocal started
+            if not started:
+                started = True
+                await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM_HEADERS})
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+        try:
+            async with self._desk.serve(self._asked.draft) as generation:
+                dialect = self._dialect_of(self._asked, generation, self._desk.card.served_name, self._desk.tokenizer)
+                if not self._asked.stream:
+                    body = dialect.whole(await _collect(generation))
+                else:
+                    await self._stream(generation, dialect, send_event)
+        except ServingError as error:
+            problem = problem_from(error)
+            if not started:
+                await problem.response()(scope, receive, send)
+                return
+            # The status line is out: the error is an event, and the stream ends without [DONE].
+            await send_event(_event(to_json(problem.body())))
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        # What the request held is free before its answer is on its way.
+        if not self._asked.stream:
+            await json_response(body)(scope, receive, send)
+        else:
+            await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+    async def _stream(
+        self, generation: Generation, dialect: Dialect, send_event: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        ends: dict[int, ChoiceEnd] = {}
+        while len(ends) < len(generation.requests):
+            updates = await generation.take()
+            await send_event(b"".join(_event(to_json(dialect.chunk(update))) for update in updates))
+            ends |= {update.index: update.end for update in updates if update.end is not None}
+        if self._asked.include_usage:
+            await send_event(_event(to_json(dialect.usage_chunk([ends[n] for n in sorted(ends)]))))
+
+
+async def _collect(generation: Generation) -> list[Whole]:
+    """Every choice to its end."""
+    choices = [Whole([]) for _ in generation.requests]
+    while any(choice.end is None for choice in choices):
+        for update in await generation.take():
+            choices[update.index].logprobs.extend(update.logprobs)
+            choices[update.index].end = update.end
+    return choices
+
+
+def _event(body: bytes) -> bytes:
+    return b"data: " + body + b"\n\n"
+
+
+async def while_connected(receive: Receive, work: Awaitable[None]) -> bool:
+    """Do the work unless the client leaves first, which cancels it; False: it left."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.create_task(_left(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            return True
+        return False
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    """Returns when the client is gone; its body has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,127 @@
+"""The routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from pdserve import __version__
+from pdserve.errors import NotFound, RequestError
+from router.generation import FrontDesk
+from router.http_front.answer import Answer, DialectOf
+from router.http_front.body import read_json_object
+from router.http_front.dialect import ChatDialect, CompletionDialect
+from router.http_front.gate import Gate
+from router.http_front.parsing import Asked, parse_chat, parse_completion
+from router.http_front.problem import HttpProblem, json_response, problem_from
+from router.limits import Limits
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+TENANT_HEADER = "x-pdserve-tenant"
+
+Parse = Callable[[Mapping[str, Any], str, Limits], Asked]
+
+
+def build_app(desk: FrontDesk, extra_routes: Sequence[BaseRoute] = ()) -> ASGIApp:
+    """The HTTP application over a desk; extra_routes (a dashboard, say) stand beside its own, behind the same gate."""
+    pages = Pages(desk)
+    routes = [
+        Route("/v1/completions", _generating(desk, parse_completion, CompletionDialect), methods=["POST"]),
+        Route("/v1/chat/completions", _generating(desk, parse_chat, ChatDialect), methods=["POST"]),
+        Route("/v1/models", pages.models),
+        Route("/v1/models/{model:path}", pages.model),
+        Route("/health", pages.health),
+        Route("/ping", pages.health),
+        Route("/ready", pages.ready),
+        Route("/metrics", pages.metrics),
+        Route("/version", pages.version),
+        *extra_routes,
+    ]
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(Gate, config=desk.config)],
+        exception_handlers={HTTPException: _unrouted, HttpProblem: _refused, Exception: _failed},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _generating(desk: FrontDesk, parse: Parse, dialect_of: DialectOf) -> Callable[[Request], Any]:
+    """An endpoint that reads one of the two bodies and answers in its dialect."""
+
+    async def endpoint(request: Request) -> Any:
+        body = await read_json_object(request, desk.config.limits)
+        try:
+            asked = parse(body, request.headers.get(TENANT_HEADER, ""), desk.config.limits)
+        except RequestError as error:
+            raise problem_from(error) from None
+        return Answer(desk, asked, dialect_of)
+
+    return endpoint
+
+
+class Pages:
+    """The endpoints that only show something."""
+
+    def __init__(self, desk: FrontDesk) -> None:
+        self._desk = desk
+
+    async def models(self, _request: Request) -> Response:
+        return json_response({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        if name != self._desk.card.served_name:
+            raise problem_from(NotFound("no such model is served", field="model"))
+        return json_response(self._model())
+
+    async def health(self, _request: Request) -> Response:
+        """Alive: the loop turns."""
+        return json_response({"status": "ok"})
+
+    async def ready(self, _request: Request) -> Response:
+        ready = self._desk.is_ready
+        return json_response({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
+
+    async def metrics(self, _request: Request) -> Response:
+        return Response(self._desk.core.metrics_text(), media_type=METRICS_TYPE)
+
+    async def version(self, _request: Request) -> Response:
+        return json_response({"version": __version__})
+
+    def _model(self) -> dict[str, Any]:
+        card = self._desk.card
+        return {
+            "id": card.served_name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "pdserve",
+            "root": card.served_name,
+            "parent": None,
+            "max_model_len": card.max_model_len,
+        }
+
+
+async def _unrouted(_request: Request, error: Exception) -> Response:
+    """No such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    return HttpProblem(error.status_code, error.detail, code, headers=error.headers or {}).response()
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HttpProblem)
+    return error.response()
+
+
+async def _failed(_request: Request, _error: Exception) -> Response:
+    """Our own bug; the server logs it, the client learns nothing of it."""
+    return HttpProblem(500, "internal error", "internal").response()

@@ -1,0 +1,220 @@
+"""What is sent of a generation: the shapes of OpenAI's two endpoints, streamed and whole.
+
+Dialect              id, usage, timing: what both share
+  CompletionDialect  choices[].text, logprobs in parallel lists
+  ChatDialect        choices[].message / delta, logprobs in a list of objects
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pdserve.sampling import TokenLogprobs
+from router.generation import Generation
+from router.http_front.parsing import Asked
+from router.interface import RouterRequest
+from router.outbox import ChoiceEnd, ChoiceUpdate
+from router.text import Tokenizer
+
+LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON has no number for (as vLLM)."""
+
+
+@dataclasses.dataclass(slots=True)
+class Whole:
+    """One choice, collected from its updates."""
+
+    logprobs: list[TokenLogprobs]
+    end: ChoiceEnd | None = None
+
+
+class Dialect(ABC):
+    """Formats one generation; keeps what a stream has said so far."""
+
+    id_prefix: str
+    chunk_object: str
+    whole_object: str
+
+    def __init__(self, asked: Asked, generation: Generation, model: str, tokenizer: Tokenizer) -> None:
+        self._asked = asked
+        self._requests: Sequence[RouterRequest] = generation.requests
+        self._tokenizer = tokenizer
+        self._id = self.id_prefix + generation.request_id
+        self._created = int(time.time())
+        self._model = model
+        self._num_tokens = [0] * len(generation.requests)
+        self._cached_tokens = [0] * len(generation.requests)
+
+    # ---- streamed ----
+
+    def chunk(self, update: ChoiceUpdate) -> dict[str, Any]:
+        """One event of the stream: the news of one choice."""
+        is_first = self._num_tokens[update.index] == 0
+        choice = self.streamed_choice(update, is_first)
+        self._count(update)
+        if self._asked.return_token_ids:
+            choice["token_ids"] = list(update.token_ids)
+        body = self._envelope(self.chunk_object, [choice])
+        if self._asked.continuous_usage:
+            body["usage"] = self._usage()
+        elif self._asked.include_usage:
+            body["usage"] = None
+        if update.end is not None:
+            self._add_timing(body, [update.end])
+        return body
+
+    def usage_chunk(self, ends: Sequence[ChoiceEnd]) -> dict[str, Any]:
+        """The last event, when usage was asked for."""
+        body = self._envelope(self.chunk_object, [])
+        body["usage"] = self._usage()
+        self._add_timing(body, ends)
+        return body
+
+    # ---- whole ----
+
+    def whole(self, choices: Sequence[Whole]) -> dict[str, Any]:
+        """The answer of a request that does not stream."""
+        shown = []
+        ends = []
+        for index, collected in enumerate(choices):
+            end = collected.end
+            assert end is not None
+            ends.append(end)
+            choice = self.whole_choice(index, end, collected.logprobs)
+            if self._asked.return_token_ids:
+                choice["token_ids"] = list(end.token_ids)
+            shown.append(choice)
+            self._num_tokens[index], self._cached_tokens[index] = len(end.token_ids), end.cached_tokens
+        body = self._envelope(self.whole_object, shown)
+        body["usage"] = self._usage()
+        self._add_timing(body, ends)
+        return body
+
+    # ---- each endpoint's own ----
+
+    @abstractmethod
+    def streamed_choice(self, update: ChoiceUpdate, is_first: bool) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def whole_choice(self, index: int, end: ChoiceEnd, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]: ...
+
+    # ---- shared ----
+
+    @property
+    def with_logprobs(self) -> bool:
+        return self._asked.draft.sampling.logprobs is not None
+
+    def _count(self, update: ChoiceUpdate) -> None:
+        self._num_tokens[update.index] += len(update.token_ids)
+        self._cached_tokens[update.index] = update.cached_tokens or self._cached_tokens[update.index]
+
+    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model, "choices": choices}
+
+    def _usage(self) -> dict[str, Any]:
+        """Each prompt counts once, however many choices continue it."""
+        prompts = [n for n, request in enumerate(self._requests) if request.sampling.choice_index == 0]
+        prompt_tokens = sum(len(self._requests[n].prompt_token_ids) for n in prompts)
+        completion_tokens = sum(self._num_tokens)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(self._cached_tokens[n] for n in prompts)},
+        }
+
+    def _add_timing(self, body: dict[str, Any], ends: Sequence[ChoiceEnd]) -> None:
+        """With several choices the first one's stand on top, and every one's in a list."""
+        if not self._asked.return_timing:
+            return
+        each = [_timing_of(end) for end in ends]
+        body["pdserve"] = each[0] if len(each) == 1 else each[0] | {"choices": each}
+
+
+class CompletionDialect(Dialect):
+    """/v1/completions"""
+
+    id_prefix = "cmpl-"
+    chunk_object = whole_object = "text_completion"
+
+    def __init__(self, asked: Asked, generation: Generation, model: str, tokenizer: Tokenizer) -> None:
+        super().__init__(asked, generation, model, tokenizer)
+        self._offsets = [0] * len(generation.requests)
+
+    def streamed_choice(self, update: ChoiceUpdate, is_first: bool) -> dict[str, Any]:
+        return self._choice(update.index, update.text, update.logprobs, update.end)
+
+    def whole_choice(self, index: int, end: ChoiceEnd, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
+        return self._choice(index, end.text, logprobs, end)
+
+    def _choice(
+        self, index: int, text: str, logprobs: Sequence[TokenLogprobs], end: ChoiceEnd | None
+    ) -> dict[str, Any]:
+        reason = None if end is None else end.finish_reason.value
+        shown = self._logprobs(index, logprobs) if self.with_logprobs else None
+        return {"index": index, "text": text, "logprobs": shown, "finish_reason": reason}
+
+    def _logprobs(self, index: int, entries: Sequence[TokenLogprobs]) -> dict[str, Any]:
+        show = self._tokenizer.token_text
+        tokens = [show(entry.token_id) for entry in entries]
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offsets[index])
+            self._offsets[index] += len(token)
+        return {
+            "tokens": tokens,
+            "token_logprobs": [_finite(entry.logprob) for entry in entries],
+            "top_logprobs": [{show(i): _finite(p) for i, p in _with_chosen(entry)} for entry in entries],
+            "text_offset": offsets,
+        }
+
+
+class ChatDialect(Dialect):
+    """/v1/chat/completions"""
+
+    id_prefix = "chatcmpl-"
+    chunk_object = "chat.completion.chunk"
+    whole_object = "chat.completion"
+
+    def streamed_choice(self, update: ChoiceUpdate, is_first: bool) -> dict[str, Any]:
+        delta: dict[str, Any] = {"role": "assistant", "content": update.text} if is_first else {"content": update.text}
+        return self._choice(update.index, "delta", delta, update.logprobs, update.end)
+
+    def whole_choice(self, index: int, end: ChoiceEnd, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
+        message = {"role": "assistant", "content": end.text, "refusal": None}
+        return self._choice(index, "message", message, logprobs, end)
+
+    def _choice(
+        self, index: int, key: str, message: dict[str, Any], logprobs: Iterable[TokenLogprobs], end: ChoiceEnd | None
+    ) -> dict[str, Any]:
+        shown = {"content": [self._logprob(e) for e in logprobs], "refusal": None} if self.with_logprobs else None
+        reason = None if end is None else end.finish_reason.value
+        return {"index": index, key: message, "logprobs": shown, "finish_reason": reason}
+
+    def _logprob(self, entry: TokenLogprobs) -> dict[str, Any]:
+        top = [self._token(token_id, logprob) for token_id, logprob in entry.top]
+        return self._token(entry.token_id, entry.logprob) | {"top_logprobs": top}
+
+    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        raw = list(self._tokenizer.token_bytes(token_id))
+        return {"token": self._tokenizer.token_text(token_id), "logprob": _finite(logprob), "bytes": raw}
+
+
+def _with_chosen(entry: TokenLogprobs) -> Iterable[tuple[int, float]]:
+    """OpenAI's list of the most likely tokens always has the chosen one."""
+    chosen = () if any(token_id == entry.token_id for token_id, _ in entry.top) else ((entry.token_id, entry.logprob),)
+    return (*entry.top, *chosen)
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, LEAST_LOGPROB)
+
+
+def _timing_of(end: ChoiceEnd) -> dict[str, Any]:
+    verdict = end.verdict
+    slo = {"met_ttft": verdict.met_ttft, "met_tpot": verdict.met_tpot, "blame": verdict.blame.value}
+    return {"timing": dataclasses.asdict(end.timing), "slo": slo}

@@ -1,0 +1,209 @@
+"""The two OpenAI request bodies as one draft."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pdserve.errors import BadSampling, RequestError
+from router.http_front import known_fields
+from router.http_front.fields import Fields, as_integers, as_list, as_object, as_string, wrong_type
+from router.limits import Limits
+from router.text import ROLES, ChatMessage
+from router.validation import Prompt, PromptChat, PromptText, PromptTokens, RequestDraft, SamplingDraft, SloDraft
+
+COMPLETIONS_MAX_TOKENS = 16
+"""OpenAI's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request to one of the two endpoints."""
+
+    draft: RequestDraft
+    stream: bool
+    include_usage: bool  # in an event of its own, last
+    continuous_usage: bool  # in every event
+    return_token_ids: bool
+    return_timing: bool
+
+
+def parse_completion(body: Mapping[str, Any], tenant: str, limits: Limits) -> Asked:
+    """Raises RequestError naming the field at fault."""
+    fields = Fields(body)
+    fields.accept_only(known_fields.COMPLETIONS)
+    prompts = _prompts(fields.raw("prompt"), limits)
+    return _asked(fields, prompts, "prompt", fields.integer("logprobs"), COMPLETIONS_MAX_TOKENS, tenant)
+
+
+def parse_chat(body: Mapping[str, Any], tenant: str, limits: Limits) -> Asked:
+    """Raises RequestError naming the field at fault."""
+    fields = Fields(body)
+    fields.accept_only(known_fields.CHAT)
+    messages = _messages(fields.raw("messages"), limits)
+    top = fields.integer("top_logprobs")
+    wanted = fields.boolean("logprobs")
+    if top is not None and not 0 <= top <= limits.max_logprobs:
+        raise BadSampling(f"top_logprobs is {top:,}, allowed 0 to {limits.max_logprobs}", field="top_logprobs")
+    if top and not wanted:
+        raise BadSampling("top_logprobs needs logprobs to be true", field="top_logprobs")
+    logprobs = (top or 0) if wanted else None
+    return _asked(fields, (PromptChat(messages),), "messages", logprobs, None, tenant)
+
+
+def _asked(
+    fields: Fields,
+    prompts: tuple[Prompt, ...],
+    prompt_field: str,
+    logprobs: int | None,
+    max_tokens: int | None,
+    tenant: str,
+) -> Asked:
+    """What both endpoints share; reads the last fields, so that what is left is unknown."""
+    num_choices = fields.integer("n")
+    num_choices = 1 if num_choices is None else num_choices
+    best_of = fields.integer("best_of")
+    if best_of is not None and best_of != num_choices:
+        raise RequestError("best_of is not supported unless it equals n", field="best_of")
+    stream = fields.boolean("stream")
+    include_usage, continuous_usage = _stream_options(fields, stream)
+    draft = RequestDraft(
+        prompts=prompts,
+        sampling=_sampling(fields, logprobs),
+        default_temperature=1.0,
+        default_max_tokens=max_tokens,
+        use_generation_config=True,
+        prompt_field=prompt_field,
+        request_id=fields.string("request_id") or "",
+        model=fields.string("model") or "",
+        num_choices=num_choices,
+        slo=_slo(fields),
+        priority=fields.integer("priority") or 0,
+        tenant=tenant,
+    )
+    asked = Asked(
+        draft, stream, include_usage, continuous_usage,
+        fields.boolean("return_token_ids"), fields.boolean("return_timing"),
+    )  # fmt: skip
+    fields.refuse_unknown()
+    return asked
+
+
+def _sampling(fields: Fields, logprobs: int | None) -> SamplingDraft:
+    max_tokens, newer = fields.integer("max_tokens"), fields.integer("max_completion_tokens")
+    if max_tokens is not None and newer is not None and max_tokens != newer:
+        raise BadSampling("max_tokens and max_completion_tokens differ; give one", field="max_completion_tokens")
+    return SamplingDraft(
+        temperature=fields.number("temperature"),
+        top_p=fields.number("top_p"),
+        top_k=fields.integer("top_k"),
+        min_p=fields.number("min_p"),
+        repetition_penalty=fields.number("repetition_penalty"),
+        presence_penalty=fields.number("presence_penalty"),
+        frequency_penalty=fields.number("frequency_penalty"),
+        seed=fields.integer("seed"),
+        logit_bias=_logit_bias(fields),
+        max_tokens=max_tokens if newer is None else newer,
+        min_tokens=fields.integer("min_tokens"),
+        stop=fields.strings("stop"),
+        stop_token_ids=fields.integers("stop_token_ids"),
+        ignore_eos=fields.boolean("ignore_eos"),
+        logprobs=logprobs,
+    )
+
+
+def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
+    bias = fields.object("logit_bias")
+    if bias is None:
+        return ()
+    entries = []
+    for key in bias.names():
+        if not key.isdecimal() or not key.isascii() or len(key) > 19:
+            raise BadSampling(f"logit_bias has a key that is no token id: {key[:32]!a}", field="logit_bias")
+        value = bias.number(key)
+        if value is None:
+            wrong_type(bias.path_of(key), "a number", None)
+        entries.append((int(key), value))
+    return tuple(entries)
+
+
+def _stream_options(fields: Fields, stream: bool) -> tuple[bool, bool]:
+    options = fields.object("stream_options")
+    if options is None:
+        return False, False
+    if not stream:
+        raise RequestError("stream_options needs stream to be true", field="stream_options")
+    options.accept_only({"include_obfuscation": lambda value: value is False})
+    chosen = options.boolean("include_usage"), options.boolean("continuous_usage_stats")
+    options.refuse_unknown()
+    return chosen
+
+
+def _slo(fields: Fields) -> SloDraft:
+    slo = fields.object("slo")
+    if slo is None:
+        return SloDraft()
+    draft = SloDraft(slo.string("class") or "", slo.number("ttft_s"), slo.number("tpot_s"))
+    slo.refuse_unknown()
+    return draft
+
+
+def _prompts(value: Any, limits: Limits) -> tuple[Prompt, ...]:
+    """Text, token ids, or a list of either."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (PromptText(value),)
+    items = as_list(value, "prompt")
+    if not items:
+        raise RequestError("prompt is an empty list", field="prompt")
+    if not isinstance(items[0], (str, list)):
+        return (PromptTokens(as_integers(items, "prompt")),)
+    if len(items) > limits.max_prompts:
+        raise RequestError(f"prompt has {len(items):,} prompts, limit {limits.max_prompts}", field="prompt")
+    return tuple(_one_prompt(item, f"prompt[{n}]") for n, item in enumerate(items))
+
+
+def _one_prompt(item: Any, path: str) -> Prompt:
+    return PromptText(item) if isinstance(item, str) else PromptTokens(as_integers(item, path))
+
+
+def _messages(value: Any, limits: Limits) -> tuple[ChatMessage, ...]:
+    if value is None:
+        raise RequestError("messages is missing", field="messages")
+    items = as_list(value, "messages")
+    if not 1 <= len(items) <= limits.max_messages:
+        raise RequestError(
+            f"messages has {len(items):,} messages, allowed 1 to {limits.max_messages:,}", field="messages"
+        )
+    return tuple(_message(item, f"messages[{n}]") for n, item in enumerate(items))
+
+
+def _message(item: Any, path: str) -> ChatMessage:
+    fields = Fields(as_object(item, path), path)
+    fields.accept_only(known_fields.MESSAGE)
+    role = fields.string("role")
+    if role not in ROLES:
+        raise RequestError(f"{path}.role must be one of {', '.join(ROLES)}", field=f"{path}.role")
+    message = ChatMessage(role, _content(fields.raw("content"), f"{path}.content"), fields.string("name"))
+    fields.refuse_unknown()
+    return message
+
+
+def _content(value: Any, path: str) -> str:
+    """Text, or parts that are all text, one per line (as vLLM joins them)."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        raise RequestError(f"{path} is missing", field=path)
+    if not isinstance(value, list):
+        wrong_type(path, "a string or a list of parts", value)
+    texts = []
+    for n, item in enumerate(value):
+        part = Fields(as_object(item, f"{path}[{n}]"), f"{path}[{n}]")
+        if part.string("type") != "text":
+            raise RequestError(f"{path}[{n}].type: only text is supported", field=f"{path}[{n}].type")
+        texts.append(as_string(part.raw("text"), f"{path}[{n}].text"))
+        part.refuse_unknown()
+    return "\n".join(texts)
