@@ -46,23 +46,24 @@ class RendezvousStore(Store):
         super().__init__()
         self._rendezvous = rendezvous
         self._timeout_s = timeout_s
-        self._own: dict[str, bytes] = {}
+        self._known: dict[str, bytes] = {}  # our own keys and those already fetched
 
     def set(self, key: str, value: str | bytes) -> None:
         raw = value.encode() if isinstance(value, str) else bytes(value)
-        self._own[key] = raw
+        self._known[key] = raw
         self._rendezvous.set(f"gloo/{key}", raw)
 
     def get(self, key: str) -> bytes:
-        own = self._own.get(key)
-        return own if own is not None else self._rendezvous.get(f"gloo/{key}", self._timeout_s)
+        if key not in self._known:
+            self._known[key] = self._rendezvous.get(f"gloo/{key}", self._timeout_s)
+        return self._known[key]
 
     def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
         for key in keys:
             self.get(key)
 
     def check(self, keys: list[str]) -> bool:
-        return all(key in self._own for key in keys)
+        return all(key in self._known for key in keys)
 
 
 class GlooDevice:

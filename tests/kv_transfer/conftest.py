@@ -118,7 +118,7 @@ class Wire:
         """What each end says to being opened with its own idea of the pair; None is success. All are closed again."""
         a, b = MemoryRendezvous.couple()
         transport = self.transport(timeout_s=timeout_s)
-        memories = self.memories(8, 64)
+        memories = [random_memory(8, pair.block_bytes if pair else 64, 1) for pair in (sources, targets)]
         ends = [
             transport.open_source(sources, a, memories[0]) if sources else None,
             transport.open_target(targets, b, memories[1]) if targets else None,

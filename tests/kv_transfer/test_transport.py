@@ -186,12 +186,12 @@ def test_a_descriptor_of_something_else_is_refused(digest_wire: Wire, field: str
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("field", ["nonce", "epoch"])
-def test_two_ends_of_different_pairs_do_not_open(wire: Wire, field: str) -> None:
+@pytest.mark.parametrize(("field", "value"), [("nonce", bytes(16)), ("epoch", 99), ("block_bytes", 128)])
+def test_two_ends_of_different_pairs_do_not_open(wire: Wire, field: str, value: object) -> None:
     """A mix-up of peers ends before the first byte, on both sides, and in time."""
 
     async def main() -> None:
-        outcomes = await soon(wire.open_mismatched(**{field: bytes(16) if field == "nonce" else 99}))
+        outcomes = await soon(wire.open_mismatched(**{field: value}))
         target_says = outcomes[1]
         assert isinstance(target_says, IncompatiblePeer | PeerLost)
 
