@@ -28,7 +28,8 @@ from pdserve.exit import ExitCode, StartError
 from pdserve.ids import PROTOCOL_VERSION, host_id, new_boot_id
 from pdserve.settings import ConfigError, split_address
 from pdserve.v1 import worker_pb2 as pb
-from worker.build import BuiltEngine, build_engine
+from worker.assembly import BuiltEngine
+from worker.build import build_engine
 from worker.peers import PeerConnector
 from worker.policy import RolePolicy
 from worker.runtime import Worker

@@ -21,7 +21,8 @@ from pdserve.v1 import worker_pb2 as pb
 from pdserve.v1 import worker_pb2_grpc
 from pdserve.wire import key_to_proto, sampling_to_proto
 from prefill_worker.policy import PREFILL
-from worker.build import BuiltEngine, build_engine
+from worker.assembly import BuiltEngine
+from worker.build import build_engine
 from worker.process import Ready, run_worker
 
 SECRET = "s3cret"
@@ -156,8 +157,8 @@ def launch_workers(tmp_path: Path) -> Launch:
         coefficients = ("per_prefill_token_s", "per_decode_sequence_s", "per_context_token_s")
         profile.write_text(json.dumps({"base_s": step_s, **dict.fromkeys(coefficients, 0.0)}))
         settings = {"block_size": 4, "max_num_seqs": 32, "max_num_batched_tokens": 64, "max_model_len": 512,
-                    "kv_bytes": 200_000 if model is None else 8 << 20, "kv_transport": transport, "dtype": "float32", "threads": 1,
-                    "mock": str(profile) if model is None else None, **changes}  # fmt: skip
+                    "kv_bytes": 200_000 if model is None else 8 << 20, "kv_transport": transport, "dtype": "float32",
+                    "threads": 1, "mock": str(profile) if model is None else None, **changes}  # fmt: skip
         config = WorkerConfig(**settings)  # type: ignore[arg-type]
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:

@@ -16,7 +16,7 @@ from pdserve.v1 import inference_pb2
 from pdserve.v1 import worker_pb2 as pb
 
 Launch = Callable[..., AbstractAsyncContextManager[Any]]
-TRANSPORTS = ["shm"]
+TRANSPORTS = ["shm", "gloo"]
 
 
 def prompt(rng: random.Random, n: int) -> list[int]:
