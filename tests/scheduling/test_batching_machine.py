@@ -185,7 +185,9 @@ def test_every_promise_holds_whatever_happens(make_world: Any) -> None:
 def _walk(make_world: Any, seed: int, num_acts: int) -> Any:
     """One world under pressure: more sequences than it has room for, and an outside that does anything at any time."""
     rng = random.Random(seed)
-    seats, block_size, num_blocks = rng.randint(1, 6), rng.randint(1, 4), rng.randint(5, 24)
+    longest = rng.choice([3, 16])  # of the prompts: short ones come in numbers, grow, and are preempted
+    seats, block_size = rng.randint(1 if longest > 3 else 3, 6), rng.randint(1, 4)
+    num_blocks = rng.randint(5, 24 if longest > 3 else 10)
     world = make_world(
         num_blocks=num_blocks, block_size=block_size, max_num_seqs=seats,
         max_num_batched_tokens=seats + rng.randint(0, 12), max_model_len=rng.choice([16, 24, 40]),
@@ -194,7 +196,6 @@ def _walk(make_world: Any, seed: int, num_acts: int) -> Any:
     )  # fmt: skip
     modes = rng.choice([[m] for m in SequenceMode] + [list(SequenceMode)] * 2)
     chaos = rng.choice([0.02, 0.1, 0.3])  # how often something ends before its time
-    longest = rng.choice([3, 16])  # short prompts grow, and are preempted
     for _ in range(num_acts):
         if rng.random() < 0.3:
             _add(world, rng, rng.choice(modes), longest)
