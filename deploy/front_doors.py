@@ -127,12 +127,13 @@ def front_config(config: RouterConfig) -> FrontConfig:
 async def _serve_http(desk: FrontDesk, address: str) -> HttpDoor | None:
     """The HTTP door, or None where its libraries are not installed: gRPC serves alone then."""
     try:
-        from router.http_front import serve_http
-    except ImportError as error:
-        log.warning("no HTTP: %s", error)
+        from router.http_front import build_app, serve_http
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in {"starlette", "uvicorn"}:
+            raise
+        log.warning("no HTTP: %s is not installed", error.name)
         return None
-    door: HttpDoor = await serve_http(desk, address)
-    return door
+    return await serve_http(build_app(desk), *split_address(address))
 
 
 def _with_port(address: str, port: int) -> str:

@@ -19,6 +19,7 @@ from scheduling.latency import load_profile
 log = logging.getLogger(__name__)
 
 CPU_KV_BYTES = 1 << 30
+MOCK_KV_BYTES = 1 << 26  # its KV is small: a million tokens
 CPU_KV_SHARE = 0.25  # of the available memory, over all workers
 CPU_CONTEXT = 8192  # the default context on a CPU at most: a pool of CPU_KV_BYTES holds it with most models
 NO_LIMIT_CONTEXT = 8192  # of a model that names none
@@ -127,7 +128,9 @@ def _defaults(worker: WorkerConfig, num_workers: int) -> WorkerConfig:
     elif cpu and worker.dtype == "float32" and threads > 1:
         log.warning("--threads is %d: with more than 1, tokens may depend on what else is in a step", threads)
     if kv_bytes is None and (cpu or worker.mock is not None):
-        kv_bytes = min(CPU_KV_BYTES, int(available_bytes() * CPU_KV_SHARE) // num_workers)
+        kv_bytes = min(
+            CPU_KV_BYTES if worker.mock is None else MOCK_KV_BYTES, int(available_bytes() * CPU_KV_SHARE) // num_workers
+        )
     return replace(
         worker,
         threads=threads,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # loading it takes seconds, which workers use to load too
 
 log = logging.getLogger(__name__)
 
-WORKER_STOP_S = 5.0
+WORKER_STOP_S = 8.0
 
 
 class LocalServing:

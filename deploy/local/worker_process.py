@@ -160,7 +160,8 @@ class WorkerProcess:
         assert stderr is not None
         prefix = f"[{self.worker_id}] "
         while line := await _read_line(stderr):
-            sys.stderr.write(prefix + line.decode("utf-8", "replace").rstrip("\r\n") + "\n")
+            shown = line.decode("utf-8", "replace").rstrip("\r\n").rsplit("\r", 1)[-1]  # of a progress bar its end
+            sys.stderr.write(prefix + shown + "\n")
             sys.stderr.flush()
 
 

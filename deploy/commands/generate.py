@@ -1,0 +1,81 @@
+"""`pdserve generate PROMPT`: a completion, as it comes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from contextlib import closing
+
+from pdserve.client import Client, Completion, GenerateOptions
+from pdserve.errors import NotFound, RequestError, ServingError, StatusCode, Unauthenticated
+from pdserve.exit import ExitCode, StartError
+from pdserve.settings import address_problems
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """PROMPT, the server, and the sampling parameters."""
+    parser.add_argument("prompt", metavar="PROMPT", help="text to continue; - reads standard input")
+    server = os.environ.get("PDSERVE_SERVER", DEFAULT_SERVER)
+    parser.add_argument("--server", default=server, metavar="HOST:PORT", help="gRPC address (default: %(default)s)")
+    parser.add_argument("--api-key", default=os.environ.get("PDSERVE_API_KEY"), help="the server's key")
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="at most (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, metavar="X", help="0 is greedy (default: 0)")
+    parser.add_argument("--top-p", type=float, metavar="X", help="nucleus mass (default: 1)")
+    parser.add_argument("--top-k", type=int, metavar="N", help="most likely tokens to choose from (default: all)")
+    parser.add_argument("--min-p", type=float, metavar="X", help="least probability, relative to the best (default: 0)")
+    parser.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1 repeats less (default: 1)")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends the text; may be repeated")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on past the end of sequence")
+    parser.add_argument("--timeout-s", type=float, default=600.0, metavar="S", help="deadline (default: %(default)s)")
+    parser.add_argument("--stats", action="store_true", help="then tell on standard error how long it took")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Stream the text to standard output; raises StartError when the server refuses or cannot be reached."""
+    bad = address_problems("--server", args.server)
+    if bad:
+        raise StartError(bad[0], ExitCode.CONFIG)
+    options = GenerateOptions(
+        max_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k,
+        min_p=args.min_p, repetition_penalty=args.repetition_penalty, seed=args.seed, stop=args.stop,
+        ignore_eos=args.ignore_eos, timeout_s=args.timeout_s,
+    )  # fmt: skip
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    try:
+        completion = _stream(args, prompt, options)
+    except (ServingError, ValueError) as error:
+        raise _failure(args.server, error) from None
+    if args.stats:
+        print(_stats(completion), file=sys.stderr)
+    return ExitCode.OK
+
+
+def _stream(args: argparse.Namespace, prompt: str, options: GenerateOptions) -> Completion:
+    with Client(args.server, api_key=args.api_key) as client, closing(client.stream(prompt, options)) as events:  # type: ignore[type-var]
+        for event in events:
+            if isinstance(event, Completion):
+                print(flush=True)
+                return event
+            sys.stdout.write(event.text)
+            sys.stdout.flush()
+    raise StartError("the server ended the stream early")
+
+
+def _failure(server: str, error: ServingError | ValueError) -> StartError:
+    """What the caller did wrong is 2, as for any argument; everything else failed."""
+    if isinstance(error, ServingError) and error.status is StatusCode.UNAVAILABLE:
+        return StartError(f"--server is {server}; it cannot serve: {error}")
+    callers_fault = isinstance(error, RequestError | ValueError) and not isinstance(error, NotFound | Unauthenticated)
+    return StartError(str(error), ExitCode.CONFIG if callers_fault else ExitCode.FAILED)
+
+
+def _stats(done: Completion) -> str:
+    timing = done.timing
+    return (
+        f"{done.prompt_tokens} + {len(done.token_ids)} tokens, {done.finish_reason.value}; "
+        f"TTFT {timing.ttft_s:.3f} s, TPOT {timing.tpot_s:.4f} s, {timing.prefill_worker} -> {timing.decode_worker}"
+    )
