@@ -29,26 +29,22 @@ from pdserve.errors import (
     BadSampling,
     DeadlineExceeded,
     InvariantViolation,
-    NoFreeBlocks,
     PromptTooLong,
     QueueFull,
     RequestError,
-    ServingError,
 )
 from pdserve.ids import SequenceKey
-from pdserve.sampling import FinishReason, SampledToken
 from scheduling.batch import Batch, FirstTokenTiming, ReadyBlocks, SchedulerConfig, SequenceUpdate
 from scheduling.batch_forming import BatchFormer
 from scheduling.blocks import BlockCounts, BlockPool
-from scheduling.prefix import extend_hashes
 from scheduling.sequence import Sequence, SequenceMode, SequenceState
 from scheduling.sequence_table import SequenceTable
-from scheduling.step import SequenceStep, StepResult
+from scheduling.step import StepResult
+from scheduling.step_results import ResultBook
 
 __all__ = ["Batch", "FirstTokenTiming", "ReadyBlocks", "Scheduler", "SchedulerConfig", "SequenceUpdate"]
 
 S = SequenceState
-_ON, _STOP, _LENGTH = (None, None), (FinishReason.STOP, None), (FinishReason.LENGTH, None)
 
 
 class Scheduler:
@@ -62,9 +58,9 @@ class Scheduler:
         self._clock = clock
         self._table = SequenceTable(blocks)
         self._former = BatchFormer(config, self._table, clock)
+        self._results = ResultBook(self._table, clock)
         self._in_flight: Batch | None = None
         self._stepped: list[Sequence] = []  # the sequences of the batch in flight
-        self._capacity_tokens = blocks.num_blocks * blocks.block_size
         self._next_deadline_s = math.inf  # no live sequence has an earlier one
 
     # ---- calls from outside, at any time ----
@@ -91,13 +87,7 @@ class Scheduler:
         seq = self._known(key, S.RESERVED)
         if seq is None:
             return None
-        seq.committed_s = self._clock.now()
-        self._table.move(seq, S.RUNNING)
-        seq.num_computed_tokens = len(seq.token_ids)
-        seq.num_given_tokens += 1
-        self._publish(seq)
-        finish_reason, error = self._append(seq, first_token_id)
-        return [self._end(seq, finish_reason, error)] if finish_reason or error else []
+        return self._results.enter_commit(seq, first_token_id)
 
     def release(self, key: SequenceKey) -> bool:
         """PREFILL: the peer has read everything; the blocks are freed. False when that was done before."""
@@ -139,7 +129,7 @@ class Scheduler:
         late = [seq for seq in live if seq.deadline_s <= now_s]
         self._next_deadline_s = min((seq.deadline_s for seq in live if seq.deadline_s > now_s), default=math.inf)
         message = "the deadline passed while the sequence was"
-        return [self._end(seq, None, DeadlineExceeded(f"{message} {seq.state.value}")) for seq in late]
+        return [self._results.end(seq, None, DeadlineExceeded(f"{message} {seq.state.value}")) for seq in late]
 
     # ---- the step ----
 
@@ -167,40 +157,27 @@ class Scheduler:
         for seq, step, result in zip(stepped, batch.steps, results, strict=True):
             seq.in_step = False
             if seq.state is S.RUNNING:
-                update = self._absorb(seq, step, result, now_s)
+                update = self._results.enter_result(seq, step, result, now_s)
                 if update is not None:
                     updates.append(update)
             elif seq.state is S.DRAINING:
                 self._table.move(seq, S.FINISHED)
         return updates
 
-    def _absorb(self, seq: Sequence, step: SequenceStep, result: StepResult, now_s: float) -> SequenceUpdate | None:
-        if isinstance(result, ServingError):
-            return self._fail(seq, result)
-        if (result is None) is not (step.sample is None):
-            return self._fail(seq, InvariantViolation("the step runner sampled where it should not, or the reverse"))
-        seq.num_computed_tokens = num_computed = step.start + len(step.token_ids)
-        if num_computed // self.blocks.block_size > seq.num_published_blocks:
-            self._publish(seq)
-        if result is None:
-            ready = self._ready_blocks(seq, num_computed // self.blocks.block_size)
-            return None if ready is None else SequenceUpdate(seq.key, ready_blocks=ready)
-        index = num_computed - seq.num_prompt_tokens
-        timing = self._first_token_timing(seq, now_s) if num_computed == seq.num_given_tokens else None
-        finish_reason, error = self._append(seq, result.token_id)
-        if finish_reason is not None or error is not None:
-            return self._end(seq, finish_reason, error, index, result, timing)
-        if seq.mode is not SequenceMode.PREFILL:
-            return SequenceUpdate(seq.key, index, result, None, None, None, timing)
-        ready = self._ready_blocks(seq, len(seq.block_ids))
-        self._table.move(seq, S.HELD)
-        return SequenceUpdate(seq.key, index, result, ready_blocks=ready, first_token_timing=timing)
-
     # ---- views ----
 
     def get(self, key: SequenceKey) -> Sequence | None:
         """A live sequence, to read; None once it is finished."""
         return self._table.get(key)
+
+    def live_keys(self) -> list[SequenceKey]:
+        """Of every sequence that is not finished."""
+        return [seq.key for seq in self._table]
+
+    @property
+    def next_deadline_s(self) -> float:
+        """`expire` has nothing to do before this, on the scheduler's clock; inf: no deadline."""
+        return self._next_deadline_s
 
     @property
     def num_running(self) -> int:
@@ -279,59 +256,3 @@ class Scheduler:
             self.stale_calls += 1
             return None
         return seq
-
-    def _append(self, seq: Sequence, token_id: int) -> tuple[FinishReason | None, ServingError | None]:
-        """Add an output token; whether and why that ends the sequence."""
-        token_ids = seq.token_ids
-        index = len(token_ids) - seq.num_prompt_tokens
-        token_ids.append(token_id)
-        if token_id in seq.end_token_ids and index >= seq.sampling.min_tokens:
-            return _STOP
-        if len(token_ids) >= seq.max_total_tokens:
-            return _LENGTH
-        if len(token_ids) > self._capacity_tokens and seq.may_grow:
-            most = self._capacity_tokens
-            return None, NoFreeBlocks(f"sequence has {len(token_ids):,} tokens, the KV pool holds {most:,} in all")
-        return _ON
-
-    def _publish(self, seq: Sequence) -> None:
-        """Offer the blocks that have become full to the prefix cache; their KV is computed."""
-        full = seq.num_computed_tokens // self.blocks.block_size
-        if self.blocks.prefix_caching:
-            extend_hashes(seq.hashes, seq.token_ids, self.blocks.block_size, seq.salt)
-            for index in range(seq.num_published_blocks, full):
-                self.blocks.publish(seq.block_ids[index], seq.hashes[index])
-        seq.num_published_blocks = full
-
-    def _ready_blocks(self, seq: Sequence, end: int) -> ReadyBlocks | None:
-        """PREFILL: the blocks before `end` that no update has told of."""
-        first = seq.num_ready_blocks
-        if seq.mode is not SequenceMode.PREFILL or end == first:
-            return None
-        seq.num_ready_blocks = end
-        block_ids = tuple(seq.block_ids[first:end])
-        return ReadyBlocks(first, block_ids, tuple(self.blocks.generations[block_id] for block_id in block_ids))
-
-    def _first_token_timing(self, seq: Sequence, now_s: float) -> FirstTokenTiming:
-        assert seq.first_step_s is not None
-        begin_s = seq.arrival_s if seq.committed_s is None else seq.committed_s
-        return FirstTokenTiming(seq.first_step_s - begin_s, now_s - seq.first_step_s, seq.cached_tokens)
-
-    def _fail(self, seq: Sequence, error: ServingError) -> SequenceUpdate:
-        """End a sequence whose numbers went wrong: none of its blocks may serve another."""
-        self.blocks.forget(seq.block_ids)
-        return self._end(seq, None, error)
-
-    def _end(
-        self,
-        seq: Sequence,
-        finish_reason: FinishReason | None,
-        error: ServingError | None,
-        output_index: int | None = None,
-        token: SampledToken | None = None,
-        timing: FirstTokenTiming | None = None,
-    ) -> SequenceUpdate:
-        holds_blocks = self._table.retire(seq)
-        return SequenceUpdate(
-            seq.key, output_index, token, finish_reason, error, first_token_timing=timing, holds_blocks=holds_blocks
-        )

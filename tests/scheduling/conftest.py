@@ -193,9 +193,13 @@ class World:
     def schedule(self) -> Batch:
         waiting = [seq for seq in self.all.values() if seq.state is SequenceState.WAITING]
         running = [seq for seq in self.all.values() if seq.state is SequenceState.RUNNING]
+        generations = list(self.pool.generations)
         batch = self.scheduler.schedule()
         if batch.steps:
             self.batch = batch
+        for seq in waiting:
+            for block_id in seq.block_ids[seq.num_cached_blocks :]:
+                assert self.pool.generations[block_id] > generations[block_id], f"block {block_id} given unmarked"
         for seq in batch.reserved:
             assert seq.state is SequenceState.RESERVED
             self.targets[seq.key] = seq.block_ids[seq.num_cached_blocks :]
