@@ -103,15 +103,19 @@ class GlooLink:
         """Meet the peer and exchange hellos. Blocks; PeerLost or IncompatiblePeer."""
         self._peer = 1 - rank
         self._timeout = timedelta(seconds=timeout_s)
+        self._group: ProcessGroupGloo | None = None
         self._watcher: threading.Thread | None = None
         self._works: list[Work] = []  # kept until the end
         self._sentinel_frame = frame_tensor()
         try:
-            self._group: ProcessGroupGloo | None = self._connect(rank, rendezvous, device, timeout_s)
+            self._group = self._connect(rank, rendezvous, device, timeout_s)
             self._works.append(self.receive(self._sentinel_frame, _SENTINEL_TAG))
             self._greet(pair)
-        except RuntimeError as error:
-            raise PeerLost(f"no gloo pair: {error}") from error
+        except BaseException as error:
+            self.close()  # whoever keeps the error must not keep the group's thread
+            if isinstance(error, RuntimeError):
+                raise PeerLost(f"no gloo pair: {error}") from error
+            raise
 
     def _connect(
         self, rank: int, rendezvous: Rendezvous, device: ProcessGroupGloo.Device, timeout_s: float
@@ -132,7 +136,6 @@ class GlooLink:
             self.finish(answer)
             expect(read_frame(theirs), ours)
         except TransferCorrupt as error:
-            self.shutdown()
             raise IncompatiblePeer(f"the gloo peer is another: {error}") from error
 
     def send(self, tensor: torch.Tensor, tag: int) -> Work:

@@ -109,6 +109,12 @@ class Wire:
     def transport(self, faults: Faults | None = None, timeout_s: float = 5.0) -> Transport:
         return self.make(faults or Faults(), timeout_s)
 
+    def new_pair(self, block_bytes: int) -> PairInfo:
+        return new_pair(block_bytes)
+
+    def rendezvous(self) -> tuple[MemoryRendezvous, MemoryRendezvous]:
+        return MemoryRendezvous.couple()
+
     def memories(self, num_blocks: int, block_bytes: int) -> tuple[KvMemory, KvMemory]:
         return random_memory(num_blocks, block_bytes, 1), random_memory(num_blocks, block_bytes, 2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -84,6 +85,41 @@ def test_a_block_that_stays_is_copied() -> None:
         target = PullTarget("test", _TurningPool(3), memory, Flag(asyncio.get_running_loop()), lambda: None)  # type: ignore[arg-type]
         await asyncio.wait_for(target.post(1, [BlockMove(0, 0, 0, 7, 0)]).wait(), 5)
         assert memory.data == bytes(64)
+        await target.close()
+
+    asyncio.run(main())
+
+
+class _SlowGenerations:
+    """Holds every look until it is let go."""
+
+    def __init__(self) -> None:
+        self.looked_at = threading.Event()
+        self.let_go = threading.Event()
+
+    def __getitem__(self, block: int) -> int:
+        self.looked_at.set()
+        assert self.let_go.wait(10)
+        return 7
+
+
+def test_a_cancelled_waiter_is_held_until_the_copy_has_ended() -> None:
+    """The copy is under way when its waiter is cancelled: the blocks are given back only after it."""
+
+    async def main() -> None:
+        pool = _TurningPool(0)
+        pool.generations = slow = _SlowGenerations()  # type: ignore[assignment]
+        target = PullTarget("test", pool, KvMemory(1, 64), Flag(asyncio.get_running_loop()), lambda: None)  # type: ignore[arg-type]
+        receipt = target.post(1, [BlockMove(0, 0, 0, 7, 0)])
+        waiting = asyncio.ensure_future(receipt.wait())
+        assert await asyncio.to_thread(slow.looked_at.wait, 10)
+        waiting.cancel()
+        done, _ = await asyncio.wait([waiting], timeout=0.1)
+        assert not done and not receipt.is_settled
+        slow.let_go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(waiting, 10)
+        assert receipt.is_settled
         await target.close()
 
     asyncio.run(main())
