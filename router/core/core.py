@@ -168,7 +168,6 @@ class Core:
         log.info("worker %s (%s, %s) is up at %s", worker.id, identity.role.value, identity.device, identity.address)
         self._unseen.discard(identity.address)
         self._changed.set()
-        reason = "the router stopped"
         try:
             async for event in worker.session.events():
                 worker.heard_s = self.clock.now()
@@ -177,19 +176,12 @@ class Core:
                 else:
                     self.requests.handle(worker, event)
         except ServingError as error:
-            reason = error.message
-            log.warning("worker %s is lost: %s", worker.id, reason)
-        except Exception:
-            reason = "its messages could not be handled"
-            raise
+            log.warning("worker %s is lost: %s", worker.id, error.message)
         finally:
-            self._lose(worker, reason)
-
-    def _lose(self, worker: Worker, reason: str) -> None:
-        self.metrics.worker_lost(_snapshot(worker))
-        self.fleet.remove(worker)
-        self.requests.worker_lost(worker, reason)
-        self._changed.set()
+            self.metrics.worker_lost(_snapshot(worker))
+            self.fleet.remove(worker)
+            self.requests.worker_lost(worker)
+            self._changed.set()
 
     async def _keep_house(self) -> None:
         stats, last_s = StatsLine(), self.clock.now()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from pdserve.errors import Cancelled, DeadlineExceeded, NoWorker, PeerLost, RequestError, ServingError
+from pdserve.errors import Cancelled, DeadlineExceeded, NoWorker, PeerLost, RequestError, ServingError, StatusCode
 from pdserve.sampling import FinishReason
 from pdserve.slo import Blame
 from router.core.active import ActiveRequest
@@ -41,7 +41,9 @@ def count(metrics: RouterMetrics, active: ActiveRequest, ending: Ending) -> None
         late = Blame.QUEUE if active.marks.first_s is None else Blame.DECODE
         metrics.ended(Outcome.DEADLINE, slo, tenant, missed(late))
     else:
-        log.warning("request failed: %s: %s", ending.status.name, ending.message)
+        # Our own bugs must be seen; a lost worker has said so once, and overload would fill the log.
+        level = logging.ERROR if ending.status is StatusCode.INTERNAL else logging.DEBUG
+        log.log(level, "request %s failed: %s: %s", active.key.request_id, ending.status.name, ending.message)
         lost = Blame.WORKER_LOSS if isinstance(ending, PeerLost) else Blame.NONE
         metrics.ended(Outcome.FAILED, slo, tenant, missed(lost))
 

@@ -13,6 +13,8 @@ from pdserve.v1 import worker_pb2
 from scheduling.latency import LatencyCoefficients
 from scheduling.routing import Role
 
+_MAX_ERROR_CHARS = 300
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerIdentity:
@@ -231,7 +233,8 @@ def event_from_proto(message: worker_pb2.WorkerMessage) -> WorkerEvent:
         return StepReport(tuple(_delta(output) for output in message.step.outputs))
     if kind == "failed":
         failed = message.failed
-        return SequenceFailure(wire.key_from_proto(failed.key), error_from_status(failed.status, failed.message))
+        text = failed.message.partition("\n")[0][:_MAX_ERROR_CHARS]  # a client reads it
+        return SequenceFailure(wire.key_from_proto(failed.key), error_from_status(failed.status, text))
     if kind == "handoff":
         return _handoff(message.handoff)
     if kind == "status":

@@ -112,10 +112,10 @@ class Requests:
         elif isinstance(event, HandoffReport):
             self._on_handoff(worker, event)
 
-    def worker_lost(self, worker: Worker, reason: str) -> None:
+    def worker_lost(self, worker: Worker) -> None:
         """Its requests end, their other workers let go; requests that no longer need it go on."""
         for active in [one for one in self._running.values() if worker in one.parties]:
-            lost = PeerLost(f"{worker.role.value} worker {worker.id} was lost: {reason}")
+            lost = PeerLost(f"{worker.role.value} worker {worker.id} was lost")
             if worker is active.decode or active.marks.first_s is None:
                 self._end(active, lost)
             elif not active.committed and active.timers.peer is None:
