@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -23,6 +24,7 @@ EVENT_STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # a proxy that collects events would undo the streaming
 ]
+LAST_WORDS_S = 2.0
 DONE = b"data: [DONE]\n\n"
 
 DialectOf = Callable[[Asked, Generation, str, Tokenizer], Dialect]
@@ -65,9 +67,12 @@ class Answer:
             if not started:
                 await problem.response()(scope, receive, send)
                 return
-            # The status line is out: the error is an event, and the stream ends without [DONE].
-            await send_event(_event(to_json(problem.body())))
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            # The status line is out: the error is an event, and the stream ends without [DONE]. A client that reads
+            # nothing does not read this either; then the server closes its connection.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await send_event(_event(to_json(problem.body())))
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
         # What the request held is free before its answer is on its way.
         if not self._asked.stream:

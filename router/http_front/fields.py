@@ -50,7 +50,7 @@ class Fields:
         value = self.raw(name)
         return None if value is None else as_string(value, self.path_of(name))
 
-    def object(self, name: str) -> Fields | None:
+    def nested(self, name: str) -> Fields | None:
         value = self.raw(name)
         return None if value is None else Fields(as_object(value, self.path_of(name)), self.path_of(name))
 

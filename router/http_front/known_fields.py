@@ -72,14 +72,16 @@ COMMON: Mapping[str, Check] = {
     "return_prompt_text": _is(False),
 }
 
-COMPLETIONS: Mapping[str, Check] = COMMON | {
+COMPLETIONS: Mapping[str, Check] = {
+    **COMMON,
     "suffix": _empty,
     "echo": _is(False),
     "add_special_tokens": _is(True),
     "prompt_embeds": _NEVER,
 }
 
-CHAT: Mapping[str, Check] = COMMON | {
+CHAT: Mapping[str, Check] = {
+    **COMMON,
     "tools": _empty,
     "tool_choice": _is("none", "auto"),  # auto without tools chooses none
     "parallel_tool_calls": _anything(bool),  # without tools it says nothing

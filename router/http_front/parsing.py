@@ -114,7 +114,7 @@ def _sampling(fields: Fields, logprobs: int | None) -> SamplingDraft:
 
 
 def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
-    bias = fields.object("logit_bias")
+    bias = fields.nested("logit_bias")
     if bias is None:
         return ()
     entries = []
@@ -129,7 +129,7 @@ def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
 
 
 def _stream_options(fields: Fields, stream: bool) -> tuple[bool, bool]:
-    options = fields.object("stream_options")
+    options = fields.nested("stream_options")
     if options is None:
         return False, False
     if not stream:
@@ -141,7 +141,7 @@ def _stream_options(fields: Fields, stream: bool) -> tuple[bool, bool]:
 
 
 def _slo(fields: Fields) -> SloDraft:
-    slo = fields.object("slo")
+    slo = fields.nested("slo")
     if slo is None:
         return SloDraft()
     draft = SloDraft(slo.string("class") or "", slo.number("ttft_s"), slo.number("tpot_s"))

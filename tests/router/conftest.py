@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 
 from deploy.models.byte_bpe import END_OF_TEXT_ID, IM_END_ID, write_tokenizer
@@ -19,6 +20,7 @@ from pdserve.slo import Blame, Timing, Verdict
 from pdserve.v1 import inference_pb2_grpc as pb_grpc
 from router.generation import FrontDesk
 from router.grpc_front import serve_grpc
+from router.http_front import build_app, serve_http
 from router.interface import Finished, ModelCard, RouterRequest, TokenDelta, WorkerView
 from router.limits import FrontConfig
 from router.text import Tokenizer, load_tokenizer
@@ -144,14 +146,22 @@ class FakeCore:
 
 
 @dataclass
-class Doors:
-    """Open front doors over one core."""
+class GrpcDoor:
+    """The open gRPC door, and a client of it."""
 
-    core: FakeCore
     desk: FrontDesk
-    grpc_port: int
-    stub: pb_grpc.InferenceServiceStub
+    port: int
     channel: grpc.aio.Channel
+    stub: pb_grpc.InferenceServiceStub
+
+
+@dataclass
+class HttpDoor:
+    """The open HTTP door, and a client of it."""
+
+    desk: FrontDesk
+    http_port: int
+    http: httpx.AsyncClient
 
 
 @pytest.fixture(scope="session")
@@ -191,19 +201,37 @@ def open_desk(core: FakeCore, card: ModelCard, tokenizer: Tokenizer) -> Callable
 
 
 @pytest.fixture
-def open_doors(core: FakeCore, open_desk: Callable[..., FrontDesk]) -> Callable[..., object]:
-    """An async context manager: the gRPC door on a free port of 127.0.0.1 and a client of it."""
+def open_doors(open_desk: Callable[..., FrontDesk]) -> Callable[..., object]:
+    """An async context manager: a GrpcDoor on a free port of 127.0.0.1."""
 
     @asynccontextmanager
-    async def doors(**config: object) -> AsyncIterator[Doors]:
+    async def door(**config: object) -> AsyncIterator[GrpcDoor]:
         desk = open_desk(**config)
         front = await serve_grpc(desk, "127.0.0.1:0")
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{front.port}", options=options) as channel:
-                yield Doors(core, desk, front.port, pb_grpc.InferenceServiceStub(channel), channel)
+                yield GrpcDoor(desk, front.port, channel, pb_grpc.InferenceServiceStub(channel))
         finally:
             await front.stop(0)
             desk.close()
 
-    return doors
+    return door
+
+
+@pytest.fixture
+def open_http(open_desk: Callable[..., FrontDesk]) -> Callable[..., object]:
+    """An async context manager: an HttpDoor on a free port of 127.0.0.1."""
+
+    @asynccontextmanager
+    async def door(**config: object) -> AsyncIterator[HttpDoor]:
+        desk = open_desk(**config)
+        front = await serve_http(build_app(desk), "127.0.0.1", 0)
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{front.port}", timeout=10) as client:
+                yield HttpDoor(desk, front.port, client)
+        finally:
+            await front.stop(1)
+            desk.close()
+
+    return door
