@@ -219,7 +219,7 @@ class Scheduler:
         return self.blocks.counts()
 
     def leaked_blocks(self) -> int:
-        """Blocks referenced that no sequence owns: 0, or we have a bug."""
+        """Block references that no sequence accounts for: 0, or we have a bug. Cost: O(live)."""
         return self._table.leaked_blocks()
 
     def check(self) -> None:

@@ -63,6 +63,7 @@ class BlockPool:
         self.prefix_caching = prefix_caching
         self.generations: MutableSequence[int] | memoryview = [0] * num_blocks if generations is None else generations
         self.num_published = 0  # publications so far: a match that failed can only succeed after one more
+        self.num_references = 0  # sum over all blocks
         self._refs = [0] * num_blocks
         self._hash_of: list[BlockHash | None] = [None] * num_blocks
         self._block_of: dict[BlockHash, int] = {}
@@ -97,6 +98,7 @@ class BlockPool:
                 del self._evictable[block_id]
             self._refs[block_id] += 1
             matched.append(block_id)
+        self.num_references += len(matched)
         return matched
 
     def allocate(self, n: int) -> list[int]:
@@ -113,6 +115,7 @@ class BlockPool:
             self._refs[block_id] = 1
             self.generations[block_id] += 1
             block_ids.append(block_id)
+        self.num_references += n
         return block_ids
 
     def free(self, block_ids: Seq[int]) -> None:
@@ -127,6 +130,7 @@ class BlockPool:
             if refs[block_id] < 1:
                 raise InvariantViolation(f"block {block_id} freed twice in one call")
             refs[block_id] -= 1
+            self.num_references -= 1
             if refs[block_id] == 0:
                 if self._hash_of[block_id] is None:
                     self._free.append(block_id)
@@ -222,6 +226,7 @@ class BlockPool:
         for marks in (self._leases, self._quarantines):
             for block_id, count in marks.items():
                 _require(1 <= count <= self._refs[block_id], f"block {block_id}: {count} marks, fewer owners")
+        _require(self.num_references == sum(self._refs), "the sum of references is wrong")
         _require(self._num_leased == len(self._leases.keys() - self._quarantines.keys()), "leased count is wrong")
         counts = self.counts()
         _require(counts.total == self.num_blocks and counts.used >= 0, f"blocks do not add up: {counts}")

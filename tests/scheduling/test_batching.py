@@ -629,3 +629,15 @@ def test_load_is_told_in_tokens_and_blocks(make_world: Any) -> None:
     world.settle()
     assert (world.scheduler.uncomputed_tokens, world.scheduler.promised_blocks) == (0, 0)
     assert not world.scheduler.has_work
+
+
+def test_a_leak_is_seen_at_once(make_world: Any) -> None:
+    """A reference that no sequence accounts for shows in the metric, also on a block that is owned besides."""
+    world = make_world(block_size=4)
+    key = world.add(prompt=range(8))
+    world.step()
+    assert world.scheduler.leaked_blocks() == 0
+    world.pool.match_prefix(world.all[key].hashes[:1])
+    assert world.scheduler.leaked_blocks() == 1
+    with pytest.raises(InvariantViolation, match="2 references, 1 owners"):
+        world.scheduler.check()
