@@ -70,16 +70,18 @@ class RouterMetrics:
     def accepted(self, prompt_tokens: int) -> None:
         self._prompt_tokens.inc(prompt_tokens)
 
-    def first_token(self, ttft_s: float, num_tokens: int) -> None:
-        self._ttft.observe(ttft_s)
+    def generated(self, num_tokens: int) -> None:
+        """Tokens sent on, all those of a step at once."""
         self._tokens.inc(num_tokens)
+
+    def first_token(self, ttft_s: float) -> None:
+        self._ttft.observe(ttft_s)
 
     def more_tokens(self, gap_s: float, num_tokens: int) -> None:
         """Tokens that came together: the first after the gap, the others at once."""
         self._gap.observe(gap_s)
         for _ in range(num_tokens - 1):
             self._gap.observe(0.0)
-        self._tokens.inc(num_tokens)
 
     def cache_hit(self, num_tokens: int) -> None:
         self._hits.inc(num_tokens)

@@ -30,7 +30,7 @@ _ON_THE_WAY_S = 0.05  # sent this shortly before a status came: the status does 
 
 @dataclass(slots=True)
 class Holding:
-    """One sequence that a worker was told of and may still hold."""
+    """One sequence that a worker was told of and may still hold; only its `Worker` changes it."""
 
     sent_s: float
     uncomputed_tokens: int  # of the prompt, to be computed there; 0 once its first token came
@@ -46,9 +46,12 @@ class Worker:
         self.session = session
         self.heard_s = now_s
         self.status: StatusReport | None = None
-        self.status_s = now_s
         self.latency = _NOTHING_KNOWN
         self.holding: dict[SequenceKey, Holding] = {}
+        self._news: dict[SequenceKey, Holding] = {}  # those whose room the last status may not count yet
+        self._known_s = now_s  # what was sent and settled before this, the last status knows
+        self._ledger_tokens = 0  # uncomputed, over all of holding
+        self._ledger_blocks = 0
         self.alive = True
 
     @property
@@ -60,13 +63,25 @@ class Worker:
         return self.identity.role
 
     def note_status(self, status: StatusReport, now_s: float) -> None:
-        """Its account of itself has come."""
-        self.status, self.status_s = status, now_s
+        """Its account of itself has come: it knows of all that was settled before it was sent."""
+        self.status = status
         self.latency = LatencyModel(status.latency)
+        self._known_s = now_s - _ON_THE_WAY_S
+        self._news = {
+            key: held
+            for key, held in self._news.items()
+            if held.settled_s is None or max(held.sent_s, held.settled_s) >= self._known_s
+        }
+
+    def hold(self, key: SequenceKey, holding: Holding) -> None:
+        """It is about to be told of a sequence."""
+        self.holding[key] = self._news[key] = holding
+        self._ledger_tokens += holding.uncomputed_tokens
+        self._ledger_blocks += holding.blocks
 
     def submit(self, message: worker_pb2.SubmitSequence, key: SequenceKey, holding: Holding) -> None:
         """Give it a sequence."""
-        self.holding[key] = holding
+        self.hold(key, holding)
         self.session.send(worker_pb2.RouterMessage(submit=message))
 
     def abort(self, key: SequenceKey) -> None:
@@ -76,15 +91,23 @@ class Worker:
 
     def release(self, key: SequenceKey) -> bool:
         """It has let go by itself; False when nothing was known of it."""
-        return self.holding.pop(key, None) is not None
+        held = self.holding.pop(key, None)
+        if held is None:
+            return False
+        self._news.pop(key, None)
+        self._ledger_tokens -= held.uncomputed_tokens
+        self._ledger_blocks -= held.blocks
+        return True
 
     def settle(self, key: SequenceKey, now_s: float, *, computed: bool = False) -> None:
         """Its blocks are set aside; `computed`: its prompt is too."""
         held = self.holding.get(key)
-        if held is not None:
-            held.settled_s = held.settled_s or now_s
-            if computed:
-                held.uncomputed_tokens = 0
+        if held is None:
+            return
+        held.settled_s = held.settled_s or now_s
+        if computed:
+            self._ledger_tokens -= held.uncomputed_tokens
+            held.uncomputed_tokens = 0
 
     def renew(self) -> None:
         """Extend the leases of everything it holds."""
@@ -95,21 +118,14 @@ class Worker:
     def load(self) -> WorkerLoadView:
         """What a routing policy may know."""
         identity, status = self.identity, self.status
-        known_s = self.status_s - _ON_THE_WAY_S if status else -1.0
-        ledger_tokens = recent_tokens = demand_blocks = all_blocks = 0
-        for held in self.holding.values():
-            ledger_tokens += held.uncomputed_tokens
-            all_blocks += held.blocks
-            if held.sent_s >= known_s:
-                recent_tokens += held.uncomputed_tokens
-            if held.settled_s is None or held.settled_s >= known_s:
-                demand_blocks += held.blocks
         if status is None:
-            uncomputed, free = ledger_tokens, identity.num_blocks - all_blocks
+            uncomputed, free = self._ledger_tokens, identity.num_blocks - self._ledger_blocks
         else:
+            news = self._news.values()
+            sent_since = sum(held.uncomputed_tokens for held in news if held.sent_s >= self._known_s)
             # both are upper bounds: the ledger ignores what is done of a prompt, the status what ended since
-            uncomputed = min(ledger_tokens, status.uncomputed_tokens + recent_tokens)
-            free = status.blocks.free + status.blocks.cached - demand_blocks
+            uncomputed = min(self._ledger_tokens, status.uncomputed_tokens + sent_since)
+            free = status.blocks.free + status.blocks.cached - sum(held.blocks for held in news)
         return WorkerLoadView(
             worker_id=identity.worker_id,
             role=identity.role,
@@ -123,6 +139,12 @@ class Worker:
             chunk_tokens=identity.max_num_batched_tokens,
             latency=self.latency,
         )
+
+    def check(self) -> None:
+        """The running sums are those of what it holds."""
+        assert self._ledger_tokens == sum(held.uncomputed_tokens for held in self.holding.values())
+        assert self._ledger_blocks == sum(held.blocks for held in self.holding.values())
+        assert self._news.keys() <= self.holding.keys()
 
 
 class Fleet:
@@ -172,9 +194,9 @@ class Fleet:
         worker.alive = False
         if self._live.get(worker.id) is worker:
             del self._live[worker.id]
-        for key in worker.holding:
+        for key in list(worker.holding):
             self._orphans.grant((worker.identity.boot_id, key))
-        worker.holding.clear()
+            worker.release(key)
 
     def forget(self, address: str) -> None:
         """A worker at this address is no longer expected."""
@@ -198,6 +220,7 @@ class Fleet:
         """A live worker is alive and under its own id."""
         for name, worker in self._live.items():
             assert worker.alive and worker.id == name, f"{name} is live and lost"
+            worker.check()
 
     def _abort_orphans(self, worker: Worker) -> None:
         for boot_id, key in self._orphans.held():

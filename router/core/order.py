@@ -33,6 +33,9 @@ class TokenOrder:
 
         Errors: `InvariantViolation` when more than the bound waits behind a gap.
         """
+        if delta.first_index == self.next_index and not self._ahead:  # nearly always
+            self.next_index = delta.end
+            return [delta]
         if delta.first_index > self.next_index:
             self._keep(delta)
             return []

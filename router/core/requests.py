@@ -105,8 +105,10 @@ class Requests:
         """One message of a live worker; a status is none of our business."""
         if isinstance(event, StepReport):
             now_s = self._clock.now()
+            before = self.generated_tokens
             for delta in event.deltas:
                 self._on_delta(worker, delta, now_s)
+            self._metrics.generated(self.generated_tokens - before)
         elif isinstance(event, SequenceFailure):
             self._on_failure(worker, event)
         elif isinstance(event, HandoffReport):
@@ -166,7 +168,8 @@ class Requests:
         if not active.may_send(worker, delta.first_index):
             self._metrics.stale("foreign_token")
             return
-        worker.settle(delta.key, now_s, computed=True)
+        if active.order.next_index == 0 or delta.times is not None:
+            worker.settle(delta.key, now_s, computed=True)
         if delta.times is not None:
             self._note_times(active, worker, delta)
         if worker is active.decode:
@@ -200,7 +203,7 @@ class Requests:
             active.stream.put(delta, active.cached_tokens)
             self.generated_tokens += len(delta.token_ids)
             if before_s is None:
-                self._metrics.first_token(now_s - active.marks.received_s, len(delta.token_ids))
+                self._metrics.first_token(now_s - active.marks.received_s)
             else:
                 self._metrics.more_tokens(now_s - before_s, len(delta.token_ids))
         if delta.finish_reason is FinishReason.ABORT:  # nobody asked for it, or we would not be here

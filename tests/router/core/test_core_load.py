@@ -30,7 +30,7 @@ def status(**changes: Any) -> StatusReport:
 
 def hold(worker: Worker, name: str, sent_s: float, tokens: int, blocks: int) -> SequenceKey:
     key = SequenceKey(name)
-    worker.holding[key] = Holding(sent_s, tokens, blocks)
+    worker.hold(key, Holding(sent_s, tokens, blocks))
     return key
 
 
