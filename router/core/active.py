@@ -31,10 +31,11 @@ class Timers:
 
 @dataclass(slots=True, eq=False)
 class ActiveRequest:
-    """The router's state of one attempt at one request."""
+    """The router's state of one request in its current attempt."""
 
     request: RouterRequest
-    key: SequenceKey
+    key: SequenceKey  # of the current attempt
+    attempts: int  # how many there were, the current one included
     prefill: Worker | None  # None: the decode worker computes the prompt
     decode: Worker
     marks: Marks
@@ -71,7 +72,7 @@ class ActiveRequest:
             now_s,
             prefill_worker=self.computing.id,
             decode_worker=self.decode.id if decoded else self.computing.id,
-            attempts=self.key.attempt,
+            attempts=self.attempts,
         )
         verdict = judge(timing, num_tokens, self.request.slo, self.marks.predicted_prefill_s)
         return Finished(reason, num_tokens, self.cached_tokens, timing, verdict)

@@ -10,6 +10,7 @@ out of a life: whatever ended it, every worker that may still hold something of 
 from __future__ import annotations
 
 import asyncio
+import secrets
 
 from pdserve.clock import Clock
 from pdserve.errors import Cancelled, DeadlineExceeded, InvariantViolation, NoWorker, PeerLost, ServingError
@@ -42,6 +43,9 @@ class Requests:
         self._metrics = metrics
         self._clock = clock
         self._running: dict[str, ActiveRequest] = {}
+        # One number for every dispatch, never one per request: an id that is used again at once, or by the next router,
+        # must not meet what is left of the last sequence under that name.
+        self._last_attempt = secrets.randbelow(2**31)
         self._idle = asyncio.Event()
         self._idle.set()
         self.generated_tokens = 0  # since the start, for the stats line
@@ -89,7 +93,8 @@ class Requests:
         handle = _Handle(self)
         handle.active = ActiveRequest(
             request=request,
-            key=SequenceKey(request.request_id, 1),
+            key=self._new_key(request.request_id),
+            attempts=1,
             prefill=taken.prefill,
             decode=taken.decode,
             marks=Marks(request.received_s, taken.predicted_prefill_s),
@@ -98,6 +103,10 @@ class Requests:
             stream=RequestStream(handle),
         )
         return handle.active
+
+    def _new_key(self, request_id: str) -> SequenceKey:
+        self._last_attempt = self._last_attempt % 0xFFFFFFFF + 1  # uint32 on the wire, never 0
+        return SequenceKey(request_id, self._last_attempt)
 
     # ---- the workers' side ----
 
@@ -209,7 +218,7 @@ class Requests:
         if delta.finish_reason is FinishReason.ABORT:  # nobody asked for it, or we would not be here
             self._end(active, PeerLost("the worker gave the sequence up"))
         elif delta.finish_reason is not None:
-            self._end(active, active.finished(delta.finish_reason, active.order.next_index, now_s))
+            self._end(active, active.finished(delta.finish_reason, delta.end, now_s))
 
     def _watch_gap(self, active: ActiveRequest) -> None:
         timers = active.timers

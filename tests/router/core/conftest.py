@@ -112,10 +112,15 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]
         async with asyncio.timeout(PATIENCE_S), self._changed:
             await self._changed.wait_for(lambda: predicate(self))
 
-    async def told(self, request_id: str) -> SequenceKey:
-        """The key, once this worker was told of the request."""
-        key = SequenceKey(request_id, 1)
-        await self.until(lambda worker: key in worker.submits)
+    def key_of(self, request_id: str) -> SequenceKey | None:
+        """The last key submitted under this id."""
+        return next((key for key in reversed(self.submits) if key.request_id == request_id), None)
+
+    async def told(self, request_id: str, after: SequenceKey | None = None) -> SequenceKey:
+        """The key, once this worker was told of the request (again, after another key of the same id)."""
+        await self.until(lambda worker: worker.key_of(request_id) not in (None, after))
+        key = self.key_of(request_id)
+        assert key is not None
         return key
 
     async def until_session_ends(self) -> None:
@@ -124,7 +129,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]
         await asyncio.wait_for(self._session_ended.wait(), PATIENCE_S)
 
     async def aborted(self, request_id: str) -> None:
-        await self.until(lambda worker: SequenceKey(request_id, 1) in worker.aborts)
+        await self.until(lambda worker: any(key.request_id == request_id for key in worker.aborts))
 
     def say(self, **message: Any) -> None:
         self._outgoing.put_nowait(worker_pb2.WorkerMessage(**message))

@@ -161,7 +161,7 @@ def test_a_restarted_worker_is_another_one(harness: Any) -> None:
         await asyncio.wait_for(cluster.core.wait_ready(), 5.0)
         assert cluster.core.fleet.get("decode-0").identity.boot_id == worker.boot_id
         again = cluster.submit()  # the same id: the old one is over
-        key = await worker.told("r")
+        key = await worker.told("r", after=old_key)
         worker.tokens(key, 0, 1, finish=FinishReason.STOP)
         assert (await harness.read_all(again))[0] == [1]
         assert old_key not in worker.aborts

@@ -22,7 +22,7 @@ def test_a_split_request_is_served(harness: Any) -> None:
         prefill, decode = cluster.prefill, cluster.decode
         stream = cluster.submit(sampling=SamplingParams(max_tokens=3, seed=9), priority=2, tenant="t")
         key = await prefill.told("r")
-        assert await decode.told("r") == key == SequenceKey("r", 1)
+        assert await decode.told("r") == key and key.request_id == "r"
         asked_p, asked_d = prefill.submits[key], decode.submits[key]
         assert asked_p.mode == worker_pb2.SEQUENCE_MODE_PREFILL
         assert asked_d.mode == worker_pb2.SEQUENCE_MODE_DECODE
@@ -124,7 +124,7 @@ def test_duplicates_and_strangers_are_dropped_and_counted(harness: Any) -> None:
         await cluster.prefill.told("r")
         cluster.decode.tokens(key, 0, 99)
         cluster.prefill.tokens(key, 1, 98)
-        cluster.prefill.tokens(SequenceKey("r", 2), 0, 97)
+        cluster.prefill.tokens(SequenceKey("r", key.attempt + 1), 0, 97)
         cluster.decode.tokens(SequenceKey("unknown", 1), 0, 96)
         cluster.prefill.tokens(key, 0, 11)
         cluster.prefill.tokens(key, 0, 11)
@@ -141,6 +141,24 @@ def test_duplicates_and_strangers_are_dropped_and_counted(harness: Any) -> None:
         assert 'pdserve_router_stale_messages_total{kind="sequence"} 2.0' in text
 
     harness.run(1, 1, walk)
+
+
+def test_an_id_used_again_does_not_meet_its_past(harness: Any) -> None:
+    """Cancelled and sent again at once, with another prompt: tokens of the old sequence are not the new one's."""
+
+    async def walk(cluster: Any) -> None:
+        old = cluster.submit()
+        old_key = await cluster.decode.told("r")
+        old.cancel()
+        new = cluster.submit(prompt_token_ids=(7, 8, 9))
+        new_key = await cluster.decode.told("r", after=old_key)
+        cluster.decode.tokens(old_key, 0, 99, finish=FinishReason.STOP)
+        cluster.decode.fail(old_key, "INTERNAL", "late")
+        cluster.decode.tokens(new_key, 0, 11, finish=FinishReason.STOP)
+        tokens, end = await harness.read_all(new)
+        assert tokens == [11] and end.timing.attempts == 1
+
+    harness.run(0, 1, walk)
 
 
 def test_a_gap_that_never_closes_is_a_failure(harness: Any) -> None:
