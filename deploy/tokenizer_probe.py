@@ -34,7 +34,7 @@ def probe(file: Path) -> str | None:
         return None
     if process.returncode < 0:
         return f"encoding {_RUN:,} characters took more than {ENCODE_TIMEOUT_S:g} s (a pattern that backtracks?)"
-    return "does not load: " + (errors.strip().splitlines() or ["unknown reason"])[-1][:200]
+    return (errors.strip().splitlines() or ["does not load, for an unknown reason"])[-1][:200]
 
 
 def main() -> None:
@@ -46,10 +46,13 @@ def main() -> None:
     try:
         tokenizer = tokenizers.Tokenizer.from_file(sys.argv[1])
     except Exception as error:  # the library raises bare Exception
-        raise SystemExit(str(error)) from None
+        raise SystemExit(f"does not load: {error}") from None
     signal.setitimer(signal.ITIMER_REAL, ENCODE_TIMEOUT_S)
     for text in PROBES:
-        tokenizer.encode(text)
+        try:
+            tokenizer.encode(text)
+        except BaseException as error:  # a panic of the library is no Exception
+            raise SystemExit(f"cannot encode {_RUN:,} characters like {text[:4]!r}: {error}") from None
 
 
 if __name__ == "__main__":

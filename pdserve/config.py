@@ -67,7 +67,7 @@ class WorkerConfig:
 
     def check(self) -> list[str]:
         problems = limits(self)
-        if isinstance(self.block_size, int) and self.block_size > 0 and self.block_size & (self.block_size - 1):
+        if self.block_size in range(1, 1025) and self.block_size & (self.block_size - 1):
             problems.append(f"block_size is {self.block_size}; it must be a power of two from 1 to 1024")
         if self.device == "cpu" and self.dtype == "float16":
             problems.append("dtype is float16; with device cpu it must be auto, float32 or bfloat16")
@@ -115,10 +115,9 @@ class RouterConfig:
             problems += bad
         if not problems and split_address(self.grpc)[1] != 0 and split_address(self.grpc) == split_address(self.http):
             problems.append(f"grpc and http are both {self.grpc}; they must differ")
-        if self.api_key is not None and (
-            not self.api_key.isascii() or not self.api_key.isprintable() or not self.api_key
-        ):
-            problems.append("api_key must be printable ASCII, at least one character")
+        key = self.api_key
+        if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
+            problems.append("api_key is hidden; it must be printable ASCII without spaces, at least one character")
         if self.served_model_name is not None and not self.served_model_name.strip():
             problems.append("served_model_name is empty; it must have at least one character")
         deadline, longest = self.default_deadline_s, self.max_deadline_s
