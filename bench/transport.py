@@ -27,13 +27,13 @@ import torch
 
 from kv_transfer.transports import (
     BlockMove,
-    GlooTransport,
     InProcessTransport,
     PairInfo,
     SharedMemoryTransport,
     SourceChannel,
     Transport,
 )
+from kv_transfer.transports.gloo import GlooTransport
 from kv_transfer.transports.gloo_link import SOURCE_RANK, TARGET_RANK, GlooDevice, GlooLink
 from pdserve.errors import PeerLost
 from pdserve.kv_memory import KvMemory

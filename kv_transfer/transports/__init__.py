@@ -1,7 +1,9 @@
-"""Ways to move KV blocks between two pools, behind one interface."""
+"""Ways to move KV blocks between two pools, behind one interface.
+
+GlooTransport is not listed here: its module imports torch, which a worker with shared memory can start without.
+"""
 
 from kv_transfer.transports.faults import Faults
-from kv_transfer.transports.gloo import GlooTransport
 from kv_transfer.transports.in_process import InProcessTransport
 from kv_transfer.transports.interface import (
     BlockMove,
@@ -19,7 +21,6 @@ __all__ = [
     "BlockMove",
     "ChannelStats",
     "Faults",
-    "GlooTransport",
     "InProcessTransport",
     "PairInfo",
     "Receipt",

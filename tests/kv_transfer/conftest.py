@@ -15,7 +15,6 @@ import pytest
 from kv_transfer.transports import (
     BlockMove,
     Faults,
-    GlooTransport,
     InProcessTransport,
     PairInfo,
     SharedMemoryTransport,
@@ -23,6 +22,7 @@ from kv_transfer.transports import (
     TargetChannel,
     Transport,
 )
+from kv_transfer.transports.gloo import GlooTransport
 from pdserve.errors import PeerLost
 from pdserve.kv_memory import KvMemory
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from kv_transfer.transports import BlockMove, Faults, GlooTransport, PairInfo, SharedMemoryTransport
+from kv_transfer.transports import BlockMove, Faults, PairInfo, SharedMemoryTransport
+from kv_transfer.transports.gloo import GlooTransport
 from pdserve.errors import PeerLost, ServingError
 from pdserve.kv_memory import KvMemory
 
