@@ -12,6 +12,7 @@ from pdserve.config import SloClass
 from pdserve.settings import ConfigError
 
 MAX_BYTES = 1_000_000
+MAX_NESTING = 32  # of [ and {: the scanner's time grows with the square of it
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -22,6 +23,11 @@ class _PlainLoader(yaml.SafeLoader):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "aliases are not allowed", mark)
         return super().compose_node(parent, index)
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level >= MAX_NESTING:
+            raise yaml.scanner.ScannerError(None, None, "is nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(token)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         made = super().construct_mapping(node, deep)

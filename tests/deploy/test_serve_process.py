@@ -17,7 +17,6 @@ import pytest
 from pdserve.client import Client, GenerateOptions
 
 PROFILE = {"base_s": 0.002, "per_prefill_token_s": 1e-4, "per_decode_sequence_s": 1e-4, "per_context_token_s": 0.0}
-START_TIMEOUT_S = 120.0  # libraries take seconds to load, and longer on a busy machine
 
 
 def runs(pid: int) -> bool:
@@ -49,9 +48,8 @@ def serving(tmp_path: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str]
 
 @pytest.mark.e2e
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_cluster_starts_answers_and_stops(tmp_path: Path, number: signal.Signals) -> None:
-    """The ready file holds what the contract says; the signal drains, exits 0 and leaves nothing."""
+def test_a_cluster_starts_answers_and_stops(tmp_path: Path) -> None:
+    """The ready file holds what the contract says; Ctrl-C drains, exits 0 and leaves nothing."""
     shared_before = set(os.listdir("/dev/shm"))
     with serving(tmp_path) as (process, ready):
         assert set(ready) == {"grpc", "http", "model", "workers"}
@@ -66,7 +64,7 @@ def test_a_cluster_starts_answers_and_stops(tmp_path: Path, number: signal.Signa
             done = client.generate([5, 6, 7], GenerateOptions(max_tokens=4, ignore_eos=True))
         assert len(done.token_ids) == 4
         assert (done.timing.prefill_worker, done.timing.decode_worker) == ("prefill-0", "decode-0")
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         assert process.wait(30.0) == 0
     assert not any(runs(one["pid"]) for one in workers)
     assert not (tmp_path / "ready.json").exists()
