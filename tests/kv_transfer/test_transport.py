@@ -146,8 +146,8 @@ async def move_and_expect_receipt(pair: Pair, moves: list[BlockMove]) -> None:
     """Like Pair.move, but what counts is what the target says."""
     receipt = pair.target.post(1, moves)
     if pair.target.pushed:
-        with pytest.raises(PeerLost):
-            await pair.source.send(1, moves)
+        (said,) = await asyncio.gather(pair.source.send(1, moves), return_exceptions=True)
+        assert isinstance(said, HandoffError)
     await receipt.wait()
 
 
@@ -163,6 +163,35 @@ def test_a_flipped_byte_is_refused(digest_wire: Wire) -> None:
                 await soon(move_and_expect_receipt(pair, pair.random_moves(1)))
             assert pair.target.stats.corrupt_blocks == 1
             assert pair.target.stats.moved_blocks == 0
+
+    asyncio.run(main())
+
+
+def test_a_refused_block_makes_memory_quiet_before_the_receipt_says_so(pushed_wire: Wire) -> None:
+    """The blocks behind the refused one have receives posted: a sender let loose later writes into none of them."""
+
+    async def main() -> None:
+        let_go = threading.Event()
+        hashed = iter(range(1, 100))
+
+        def flip_first_hold_second(payload: memoryview) -> None:
+            number = next(hashed)
+            if number == 1:
+                payload[0] ^= 1
+            elif number == 2:
+                assert let_go.wait(10)
+
+        async with pushed_wire.pair(faults=Faults(after_digest=flip_first_hold_second)) as pair:
+            moves = pair.random_moves(8)
+            receipt = pair.target.post(1, moves)
+            sending = asyncio.ensure_future(pair.source.send(1, moves))
+            with pytest.raises(TransferCorrupt, match="digest"):
+                await soon(receipt.wait())
+            pair.target_memory.data[:] = b"\x5a" * len(pair.target_memory.data)
+            let_go.set()
+            with pytest.raises(PeerLost):
+                await soon(sending)
+            assert pair.target_memory.data.tobytes().strip(b"\x5a") == b""
 
     asyncio.run(main())
 
