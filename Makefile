@@ -40,7 +40,9 @@ check: env
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 bench: env
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench.scheduler_step
+	$(BIN)/python -m bench.router_stream
+	$(BIN)/python -m bench.transport
 
 proto: env
 	$(BIN)/python -m deploy.proto_stubs
