@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,48 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from engine.row_tiles import ROW_TILE, RowTiles
 
 EXPERTS_NAME = "pdserve"
+
+
+class TrialRouting:
+    """The routers' choices of one pass, imposed on others: rounding alone may send a token to other experts, and the
+    difference would hide, or look like, a wrong model."""
+
+    def __init__(self) -> None:
+        self._choices: list[tuple[Tensor, Tensor]] = []  # per mixture, in order: index and weights of every row
+        self._replayed = 0
+        self._rows: slice | None = None
+
+    def replay(self, first: int, last: int) -> None:
+        """From here on the choices are those that were recorded for these rows."""
+        self._rows, self._replayed = slice(first, last), 0
+
+    def route(self, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Record what a router chose, or give what it chose before."""
+        if self._rows is None:
+            self._choices.append((index, weights))
+            return index, weights
+        index, weights = self._choices[self._replayed]
+        self._replayed += 1
+        return index[self._rows], weights[self._rows]
+
+
+@contextmanager
+def trial_routing(module: Any) -> Iterator[TrialRouting]:
+    """Inside, the model's mixtures obey the routing that this gives: it records until told to replay."""
+    routing = TrialRouting()
+    mixtures = [part for part in module.modules() if uses_experts(part)]
+    before = module.config.get_text_config()._experts_implementation
+    if mixtures:
+        module.set_experts_implementation(EXPERTS_NAME)
+    for part in mixtures:
+        part.trial_routing = routing
+    try:
+        yield routing
+    finally:
+        for part in mixtures:
+            del part.trial_routing
+        if mixtures:
+            module.set_experts_implementation(before)
 
 
 def uses_experts(part: nn.Module) -> bool:
@@ -23,6 +67,9 @@ def _experts(part: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tens
 
     The k results of a token are added in the order in which its router named them.
     """
+    routing: TrialRouting | None = getattr(part, "trial_routing", None)
+    if routing is not None:
+        top_k_index, top_k_weights = routing.route(top_k_index, top_k_weights)
     tokens, k = top_k_index.shape
     chosen = top_k_index.flatten()
     results = hidden.new_zeros(tokens * k, hidden.shape[1])
@@ -49,10 +96,13 @@ def _one_expert(part: Any, rows: Tensor, expert: int) -> Tensor:
 
 
 def _project(part: Any, name: str, rows: Tensor, expert: int) -> Tensor:
-    tiles: RowTiles = part.row_tiles
+    tiles: RowTiles | None = getattr(part, "row_tiles", None)
     weight = getattr(part, name)[expert]
     bias = getattr(part, f"{name}_bias")[expert] if part.has_bias else None
-    return tiles.multiply(rows, weight if part.is_transposed else weight.t(), bias)
+    matrix = weight if part.is_transposed else weight.t()
+    if tiles is not None:
+        return tiles.multiply(rows, matrix, bias)
+    return rows @ matrix if bias is None else torch.addmm(bias, rows, matrix)
 
 
 ALL_EXPERTS_FUNCTIONS.register(EXPERTS_NAME, _experts)

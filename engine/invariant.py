@@ -22,7 +22,6 @@ def make_invariant(module: Any) -> None:
     """Replace, in place, how every matrix product of the model is computed. Called once, after the dry run."""
     tiles = RowTiles()
     for part in module.modules():
-        _align(part)
         if type(part).forward is nn.Linear.forward:
             _replace_forward(part, _Linear(tiles, part.weight, part.bias, transposed=True))
         elif isinstance(part, Conv1D):
@@ -38,13 +37,6 @@ def make_invariant(module: Any) -> None:
 def _replace_forward(part: Any, forward: Any) -> None:
     """An instance's own forward goes before its class's; names and weights of the module stay."""
     part.forward = forward
-
-
-def _align(part: nn.Module) -> None:
-    """Put weights where allocations begin: a product's path may look at the address."""
-    for weight in part.parameters(recurse=False):
-        if weight.data_ptr() % 64:
-            weight.data = weight.data.clone()
 
 
 def _multiplies(part: nn.Module) -> bool:

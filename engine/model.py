@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from engine.attention.plug import ATTENTION_NAME
 from engine.dry_run import DryRunFacts, dry_run
 from engine.fingerprint import model_fingerprint
+from engine.host_memory import thrifty_loading
 from engine.invariant import make_invariant
 from engine.kv_pool import TORCH_DTYPES
 from engine.rope import VARIANTS, fix_rotary
@@ -48,8 +49,9 @@ def load_model(
 ) -> LoadedModel:
     """Load a checkpoint (directory or hub id; safetensors only, no code from it) and try it.
 
-    Shows `transformers`' progress bar. Cost: the weights once in memory. `deterministic` defaults to float32 on the
-    CPU; it sets the process to one intra-op thread.
+    Shows `transformers`' progress bar. Cost: the weights once in memory; where the file has the dtype that is asked
+    for they are mapped from it, shared by every worker of the host, and the file must not change in place.
+    `deterministic` defaults to float32 on the CPU; it sets the process to one intra-op thread.
     Raises UnsupportedModel for what we would compute wrongly; ValueError for a bad argument; OSError for no checkpoint.
     """
     device = torch.device(device)
@@ -64,7 +66,8 @@ def load_model(
     name = f"{config.model_type} ({source})"
     _refuse_by_config(config, name)
     limit = _max_model_len(config, max_model_len, name)
-    module = _load_module(source, config, dtype, device, name)
+    with thrifty_loading():
+        module = _load_module(source, config, dtype, device, name)
     fingerprint = model_fingerprint(module)
     fix_rotary(module, limit)
     facts = dry_run(module, name, limit)

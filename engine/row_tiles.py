@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 class RowTiles:
     """Products [M, K] @ [K, N] in fixed numbers of rows, for float32 and one thread.
 
-    The first product of each shape tries the sizes on that matrix and keeps those that give ROW_TILE's bits.
+    The first product of each shape (and place of the matrix in a cache line) tries the sizes on that matrix and keeps those that give ROW_TILE's bits.
     """
 
     def __init__(self) -> None:
-        self._sizes: dict[tuple[int, int, int, bool], tuple[int, ...]] = {}
+        self._sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def multiply(self, rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
         """rows [..., K] @ matrix [K, N] + bias [N] -> [..., N]."""
@@ -49,7 +49,8 @@ class RowTiles:
 
     def _sizes_for(self, matrix: Tensor, bias: Tensor | None) -> tuple[int, ...]:
         """Largest first; always ends with ROW_TILE."""
-        key = (*matrix.shape, matrix.stride(0), bias is not None)
+        # A path may look at the address, too: weights mapped from a file begin anywhere.
+        key = (*matrix.shape, *matrix.stride(), bias is not None, matrix.data_ptr() % 64)
         if key not in self._sizes:
             self._sizes[key] = _try_sizes(matrix, bias)
         return self._sizes[key]

@@ -33,12 +33,12 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 class AttentionSink(Protocol):
     """Answers the attention layers of one forward pass."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
-        """Shapes: query [H, T, Dk], key [K, T, Dk], value [K, T, Dv]; returns [T, H, Dv]."""
+    def mask(self, function: MaskFunction, num_queries: int) -> Tensor | None:
+        """The model asks for this mask of the step; what comes back reaches attend() of the layers that use it."""
         ...
 
-    def mask(self, function: MaskFunction) -> None:
-        """The model would build this mask for some of its layers."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, mask: Tensor | None) -> Tensor:
+        """Shapes: query [H, T, Dk], key [K, T, Dk], value [K, T, Dv]; returns [T, H, Dv]."""
         ...
 
 
@@ -48,14 +48,15 @@ class PagedSink:
     def __init__(self, pool: KvPool, backend: AttentionBackend, batch: StepBatch) -> None:
         self._pool, self._backend, self._batch = pool, backend, batch
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
+    def mask(self, function: MaskFunction, num_queries: int) -> None:
+        """None: the dry run has seen that a layer's mask says what its window says."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, mask: Tensor | None) -> Tensor:
+        assert mask is None, "a mask that the dry run did not see"
         batch, n = self._batch, self._batch.num_tokens
         by_token = (key[:, :n].transpose(0, 1), value[:, :n].transpose(0, 1))
         self._pool.write(call.layer, batch.write_blocks, batch.write_slots, *by_token)
         return self._backend.attend(query, call)
-
-    def mask(self, function: MaskFunction) -> None:
-        """Nothing: the dry run has seen that the mask says what the calls' windows say."""
 
 
 _thread = threading.local()
@@ -90,8 +91,8 @@ def _attention(
     if sink is None:
         raise RuntimeError("attention was called outside a step")
     strange = sorted(name for name, value in others.items() if value is not None and name not in HARMLESS)
-    if strange or dropout or attention_mask is not None or is_causal is False:
-        what = ", ".join(strange) or "a mask, dropout or two-sided attention"
+    if strange or dropout or is_causal is False:
+        what = ", ".join(strange) or "dropout or two-sided attention"
         raise UnsupportedModel(f"{type(module).__name__} asks its attention for {what}, which is not supported")
     call = AttentionCall(
         layer=_layer_index(module),
@@ -100,7 +101,7 @@ def _attention(
         softcap=softcap,
         sinks=s_aux,
     )
-    return sink.attend(query[0], key[0], value[0], call)[None], None
+    return sink.attend(query[0], key[0], value[0], call, attention_mask)[None], None
 
 
 def _layer_index(module: torch.nn.Module) -> int:
@@ -110,12 +111,11 @@ def _layer_index(module: torch.nn.Module) -> int:
     return index
 
 
-def _no_mask(*_args: Any, mask_function: MaskFunction, **_kwargs: Any) -> None:
-    """No mask is built: what a query sees follows from positions and window, in the backend."""
+def _mask(*_args: Any, mask_function: MaskFunction, q_length: Any, **_kwargs: Any) -> Tensor | None:
+    """In a step, none: what a query sees follows from positions and window, in the backend."""
     sink: AttentionSink | None = getattr(_thread, "sink", None)
-    if sink is not None:
-        sink.mask(mask_function)
+    return None if sink is None else sink.mask(mask_function, int(q_length))
 
 
 AttentionInterface.register(ATTENTION_NAME, _attention)
-AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
+AttentionMaskInterface.register(ATTENTION_NAME, _mask)

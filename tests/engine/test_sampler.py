@@ -55,7 +55,7 @@ def test_uniform_numbers_differ_by_every_part_of_their_name_and_are_even() -> No
     names = [(0, 0, 0), (1, 0, 0), (1 << 32, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 1 << 32), (2**64 - 1, 0, 0)]
     assert len({uniform(*name) for name in names}) == len(names)
     numbers = np.array([uniform(7, 0, index) for index in range(4000)])
-    assert 0 <= numbers.min() and numbers.max() < 1
+    assert numbers.min() >= 0 and numbers.max() < 1
     assert abs(numbers.mean() - 0.5) < 0.02 and abs(numbers.var() - 1 / 12) < 0.005
 
 
