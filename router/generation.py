@@ -114,29 +114,17 @@ class FrontDesk:
         limits = self.config.limits
         with self._admitted():
             deadline_s = deadline_after(received_s, draft.time_left_s, limits)
-            loop = asyncio.get_running_loop()
-            unread = False
+            outbox = Outbox()
             try:
                 async with asyncio.timeout(deadline_s - self._clock.now() + CORE_GRACE_S) as timer:
                     request_id = resolve_request_id(draft.request_id, limits)
                     requests = await self._resolve(request_id, draft, received_s, deadline_s)
-                    ends_at = timer.when()
-                    assert ends_at is not None
-
-                    def on_unread(behind: bool) -> None:
-                        nonlocal unread
-                        unread = behind
-                        timer.reschedule(min(ends_at, loop.time() + limits.max_unread_s) if behind else ends_at)
-
-                    outbox = Outbox(limits.max_unread_tokens, on_unread)
-                    async with self._running(request_id, draft, requests, outbox) as generation:
-                        yield generation
+                    with _expiring_when_stuck(timer, outbox, limits.max_unread_s):
+                        async with self._running(request_id, draft, requests, outbox) as generation:
+                            yield generation
             except TimeoutError:
-                if unread and self._clock.now() < deadline_s:
-                    raise Cancelled(
-                        f"the client left more than {limits.max_unread_tokens:,} tokens unread for"
-                        f" {limits.max_unread_s:g} s"
-                    ) from None
+                if self._clock.now() < deadline_s:
+                    raise Cancelled(f"the client read nothing for {limits.max_unread_s:g} s") from None
                 raise DeadlineExceeded(f"the deadline of {deadline_s - received_s:.3g} s passed") from None
 
     @contextmanager
@@ -238,6 +226,31 @@ class FrontDesk:
             for follower in followers:
                 follower.cancel()
             await asyncio.gather(*followers, return_exceptions=True)
+
+
+@contextmanager
+def _expiring_when_stuck(timer: asyncio.Timeout, outbox: Outbox, max_unread_s: float) -> Iterator[None]:
+    """Inside the block the timer expires when the outbox's writer stays away for max_unread_s.
+
+    One look per max_unread_s, not a timer per token.
+    """
+    loop = asyncio.get_running_loop()
+    handle: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal handle
+        now_s = loop.time()
+        away_since_s = now_s if outbox.away_since_s is None else outbox.away_since_s
+        if now_s >= away_since_s + max_unread_s:
+            timer.reschedule(now_s)
+        else:
+            handle = loop.call_at(away_since_s + max_unread_s, look)
+
+    handle = loop.call_later(max_unread_s, look)
+    try:
+        yield
+    finally:
+        handle.cancel()
 
 
 async def _follow(index: int, request: RouterRequest, stream: TokenStream, output: OutputText, outbox: Outbox) -> None:

@@ -34,8 +34,7 @@ class Limits:
     max_concurrent_requests: int = 1024  # being served at once, over both doors
     max_streams_per_connection: int = 128
     body_timeout_s: float = 10.0  # for an HTTP body to arrive
-    max_unread_tokens: int = 1024  # waiting for a client that reads slowly ...
-    max_unread_s: float = 30.0  # ... for this long, and the request is cancelled
+    max_unread_s: float = 30.0  # a client that takes nothing for this long is cancelled
     max_inline_chars: int = 16 << 10  # longer text is tokenized on a thread
 
 

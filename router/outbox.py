@@ -2,13 +2,13 @@
 
 The sequences of a request fill it as tokens come, the client's writer empties it. A client that keeps up gets one
 update per delta; for one that does not, updates of a choice grow together, so that neither the writer's pace nor its
-absence ever reaches a worker. Bounded by the answer itself, and by a clock: see `on_unread`.
+absence ever reaches a worker. Bounded by the answer itself, and by a clock: a writer that does not come back within a
+while (`away_since_s`) has a client that reads nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pdserve.errors import ServingError
@@ -60,13 +60,9 @@ class _Waiting:
 class Outbox:
     """Of one request. Owned by one event loop."""
 
-    def __init__(self, max_unread_tokens: int, on_unread: Callable[[bool], None]) -> None:
-        """on_unread(True) is called when more than max_unread_tokens wait, on_unread(False) when they are read."""
-        self._max_unread_tokens = max_unread_tokens
-        self._on_unread = on_unread
+    def __init__(self) -> None:
+        self.away_since_s: float | None = None  # loop time at which the writer left with updates; None: it waits here
         self._waiting: dict[int, _Waiting] = {}
-        self._num_unread = 0
-        self._is_behind = False
         self._error: ServingError | None = None
         self._changed = asyncio.Event()
 
@@ -78,8 +74,6 @@ class Outbox:
         waiting.text.append(text)
         waiting.logprobs.extend(logprobs)
         waiting.cached_tokens = cached
-        self._num_unread += len(token_ids)
-        self._tell_if_behind()
         self._changed.set()
 
     def end(self, index: int, end: ChoiceEnd) -> None:
@@ -93,21 +87,15 @@ class Outbox:
 
     async def take(self) -> list[ChoiceUpdate]:
         """Everything new, at least one update, choices in order. Raises the error that the request failed with."""
+        self.away_since_s = None
         await self._changed.wait()
-        self._changed.clear()
-        if self._error is not None and not self._waiting:
-            self._changed.set()
+        if not self._waiting:
+            # What came before a failure was delivered first.
+            assert self._error is not None
             raise self._error
         updates = [self._waiting[index].take(index) for index in sorted(self._waiting)]
         self._waiting.clear()
-        self._num_unread = 0
-        self._tell_if_behind()
-        if self._error is not None:
-            self._changed.set()  # what came before the failure is still delivered, then the failure
+        if self._error is None:
+            self._changed.clear()
+        self.away_since_s = asyncio.get_running_loop().time()
         return updates
-
-    def _tell_if_behind(self) -> None:
-        is_behind = self._num_unread > self._max_unread_tokens
-        if is_behind != self._is_behind:
-            self._is_behind = is_behind
-            self._on_unread(is_behind)

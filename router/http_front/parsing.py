@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pdserve.errors import BadSampling, RequestError
+from pdserve.errors import BadSampling, PromptTooLong, RequestError
 from router.http_front import known_fields
 from router.http_front.fields import Fields, as_integers, as_list, as_object, as_string, wrong_type
 from router.limits import Limits
@@ -159,6 +159,8 @@ def _prompts(value: Any, limits: Limits) -> tuple[Prompt, ...]:
     if not items:
         raise RequestError("prompt is an empty list", field="prompt")
     if not isinstance(items[0], (str, list)):
+        if len(items) > limits.max_prompt_tokens:  # before a million items are looked at
+            raise PromptTooLong(f"prompt has {len(items):,} tokens, limit {limits.max_prompt_tokens:,}", field="prompt")
         return (PromptTokens(as_integers(items, "prompt")),)
     if len(items) > limits.max_prompts:
         raise RequestError(f"prompt has {len(items):,} prompts, limit {limits.max_prompts}", field="prompt")

@@ -7,7 +7,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -22,6 +22,7 @@ KEEP_ALIVE_S = 60.0
 class PunctualProtocol(H11Protocol):  # type: ignore[misc]  # uvicorn's types are skipped
     """HTTP/1.1 in which a request's head has to arrive in time; uvicorn waits for it forever."""
 
+    head_timeout_s: ClassVar[float] = HEAD_TIMEOUT_S
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -41,7 +42,7 @@ class PunctualProtocol(H11Protocol):  # type: ignore[misc]  # uvicorn's types ar
         super().connection_lost(exc)
 
     def _arm(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+        self._head_timer = self.loop.call_later(self.head_timeout_s, self.transport.close)
 
     def _disarm(self) -> None:
         if self._head_timer is not None:
@@ -80,15 +81,18 @@ class HttpFront:
         await self.task
 
 
-async def serve_http(app: ASGIApp, host: str, port: int) -> HttpFront:
-    """Listen (port 0 picks a free one) and answer. Raises OSError when the address cannot be had."""
+async def serve_http(app: ASGIApp, host: str, port: int, head_timeout_s: float = HEAD_TIMEOUT_S) -> HttpFront:
+    """Listen (port 0 picks a free one) and answer. Raises OSError when the address cannot be had.
+
+    A connection whose next request's head is not there within head_timeout_s of its beginning is closed.
+    """
     listener = await _listen(host, port)
     options: dict[str, Any] = {
         "log_config": None,
         "access_log": False,
         "lifespan": "off",
         "ws": "none",
-        "http": PunctualProtocol,
+        "http": type("Protocol", (PunctualProtocol,), {"head_timeout_s": head_timeout_s}),
         "server_header": False,
         "proxy_headers": False,
         "h11_max_incomplete_event_size": MAX_HEAD_BYTES,

@@ -39,8 +39,6 @@ class ChatMessage:
 
 def render_chat(hf_tokenizer: Any, messages: Sequence[ChatMessage]) -> str:
     """The conversation as text, up to where the assistant answers. Raises ChatTemplateError."""
-    if hf_tokenizer.chat_template is None:
-        raise ChatTemplateError("the model has no chat template; use /v1/completions")
     try:
         rendered: str = hf_tokenizer.apply_chat_template(
             [message.as_dict() for message in messages], tokenize=False, add_generation_prompt=True

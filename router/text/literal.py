@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import threading
 from collections.abc import Mapping
 
 import tokenizers
@@ -33,8 +32,7 @@ class LiteralEncoder:
         self._max_edge = max(map(len, self._special), default=1) - 1
         # A token that is looked for after normalization has spellings that cannot be listed: then nothing is harmless.
         self._always = backend.normalizer is not None and any(token.normalized for token in special.values())
-        self._plain: tuple[tokenizers.Tokenizer, dict[int, int]] | None = None
-        self._lock = threading.Lock()
+        self._plain, self._id_of_alias = self._plain_tokenizer()
 
     def is_dangerous(self, content: str) -> bool:
         """Whether the content spells a special token, or could together with what stands beside it."""
@@ -60,10 +58,9 @@ class LiteralEncoder:
 
     def encode(self, rendered: str) -> list[int]:
         """Ids of a text with marks; no BOS or EOS is added beyond what is written."""
-        plain, id_of_alias = self._plain_tokenizer()
         aliased = self._whole.sub(lambda match: self._alias % self._special[match[0]][0], rendered)
-        ids = plain.encode(aliased.replace(self._mark, ""), add_special_tokens=False).ids
-        return [id_of_alias.get(index, index) for index in ids]
+        ids = self._plain.encode(aliased.replace(self._mark, ""), add_special_tokens=False).ids
+        return [self._id_of_alias.get(index, index) for index in ids]
 
     def _has_open_start(self, text: str) -> bool:
         """Whether a special token that began before could end at the start of this text."""
@@ -74,25 +71,20 @@ class LiteralEncoder:
         return any(text[-n:] in self._heads for n in range(1, min(self._max_edge, len(text)) + 1))
 
     def _plain_tokenizer(self) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
-        """A copy that reads special tokens as text, but knows each under an alias; alias id -> id. Made when needed."""
-        with self._lock:
-            if self._plain is None:
-                copy = tokenizers.Tokenizer.from_str(self._backend.to_str())
-                copy.no_truncation()
-                copy.no_padding()
-                copy.encode_special_tokens = True
-                id_of_alias = {}
-                for index, token in self._special.values():
-                    alias = tokenizers.AddedToken(
-                        self._alias % index,
-                        lstrip=token.lstrip,
-                        rstrip=token.rstrip,
-                        normalized=token.normalized,
-                        special=False,
-                    )
-                    copy.add_tokens([alias])
-                    alias_id = copy.token_to_id(alias.content)
-                    assert alias_id is not None
-                    id_of_alias[alias_id] = index
-                self._plain = copy, id_of_alias
-            return self._plain
+        """A copy that reads special tokens as text but knows each under an alias, and alias id -> id."""
+        copy = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        copy.encode_special_tokens = True
+        id_of_alias = {}
+        for index, token in self._special.values():
+            alias = tokenizers.AddedToken(
+                self._alias % index,
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                normalized=token.normalized,
+                special=False,
+            )
+            copy.add_tokens([alias])
+            alias_id = copy.token_to_id(alias.content)
+            assert alias_id is not None
+            id_of_alias[alias_id] = index
+        return copy, id_of_alias

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from router.text.chat import ChatMessage, render_chat
+from router.text.chat import ChatMessage, ChatTemplateError, render_chat
 from router.text.detokenizer import ByteLevelDetokenizer, Detokenizer, WindowedDetokenizer
 from router.text.literal import LiteralEncoder
 
@@ -45,7 +45,10 @@ class Tokenizer:
         decoder = self._backend.decoder
         self._decoder: dict[str, Any] = {} if decoder is None else json.loads(decoder.__getstate__())
         self._has_byte_fallback = "ByteFallback" in json.dumps(self._decoder)
-        self._literal = LiteralEncoder(self._backend, {i: t for i, t in self._added.items() if t.special})
+        special = {index: self._added[index] for index in self._special_ids}
+        self._literal = LiteralEncoder(self._backend, special) if self.has_chat_template else None
+        # No prompt has fewer tokens than its characters over this.
+        self.max_token_chars = max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
         self.bytes_of = lru_cache(maxsize=None)(self._bytes_of)  # at most one entry per id of the vocabulary
 
     @property
@@ -61,11 +64,6 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._hf.chat_template is not None
 
-    @cached_property
-    def max_token_chars(self) -> int:
-        """Characters of the longest token: no prompt has fewer tokens than its length over this."""
-        return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
-
     def encode(self, text: str) -> list[int]:
         """A prompt's ids as the Hugging Face tokenizer gives them, special tokens parsed; BOS not twice."""
         ids: list[int] = self._backend.encode(text).ids
@@ -79,6 +77,8 @@ class Tokenizer:
 
         Raises ChatTemplateError when there is no template or it refuses the messages.
         """
+        if self._literal is None:
+            raise ChatTemplateError("the model has no chat template; use /v1/completions")
         # A conversation without anything to protect is encoded exactly as transformers does it.
         if not any(self._literal.is_dangerous(text) for message in messages for text in message.texts()):
             rendered = render_chat(self._hf, messages)

@@ -1,6 +1,7 @@
 """One set of rules for both front doors: from what a client asked to what the core serves."""
 
 from router.validation.draft import Prompt, PromptChat, PromptText, PromptTokens, RequestDraft, SamplingDraft, SloDraft
+from router.validation.generation_config import load_generation_defaults
 from router.validation.identity import check_model, resolve_request_id, resolve_tenant
 from router.validation.prompt import check_prompt_texts, check_prompt_tokens
 from router.validation.request import check_priority, deadline_after, resolve_sampling, resolve_slo
@@ -18,6 +19,7 @@ __all__ = [
     "check_prompt_texts",
     "check_prompt_tokens",
     "deadline_after",
+    "load_generation_defaults",
     "resolve_request_id",
     "resolve_sampling",
     "resolve_slo",
