@@ -139,9 +139,7 @@ def _check_masks(recorder: _Recorder, max_model_len: int, name: str) -> None:
     for layer, (function, window) in recorder.used.items():
         expected = causal if window is None else causal & (key_at > query_at - window)
         if not torch.equal(function(zero, zero, query_at, key_at).expand_as(causal), expected):
-            raise UnsupportedModel(
-                f"{name}: the mask of layer {layer} is neither causal nor the sliding window it names"
-            )
+            raise UnsupportedModel(f"{name}: the mask of layer {layer} is neither causal nor its sliding window")
 
 
 def _compare(ours: Tensor, theirs: Tensor, name: str) -> None:

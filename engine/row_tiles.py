@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 class RowTiles:
     """Products [M, K] @ [K, N] in fixed numbers of rows, for float32 and one thread.
 
-    The first product of each shape (and place of the matrix in a cache line) tries the sizes on that matrix and keeps those that give ROW_TILE's bits.
+    The first product of each shape (and place of the matrix in a cache line) tries the sizes on that matrix and keeps
+    those that give ROW_TILE's bits.
     """
 
     def __init__(self) -> None:

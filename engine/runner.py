@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Seq
 
 import torch
@@ -17,6 +18,8 @@ from engine.sampler import sample
 from pdserve.ids import SequenceKey
 from pdserve.sampling import SamplingParams
 from scheduling.step import SampleRequest, SequenceStep, StepResult
+
+log = logging.getLogger(__name__)
 
 
 class TorchRunner:
@@ -59,14 +62,39 @@ class TorchRunner:
     def warm_up(self, max_num_batched_tokens: int = 512, max_num_seqs: int = 32) -> None:
         """Run the largest prefill and decode steps that fit, so that no request pays for first calls.
 
-        Uses the pool's blocks and clears them: called once, before the pool holds anything.
+        Uses the pool's blocks and clears them: called once, before the pool holds anything. In deterministic mode it
+        also compares a prompt's logits, whole and in pieces beside others, and logs a warning where a bit differs:
+        a product that no row tile covers.
         """
         size = self.pool.layout.block_size
         room = min(max_num_batched_tokens, self.model.max_model_len, self.pool.num_blocks * size)
-        prompt = [1 % self.model.vocab_size] * room
+        prompt = [index % self.model.vocab_size for index in range(room)]
         params = SampleRequest(SamplingParams(max_tokens=1), prompt, len(prompt))
         whole = SequenceStep(SequenceKey("warm-up"), prompt, 0, list(range(-(-room // size))), params)
         self.execute([whole])
         sequences = min(max_num_seqs, self.pool.num_blocks)
         self.execute([SequenceStep(SequenceKey(f"warm-up-{i}"), prompt[:1], 0, [i], params) for i in range(sequences)])
+        if self.model.deterministic and not self._is_invariant(prompt[:40]):
+            log.warning("the numbers of %s depend on what else is in the step", self.model.config.model_type)
         self.pool.clear(torch.arange(self.pool.num_blocks, device=self.pool.device))
+
+    def _is_invariant(self, prompt: list[int]) -> bool:
+        """Whether the last token's logits of a prompt have the same bits when it is computed in other company."""
+        size = self.pool.layout.block_size
+        count = -(-len(prompt) // size)
+        if len(prompt) < 3 or self.pool.num_blocks < 2 * count:
+            return True  # no room for company
+        params = SampleRequest(SamplingParams(max_tokens=1), prompt, len(prompt))
+        own, others = list(range(count)), list(range(count, 2 * count))
+        whole = SequenceStep(SequenceKey("whole"), prompt, 0, own, params)
+        middle = len(prompt) // 3
+        first = SequenceStep(SequenceKey("first"), prompt[:middle], 0, own, None)
+        second = SequenceStep(SequenceKey("second"), prompt[middle:], middle, own, params)
+        company = SequenceStep(SequenceKey("company"), prompt[::-1], 0, others, None)
+
+        def logits(*steps: SequenceStep) -> Tensor:
+            return self.forward(pack(steps, size, self._row_multiple, self.model.device))
+
+        alone = logits(whole)
+        logits(company, first)
+        return torch.equal(alone, logits(company, second))

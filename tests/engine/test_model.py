@@ -63,7 +63,7 @@ def test_bad_arguments_are_named(tiny_dir: Any, tmp_path: Path) -> None:
         load_model(directory, dtype="int8")
     with pytest.raises(ValueError, match="float16 is slow there"):
         load_model(directory, dtype="float16")
-    with pytest.raises(ValueError, match="max_model_len is 257; .* allows 1 to 256"):
+    with pytest.raises(ValueError, match=r"max_model_len is 257; .* allows 1 to 256"):
         load_model(directory, max_model_len=257)
     with pytest.raises(ValueError, match="deterministic mode is for float32"):
         load_model(directory, dtype="bfloat16", deterministic=True)

@@ -80,7 +80,7 @@ def test_a_model_with_attention_or_state_of_its_own_is_refused(model_type: str, 
 def test_attention_in_chunks_of_positions_is_refused_where_a_sequence_could_meet_it(tmp_path: Path) -> None:
     """Llama 4 masks by chunk; within one chunk that is causal attention."""
     directory = _save(tmp_path, "llama4_text", {**LLAMA4, "attention_chunk_size": 64})
-    with pytest.raises(UnsupportedModel, match="neither causal nor the sliding window"):
+    with pytest.raises(UnsupportedModel, match="neither causal nor its sliding window"):
         load_model(directory, max_model_len=65)
     assert load_model(directory, max_model_len=64).max_model_len == 64
 
