@@ -227,6 +227,7 @@ class World:
         admitted = [seq.rank for seq in waiting if seq.state is not SequenceState.WAITING]
         left = [seq.rank for seq in waiting if seq.state is SequenceState.WAITING]
         assert not admitted or not left or max(admitted) < min(left)
+        assert not admitted or not batch.preempted, "whoever lost its blocks must not get them back in the same breath"
 
     def _look_at_preemptions(self, batch: Batch, running: list[Sequence]) -> None:
         lost = set(batch.preempted)

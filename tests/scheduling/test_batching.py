@@ -353,6 +353,19 @@ def test_the_youngest_is_preempted_and_loses_nothing(make_world: Any) -> None:
     assert world.ended[young] == "finished" and len(world.outputs[young]) == 7
 
 
+def test_a_step_that_preempts_admits_nobody(make_world: Any) -> None:
+    """What is left of the freed blocks is kept for growth, one step long, even from an urgent sequence."""
+    world = make_world(num_blocks=8, block_size=2, max_model_len=20, prefix_caching=False)
+    world.add(prompt=[1, 2, 3], max_tokens=12), world.add(prompt=range(7), max_tokens=9)
+    world.step()
+    urgent = world.add(PREFILL, range(20, 25), priority=-1)
+    while world.scheduler.num_preemptions == 0:
+        world.step()
+    assert world.state(urgent) is S.WAITING and world.pool.num_free >= 3
+    assert urgent.request_id in names(world.schedule())
+    world.settle()
+
+
 def test_whoever_came_last_waits_where_it_is_rather_than_preempt(make_world: Any) -> None:
     """With blocks held for handoffs it stays, keeps its KV, and goes on when they are released."""
     world = make_world(num_blocks=4, block_size=4)
@@ -551,6 +564,19 @@ def test_blocks_of_a_sequence_aborted_during_its_step_stay_until_the_step_is_com
     assert [update.key for update in world.complete()] == [other]
     assert world.state(key) is S.FINISHED and world.pool.counts().used < used
     assert world.scheduler.stale_calls == 1
+    world.settle()
+
+
+def test_the_result_of_a_sequence_quarantined_during_its_step_is_dropped(make_world: Any) -> None:
+    """Z4: no token, no ready blocks after its end; its blocks stay until the abort, also one during the step."""
+    world = make_world()
+    keys = [world.add(PREFILL, range(start, start + 6)) for start in (0, 10)]
+    world.schedule()
+    assert all(world.quarantine(key) for key in keys) and world.abort(keys[1])
+    assert [world.state(key) for key in keys] == [S.QUARANTINED, S.DRAINING]
+    assert world.complete() == []
+    assert [world.state(key) for key in keys] == [S.QUARANTINED, S.FINISHED]
+    assert world.scheduler.block_counts().quarantined == 2 and world.scheduler.leaked_blocks() == 0
     world.settle()
 
 
