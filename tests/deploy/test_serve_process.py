@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy import cli
 from pdserve.client import Client, GenerateOptions
 
 PROFILE = {"base_s": 0.002, "per_prefill_token_s": 1e-4, "per_decode_sequence_s": 1e-4, "per_context_token_s": 0.0}
@@ -48,7 +49,7 @@ def serving(tmp_path: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str]
 
 @pytest.mark.e2e
 @pytest.mark.slow
-def test_a_cluster_starts_answers_and_stops(tmp_path: Path) -> None:
+def test_a_cluster_starts_answers_and_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The ready file holds what the contract says; Ctrl-C drains, exits 0 and leaves nothing."""
     shared_before = set(os.listdir("/dev/shm"))
     with serving(tmp_path) as (process, ready):
@@ -64,6 +65,11 @@ def test_a_cluster_starts_answers_and_stops(tmp_path: Path) -> None:
             done = client.generate([5, 6, 7], GenerateOptions(max_tokens=4, ignore_eos=True))
         assert len(done.token_ids) == 4
         assert (done.timing.prefill_worker, done.timing.decode_worker) == ("prefill-0", "decode-0")
+        asked = ["generate", "--server", str(ready["grpc"]), "--max-tokens", "3", "--ignore-eos", "--stats"]
+        assert cli.main([*asked, "hello"]) == 0
+        assert "+ 3 tokens, length; TTFT" in capsys.readouterr().err
+        assert cli.main([*asked, "--temperature", "-1", "hello"]) == 2
+        assert "temperature" in capsys.readouterr().err
         process.send_signal(signal.SIGINT)
         assert process.wait(30.0) == 0
     assert not any(runs(one["pid"]) for one in workers)
