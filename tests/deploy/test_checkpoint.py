@@ -67,7 +67,7 @@ def added_token(files: ModelFiles) -> None:
     files.tokenizer(added_tokens=[{"id": 16, "content": "<x>"}])
 
 
-BAD = {
+BAD: dict[str, tuple[Callable[[ModelFiles], object], str]] = {
     "no config": (lambda files: (files.path / "config.json").unlink(), "config.json: is missing"),
     "config not JSON": (text("config.json", "{"), "config.json: is not JSON"),
     "config not text": (text("config.json", b"\xff\xfe\x00"), "config.json: is not UTF-8"),
