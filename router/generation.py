@@ -66,13 +66,6 @@ class Generation:
         """What is new, at least one update. Raises the ServingError that ended the request."""
         return await self._outbox.take()
 
-    async def all(self) -> list[ChoiceEnd]:
-        """Every choice's end, in order, once all are there."""
-        ends: dict[int, ChoiceEnd] = {}
-        while len(ends) < len(self.requests):
-            ends |= {update.index: update.end for update in await self.take() if update.end is not None}
-        return [ends[index] for index in range(len(self.requests))]
-
 
 class FrontDesk:
     """What both front doors stand on. Owned by one event loop."""
