@@ -88,6 +88,11 @@ class StepStats:
     context_tokens: int  # sum over sequences of positions whose KV was read
     num_sequences: int
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What the latency model is a function of."""
+        return self.prefill_tokens, self.decode_sequences, self.context_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
@@ -130,6 +135,7 @@ class EngineCore:
                 except ServingError as error:
                     report.rejected.append(Rejected(sequence.key, error))
             case Commit(key, first_token_id):
+                # None: the sequence ended meanwhile and says so itself; its KV is discarded with its blocks.
                 report.updates += self.scheduler.try_commit(key, first_token_id) or []
             case Quarantine(key):
                 self.scheduler.quarantine(key)

@@ -51,7 +51,8 @@ class Committed:
     first_token_id: int
     bytes_moved: int
     blocks_skipped: int
-    transfer_s: float  # first block announced until the last was verified
+    transfer_s: float  # first block announced until the last was verified; includes waiting for chunks
+    busy_s: float  # of it, with a block under way
     source_worker_id: str
     transport: str
 

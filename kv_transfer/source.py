@@ -291,7 +291,8 @@ class SourcePair:
                 effects = transfer.on_commit()
             case "abort":
                 effects = transfer.on_peer_abort()
-                self.source.notices.put_nowait(Failed(transfer.key, PeerLost(f"handoff refused: {part.reason}")))
+                if part.unreported:
+                    self.source.notices.put_nowait(Failed(transfer.key, PeerLost(f"handoff refused: {part.reason}")))
             case "abort_ack":
                 effects = transfer.on_abort_ack()
             case _:

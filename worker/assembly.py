@@ -6,10 +6,12 @@ import logging
 from dataclasses import dataclass
 
 from engine.core import EngineCore
+from engine.sizing import num_kv_blocks
 from pdserve.clock import Clock
 from pdserve.config import WorkerConfig
 from pdserve.kv_layout import KvLayout
 from pdserve.kv_memory import KvMemory
+from pdserve.settings import ConfigError
 from scheduling.batching import Scheduler, SchedulerConfig
 from scheduling.blocks import BlockPool
 from scheduling.step import StepRunner
@@ -54,3 +56,11 @@ def assemble(
         memory.num_blocks * layout.block_size / max_model_len, max_model_len,
     )  # fmt: skip
     return BuiltEngine(EngineCore(scheduler, runner, clock), memory, layout, max_model_len, vocab_size)
+
+
+def pool_blocks(layout: KvLayout, kv_bytes: int, max_model_len: int) -> int:
+    """How many blocks `kv_bytes` holds; ConfigError, naming the flags, when that is less than one context."""
+    try:
+        return num_kv_blocks(layout, kv_bytes, max_model_len)
+    except ValueError as error:
+        raise ConfigError([f"kv_bytes: {error}; raise --kv-bytes or lower --max-model-len"]) from None

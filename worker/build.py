@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 from pdserve.clock import Clock
 from pdserve.config import WorkerStart
 from worker.assembly import BuiltEngine
@@ -9,9 +11,9 @@ from worker.build_mock import build_mock
 
 
 def build_engine(start: WorkerStart, clock: Clock) -> BuiltEngine:
-    """Load (or mock) the model and make its pool. Raises what loading raises; ValueError for a small pool."""
+    """Load (or mock) the model and make its pool. Raises what loading raises; ConfigError for a small pool."""
     if start.config.mock is not None:
         return build_mock(start, clock)
-    from worker.build_torch import build_torch
-
-    return build_torch(start, clock)
+    # By name, because it imports torch and transformers: seconds that a mock worker never needs.
+    built: BuiltEngine = importlib.import_module("worker.build_torch").build_torch(start, clock)
+    return built

@@ -7,22 +7,21 @@ import torch
 from engine.kv_pool import KvPool
 from engine.model import load_model
 from engine.runner import TorchRunner
-from engine.sizing import num_kv_blocks
 from pdserve.clock import Clock
 from pdserve.config import WorkerStart
 from pdserve.kv_memory import KvMemory
-from worker.assembly import BuiltEngine, assemble
+from worker.assembly import BuiltEngine, assemble, pool_blocks
 
 
 def build_torch(start: WorkerStart, clock: Clock) -> BuiltEngine:
-    """Load, size the pool, warm up. Raises what loading raises; ValueError when the pool is too small."""
+    """Load, size the pool, warm up. Raises what loading raises; ConfigError when the pool is too small."""
     config = start.config
     assert config.threads is not None and config.kv_bytes is not None and config.max_num_seqs is not None
     assert config.max_num_batched_tokens is not None
     torch.set_num_threads(config.threads)
     model = load_model(start.model, config.dtype, start.device, config.max_model_len)
     layout = model.kv_layout(config.block_size)
-    num_blocks = num_kv_blocks(layout, config.kv_bytes, model.max_model_len)
+    num_blocks = pool_blocks(layout, config.kv_bytes, model.max_model_len)
     memory = KvMemory(num_blocks, layout.block_bytes)
     runner = TorchRunner(model, KvPool(layout, num_blocks, memory))
     runner.warm_up(config.max_num_batched_tokens, config.max_num_seqs)

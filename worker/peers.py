@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 
+from pdserve.errors import error_from_status
 from pdserve.v1 import worker_pb2 as pb
 from pdserve.v1 import worker_pb2_grpc
 
@@ -37,13 +38,19 @@ class HandoffCall:
     """One open Handoff stream on a channel of its own."""
 
     def __init__(self, address: str, secret: str, outgoing: AsyncIterator[pb.SourceMessage]) -> None:
+        self._address = address
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
         self._call = stub.Handoff(outgoing, metadata=(("authorization", f"Bearer {secret}"),))
         self._closing: asyncio.Task[None] | None = None
 
-    def __aiter__(self) -> AsyncIterator[pb.TargetMessage]:
-        return aiter(self._call)
+    async def __aiter__(self) -> AsyncIterator[pb.TargetMessage]:
+        try:
+            async for message in self._call:
+                yield message
+        except grpc.aio.AioRpcError as error:
+            details = (error.details() or "").split("\n", 1)[0][:200]
+            raise error_from_status(error.code().name, f"{self._address}: {details}") from None
 
     def cancel(self) -> bool:
         """Close the stream and its channel; safe to repeat."""

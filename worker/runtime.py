@@ -11,7 +11,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from engine.core import Commit, EngineCore, Quarantine, Release, Report, StepStats, Submit
+from engine.core import Commit, EngineCore, Quarantine, Release, Report, Room, Submit
 from engine.thread import EngineThread
 from kv_transfer.notices import Committed, Failed, Freed, Notice, PeerAddress, Stopped
 from kv_transfer.source import HandoffSource
@@ -25,41 +25,21 @@ from scheduling.batching import SequenceUpdate
 from scheduling.latency import OnlineLatencyEstimator
 from scheduling.lease import LEASE_S, LeaseTable
 from scheduling.sequence import Sequence, SequenceMode
+from worker.accounting import committed_event, count_step, count_transfer
+from worker.outbox import Outbox
 from worker.policy import RolePolicy
 from worker.status import status_message
-from worker.telemetry import BATCH_SIZE, STEP_SECONDS, TRANSFER_SECONDS, Telemetry
+from worker.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
 STATUS_PERIOD_S = 1.0
-MAX_OUTBOX = 65536
 
 _MODES = {
     pb.SEQUENCE_MODE_PREFILL: SequenceMode.PREFILL,
     pb.SEQUENCE_MODE_DECODE: SequenceMode.DECODE,
     pb.SEQUENCE_MODE_FULL: SequenceMode.FULL,
 }
-
-
-class Outbox:
-    """Messages to one router, bounded: a router that far behind is lost."""
-
-    def __init__(self) -> None:
-        self.queue: asyncio.Queue[pb.WorkerMessage | None] = asyncio.Queue()
-        self.closed = False
-
-    def put(self, message: pb.WorkerMessage) -> None:
-        if self.closed:
-            return
-        if self.queue.qsize() >= MAX_OUTBOX:
-            log.error("router is %d messages behind: session closed", MAX_OUTBOX)
-            self.close()
-            return
-        self.queue.put_nowait(message)
-
-    def close(self) -> None:
-        self.closed = True
-        self.queue.put_nowait(None)
 
 
 @dataclass(slots=True)
@@ -214,14 +194,22 @@ class Worker:
         for rejected in report.rejected:
             self._fail(rejected.key, rejected.error)
         for room in report.room:
-            self._target.on_room(room.key, room.block_ids, room.skip)
+            self._on_room(room)
         outputs: dict[Outbox, list[pb.SequenceOutput]] = {}
         for update in report.updates:
             self._on_update(update, outputs)
         for outbox, batch in outputs.items():
             outbox.put(pb.WorkerMessage(step=pb.StepOutput(outputs=batch)))
         if report.stats is not None:
-            self._count_step(report.stats)
+            count_step(self.telemetry, self.policy.role, report.stats)
+            self.latency.observe(*report.stats.shape, report.stats.seconds)
+
+    def _on_room(self, room: Room) -> None:
+        self._target.on_room(room.key, room.block_ids, room.skip)
+        tracked = self._tracked.get(room.key)
+        if tracked is not None:
+            event = pb.HandoffEvent(key=key_to_proto(room.key), progress=pb.HANDOFF_PROGRESS_RESERVED)
+            self._tell_progress(tracked, event)
 
     def _on_update(self, update: SequenceUpdate, outputs: dict[Outbox, list[pb.SequenceOutput]]) -> None:
         tracked = self._tracked.get(update.key)
@@ -275,12 +263,6 @@ class Worker:
         failed = pb.SequenceFailed(key=key_to_proto(key), status=error.status.name, message=error.message)
         outbox.put(pb.WorkerMessage(failed=failed))
 
-    def _count_step(self, stats: StepStats) -> None:
-        role = self.policy.role
-        self.telemetry.observe("step_seconds", stats.seconds, STEP_SECONDS, role=role)
-        self.telemetry.observe("batch_size", stats.num_sequences, BATCH_SIZE, role=role)
-        self.latency.observe(stats.prefill_tokens, stats.decode_sequences, stats.context_tokens, stats.seconds)
-
     # ---- handoff ----
 
     async def _watch_notices(self) -> None:
@@ -308,8 +290,8 @@ class Worker:
                 self._thread.put(Commit(key, first_token_id))
                 if tracked is not None:
                     tracked.handed = True
-                    self._tell_progress(tracked, _committed_event(notice))
-                self._count_transfer(notice)
+                    self._tell_progress(tracked, committed_event(notice))
+                count_transfer(self.telemetry, self._target.identity.worker_id, notice)
             case Failed(key, error):
                 self.telemetry.add("kv_transfer_failures_total", reason=type(error).__name__)
                 if tracked is not None and not tracked.told_end:
@@ -318,13 +300,6 @@ class Worker:
 
     def _tell_progress(self, tracked: Tracked, event: pb.HandoffEvent) -> None:
         tracked.outbox.put(pb.WorkerMessage(handoff=event))
-
-    def _count_transfer(self, notice: Committed) -> None:
-        self.telemetry.observe("kv_transfer_seconds", notice.transfer_s, TRANSFER_SECONDS)
-        self.telemetry.add("kv_transfer_bytes_total", notice.bytes_moved, transport=notice.transport)
-        if notice.transfer_s > 0.0 and notice.bytes_moved:
-            link = {"src": notice.source_worker_id, "dst": self._target.identity.worker_id}
-            self.telemetry.set("link_bandwidth_bytes_per_second", notice.bytes_moved / notice.transfer_s, **link)
 
     # ---- housekeeping ----
 
@@ -337,10 +312,3 @@ class Worker:
             status = pb.WorkerMessage(status=status_message(self))
             for outbox in self._outboxes:
                 outbox.put(status)
-
-
-def _committed_event(notice: Committed) -> pb.HandoffEvent:
-    return pb.HandoffEvent(
-        key=key_to_proto(notice.key), progress=pb.HANDOFF_PROGRESS_COMMITTED, bytes_moved=notice.bytes_moved,
-        blocks_skipped=notice.blocks_skipped, transfer_s=notice.transfer_s,
-    )  # fmt: skip

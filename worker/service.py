@@ -17,8 +17,9 @@ from pdserve.errors import IncompatiblePeer, ServingError
 from pdserve.ids import PROTOCOL_VERSION
 from pdserve.v1 import worker_pb2 as pb
 from pdserve.v1 import worker_pb2_grpc
+from worker.outbox import Outbox
 from worker.peers import SERVER_OPTIONS
-from worker.runtime import Outbox, Worker
+from worker.runtime import Worker
 
 log = logging.getLogger(__name__)
 

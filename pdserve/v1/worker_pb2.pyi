@@ -393,12 +393,14 @@ class PromptComplete(_message.Message):
     def __init__(self, transfer_id: _Optional[int] = ..., first_token_id: _Optional[int] = ...) -> None: ...
 
 class TransferAbort(_message.Message):
-    __slots__ = ("transfer_id", "reason")
+    __slots__ = ("transfer_id", "reason", "unreported")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    UNREPORTED_FIELD_NUMBER: _ClassVar[int]
     transfer_id: int
     reason: str
-    def __init__(self, transfer_id: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    unreported: bool
+    def __init__(self, transfer_id: _Optional[int] = ..., reason: _Optional[str] = ..., unreported: bool = ...) -> None: ...
 
 class SourceMessage(_message.Message):
     __slots__ = ("hello", "rendezvous", "offer", "ready", "complete", "abort", "abort_ack")

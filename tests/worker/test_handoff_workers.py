@@ -53,7 +53,8 @@ def test_a_split_sequence_gives_the_tokens_of_a_colocated_one(launch_workers: La
                 assert tokens([p, d], split) == tokens([d], full)
                 assert len(tokens([d], full)) == 20
                 assert d.finished[split] == inference_pb2.FINISH_REASON_LENGTH
-                committed = d.progress[split][0]
+                reserved, committed = d.progress[split]
+                assert reserved.progress == pb.HANDOFF_PROGRESS_RESERVED
                 assert committed.progress == pb.HANDOFF_PROGRESS_COMMITTED
             assert not p.failed and not d.failed
             await cluster.settled()
@@ -84,7 +85,7 @@ def test_blocks_that_the_decode_worker_has_are_not_sent_again(launch_workers: La
                 key = SequenceKey(name)
                 cluster.split(key, p, d, ids, SamplingParams(max_tokens=5))
                 await d.until(lambda key=key: key in d.finished)  # type: ignore[misc]
-            first, second = (d.progress[SequenceKey(n)][0] for n in ("first", "second"))
+            first, second = (d.progress[SequenceKey(n)][1] for n in ("first", "second"))
             assert (first.blocks_skipped, second.blocks_skipped) == (0, 25)
             assert second.bytes_moved == d.hello.block_bytes and first.bytes_moved == 26 * d.hello.block_bytes
             assert tokens([p, d], SequenceKey("first")) == tokens([p, d], SequenceKey("second"))
@@ -124,5 +125,22 @@ def test_aborts_at_random_moments_free_every_block_and_disturb_nobody(launch_wor
                 d.submit(again, pb.SEQUENCE_MODE_FULL, prompts[key], SamplingParams(max_tokens=n))
                 await d.until(lambda again=again: again in d.finished)  # type: ignore[misc]
                 assert tokens([d], again) == tokens([p, d], key)
+
+    asyncio.run(run())
+
+
+def test_an_end_at_token_one_is_told_by_the_prefill_worker_alone(launch_workers: Launch) -> None:
+    """The decode worker's reservation goes quietly: its word may not overtake the finished request's."""
+
+    async def run() -> None:
+        async with launch_workers() as cluster:
+            (p,), (d,) = cluster.prefill, cluster.decode
+            for i in range(20):
+                cluster.split(SequenceKey(f"r{i}"), p, d, prompt(random.Random(i), 100), SamplingParams(max_tokens=1))
+            await p.until(lambda: len(p.finished) == 20)
+            for i in range(20):
+                d.abort(SequenceKey(f"r{i}"))
+            await cluster.settled()
+            assert not d.failed and not p.failed
 
     asyncio.run(run())

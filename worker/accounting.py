@@ -1,0 +1,32 @@
+"""What steps and transfers add to a worker's books."""
+
+from __future__ import annotations
+
+from engine.core import StepStats
+from kv_transfer.notices import Committed
+from pdserve.v1 import worker_pb2 as pb
+from pdserve.wire import key_to_proto
+from worker.telemetry import BATCH_SIZE, STEP_SECONDS, TRANSFER_SECONDS, Telemetry
+
+
+def count_step(telemetry: Telemetry, role: str, stats: StepStats) -> None:
+    """One step of the engine."""
+    telemetry.observe("step_seconds", stats.seconds, STEP_SECONDS, role=role)
+    telemetry.observe("batch_size", stats.num_sequences, BATCH_SIZE, role=role)
+
+
+def count_transfer(telemetry: Telemetry, worker_id: str, notice: Committed) -> None:
+    """One handoff that was committed here."""
+    telemetry.observe("kv_transfer_seconds", notice.transfer_s, TRANSFER_SECONDS)
+    telemetry.add("kv_transfer_bytes_total", notice.bytes_moved, transport=notice.transport)
+    if notice.busy_s > 0.0 and notice.bytes_moved:
+        link = {"src": notice.source_worker_id, "dst": worker_id}
+        telemetry.set("link_bandwidth_bytes_per_second", notice.bytes_moved / notice.busy_s, **link)
+
+
+def committed_event(notice: Committed) -> pb.HandoffEvent:
+    """What the router hears of it."""
+    return pb.HandoffEvent(
+        key=key_to_proto(notice.key), progress=pb.HANDOFF_PROGRESS_COMMITTED, bytes_moved=notice.bytes_moved,
+        blocks_skipped=notice.blocks_skipped, transfer_s=notice.transfer_s,
+    )  # fmt: skip
