@@ -11,7 +11,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint64": 8}
 
 @dataclass(frozen=True, slots=True)
 class LayerLayout:
-    """One attention layer inside a block: keys [kv_heads, slots, key_size], then values [kv_heads, slots, value_size]."""
+    """One attention layer of a block: keys [kv_heads, slots, key_size], then values [kv_heads, slots, value_size]."""
 
     kv_heads: int
     key_size: int

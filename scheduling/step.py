@@ -24,7 +24,7 @@ class SampleRequest:
 
     @property
     def output_index(self) -> int:
-        """Index among the output tokens of the token to choose; with seed and choice index it names its random number."""
+        """Index among the output tokens of the token to choose; names its random number, with seed and choice."""
         return len(self.token_ids) - self.num_prompt_tokens
 
 
