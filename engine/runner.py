@@ -38,6 +38,7 @@ class TorchRunner:
         """Compute one step and sample; one result per sequence, in order. See `StepRunner`."""
         if not steps:
             return []
+        assert not self.model.deterministic or torch.get_num_threads() == 1, "somebody raised the number of threads"
         batch = pack(steps, self.pool.layout.block_size, self._row_multiple, self.model.device)
         logits = self.forward(batch)
         requests = [step.sample for step in steps if step.sample is not None]

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from engine.families import TESTED
+
+FAMILY_OF = {"llama3": "llama", "gemma3": "gemma3_text"}  # where the made model's name is not its model_type
 TIE = 1e-4  # logits closer than this are a tie
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"num_layers": 3, "hidden_size": 88, "intermediate_size": 203, "head_dim": 22, "vocab_size": 515}),
@@ -74,6 +77,11 @@ def test_numbers_do_not_depend_on_company_chunks_or_blocks(
         for layer, (ours, expected) in enumerate(zip(other.kv, alone.kv, strict=True)):
             assert torch.equal(ours[0], expected[0]), f"{how}: keys of layer {layer}"
             assert torch.equal(ours[1], expected[1]), f"{how}: values of layer {layer}"
+
+
+def test_the_table_of_tested_families_says_what_is_tested_here() -> None:
+    """Documentation quotes it."""
+    assert {FAMILY_OF.get(arch, arch) for arch, _ in FAMILIES} == set(TESTED)
 
 
 def _run(driver: Any, model: Any, prompt: list[int], chunk: int, block_size: int, neighbours: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -108,6 +109,20 @@ def test_results_are_in_order_and_none_where_nothing_is_sampled(load_tiny: Any) 
     assert [type(result) for result in results] == [type(None), SampledToken, type(None)]
     assert runner.execute(steps[:1]) == [None]
     assert runner.execute([]) == []
+
+
+def test_another_thread_gives_the_same_bits(load_tiny: Any, driver: Any, random_prompt: Any) -> None:
+    """The engine's thread is not the one that loaded the model; two engines may step at once."""
+    drivers = [driver(load_tiny("llama"), seed=seed) for seed in range(3)]
+    sequences = [running.add(random_prompt(50), 10) for running in drivers]
+    drivers[0].run()
+    threads = [threading.Thread(target=running.run) for running in drivers[1:]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for sequence in sequences[1:]:
+        assert torch.equal(torch.stack(sequence.logits), torch.stack(sequences[0].logits))
 
 
 def test_a_pool_of_another_model_is_refused(load_tiny: Any) -> None:
