@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from deploy.local.worker_process import Ready, WorkerProcess, describe_exit, worker_command
+from deploy.local.child_process import describe_exit
+from deploy.local.worker_process import Ready, WorkerProcess, worker_command
 from pdserve.config import WorkerStart
 from pdserve.exit import StartError
 
