@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import grpc.aio
@@ -106,6 +107,15 @@ class Wire:
     def abort(self, key: SequenceKey) -> None:
         self.outgoing.put_nowait(pb.RouterMessage(abort=pb.AbortSequence(key=key_to_proto(key))))
 
+    async def engine_is_empty(self, timeout_s: float = 10.0) -> None:
+        """Wait until the engine knows no sequence; no session tells, so it is asked again and again."""
+        scheduler = self.built.core.scheduler
+        async with asyncio.timeout(timeout_s):
+            while scheduler.live_keys():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        scheduler.check()
+        assert scheduler.blocks.num_referenced == 0
+
     async def all_blocks_free(self) -> None:
         """Wait for a status that says so, and check the scheduler's and the pool's own books."""
         self.status = None
@@ -151,6 +161,7 @@ def launch_workers(tmp_path: Path) -> Launch:
         transport: str = "shm",
         step_s: float = 0.0,
         model: Path | None = None,
+        decode_changes: Mapping[str, object] | None = None,
         **changes: object,
     ) -> AsyncIterator[Cluster]:
         profile = tmp_path / "profile.json"
@@ -166,7 +177,8 @@ def launch_workers(tmp_path: Path) -> Launch:
             readers = []
             roles = itertools.chain(itertools.repeat("prefill", prefill), itertools.repeat("decode", decode))
             for number, role in enumerate(roles):
-                start = WorkerStart(f"{role}-{number}", role, str(model or ""), "cpu", SECRET, "127.0.0.1:0", config)
+                own = replace(config, **(decode_changes or {})) if role == "decode" else config  # type: ignore[arg-type]
+                start = WorkerStart(f"{role}-{number}", role, str(model or ""), "cpu", SECRET, "127.0.0.1:0", own)
                 built = build_engine(start, MonotonicClock())
                 ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
                 policy = PREFILL if role == "prefill" else DECODE
