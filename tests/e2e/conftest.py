@@ -153,6 +153,12 @@ def serve(tmp_path: Path) -> Serve:
 
 
 @pytest.fixture(scope="session")
+def serve_in() -> Serve:
+    """`with serve_in(directory, model, "--decode", "2") as server`, for fixtures that outlive a test."""
+    return running_server
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen3 checkpoint with a context of 2,304 tokens."""
     transformers_logging.disable_progress_bar()
