@@ -17,6 +17,7 @@ from pdserve.settings import ConfigError
 _SUFFIXES = {"k": 10, "m": 20, "g": 30, "t": 40}
 _PARTS = (ServeConfig, RouterConfig, WorkerConfig)
 _NO_FLAG = {"model", "router", "worker", "slo_classes", "tenants"}  # positional, parts, and what only YAML can say
+_ALONE = {"ray": "local"}  # what a flag means that is given without a value
 _GROUPS = {ServeConfig: "cluster", RouterConfig: "front doors and router", WorkerConfig: "workers"}
 
 
@@ -45,6 +46,16 @@ def _add_flag(group: argparse._ArgumentGroup, one: Field[Any], kind: type) -> No
     if kind is bool:
         group.add_argument(
             flag_name(one.name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+        )
+        return
+    if one.name in _ALONE:
+        group.add_argument(
+            flag_name(one.name),
+            nargs="?",
+            const=_ALONE[one.name],
+            default=argparse.SUPPRESS,
+            metavar="ADDRESS",
+            help=text,
         )
         return
     choices = one.metadata["choices"]

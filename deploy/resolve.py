@@ -59,6 +59,8 @@ class ResolvedServe:
         """A worker's settings; those on one GPU divide its memory among them."""
         if device == "cpu":
             return self.worker
+        if self.config.ray is not None:
+            return self.worker  # divided where Ray placed them
         share = self.worker.gpu_memory_utilization / self.devices.count(device)
         return replace(self.worker, gpu_memory_utilization=share)
 
@@ -83,6 +85,8 @@ def resolve(config: ServeConfig) -> ResolvedServe:
 
 
 def _devices(config: ServeConfig, num_workers: int) -> tuple[str, ...]:
+    if config.ray is not None and config.worker.device == "cuda" and config.worker.mock is None:
+        return ("cuda:0",) * num_workers  # each sees the GPU that Ray gives it; how many there are, Ray knows
     if config.worker.mock is not None or config.worker.device == "cpu":
         if config.worker.kv_transport == "nccl":
             raise StartError("--kv-transport is nccl; it needs GPUs: give --device cuda, or auto", ExitCode.ENVIRONMENT)

@@ -1,4 +1,4 @@
-"""One cluster on this machine: workers as children, the router in this process.
+"""One cluster: workers as children or through Ray, the router in this process.
 
 start:  workers load ┐
         tokenizer    ┴─> router connects ─> doors open ─> ready
@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from deploy.local.cluster import LocalCluster, RunningWorker, first_error
 from deploy.local.worker_process import worker_command
+from deploy.ray_cluster.cluster import RayCluster
 from deploy.ready_file import ReadyInfo, ReadyWorker
 from deploy.resolve import ResolvedServe
 from pdserve.exit import StartError
@@ -26,13 +27,23 @@ log = logging.getLogger(__name__)
 WORKER_STOP_S = 8.0
 
 
-class LocalServing:
+class Workers(Protocol):
+    """What starts the workers, knows of their end, and ends them."""
+
+    async def start(self, timeout_s: float) -> list[RunningWorker]: ...
+
+    async def watch(self) -> None: ...
+
+    async def stop(self, grace_s: float) -> None: ...
+
+
+class Serving:
     """A whole cluster: `start`, then `drain`, then always `close`."""
 
     def __init__(self, resolved: ResolvedServe) -> None:
         self.resolved = resolved
         self._secret = secrets.token_urlsafe(32)
-        self._cluster = LocalCluster(resolved.starts(self._secret), worker_command)
+        self._cluster = _launcher(resolved, self._secret)
         self._watch: asyncio.Task[None] | None = None
         self._doors: FrontDoors | None = None
 
@@ -75,6 +86,12 @@ class LocalServing:
         await self._cluster.stop(WORKER_STOP_S)
         if self._watch is not None:
             await self._watch
+
+
+def _launcher(resolved: ResolvedServe, secret: str) -> Workers:
+    if resolved.config.ray is not None:
+        return RayCluster(resolved, secret)
+    return LocalCluster(resolved.starts(secret), worker_command)
 
 
 def _load_text(resolved: ResolvedServe) -> ModelText:

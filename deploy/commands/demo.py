@@ -12,7 +12,7 @@ from deploy.commands.serve import configure_logging
 from deploy.machine import raise_open_files
 from deploy.models.demo_model import demo_model_directory
 from deploy.resolve import resolve
-from deploy.serve import LocalServing
+from deploy.serve import Serving
 from deploy.stop_signals import StopSignals
 from pdserve.client import AsyncClient, Completion, GenerateOptions
 from pdserve.config import RouterConfig, ServeConfig, WorkerConfig
@@ -63,7 +63,7 @@ async def _demo() -> int:
         await asyncio.gather(split.close(), colocated.close())
 
 
-def _cluster(num_prefill: int) -> LocalServing:
+def _cluster(num_prefill: int) -> Serving:
     """The shipped model, with one decode worker."""
     config = ServeConfig(
         model=str(demo_model_directory()),
@@ -71,10 +71,10 @@ def _cluster(num_prefill: int) -> LocalServing:
         router=RouterConfig(grpc="127.0.0.1:0", http="127.0.0.1:0", served_model_name="demo"),
         worker=WorkerConfig(dtype="float32", kv_bytes=1 << 26, enable_prefix_caching=False),
     )
-    return LocalServing(resolve(config))
+    return Serving(resolve(config))
 
 
-async def _show(split: LocalServing, colocated: LocalServing) -> int:
+async def _show(split: Serving, colocated: Serving) -> int:
     say("Starting a router, a prefill worker and a decode worker; and, to compare, one worker that does both.")
     started_s = time.monotonic()
     ready, reference = await asyncio.gather(split.start(), colocated.start())

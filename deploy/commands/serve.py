@@ -1,4 +1,4 @@
-"""`pdserve serve MODEL`: a cluster on this machine, until Ctrl-C."""
+"""`pdserve serve MODEL`: a cluster on this machine, or through Ray, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pathlib import Path
 
 from deploy.flags import add_settings, serve_config
 from deploy.machine import check_can_listen, raise_open_files
+from deploy.ray_cluster.cluster import check_ray_installed
 from deploy.ready_file import ReadyInfo, prepare_ready_file, write_ready_file
 from deploy.resolve import ResolvedServe, resolve
-from deploy.serve import LocalServing
+from deploy.serve import Serving
 from deploy.stop_signals import StopSignals
 from pdserve.config import ServeConfig
 from pdserve.exit import ExitCode
@@ -53,6 +54,8 @@ def configure_logging(default_level: str = "INFO") -> None:
 
 def prepare(config: ServeConfig) -> None:
     """What would fail later anyway, found before a model is loaded: ports, limits, the ready file."""
+    if config.ray is not None:
+        check_ray_installed()
     raise_open_files()
     check_can_listen("--grpc", config.router.grpc)
     check_can_listen("--http", config.router.http)
@@ -64,7 +67,7 @@ async def serve_until_stopped(resolved: ResolvedServe) -> int:
     """Serve until the first signal, drain, stop; a second signal cuts the draining short."""
     signals = StopSignals()
     signals.install()
-    serving = LocalServing(resolved)
+    serving = Serving(resolved)
     log.info(
         "serving %s: %s, context %d tokens, %d prefill and %d decode workers",
         resolved.served_name,
