@@ -18,7 +18,8 @@ Source: online softmax (Milakov and Gimelshein 2018); FlashAttention-2 (Dao 2023
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,6 +52,14 @@ class _Group:
     many: bool  # one sequence per tile
 
 
+class _Turn(NamedTuple):
+    """One KV tile's turn."""
+
+    tile: int
+    active: slice  # of the group's query tiles
+    hidden: Tensor | None  # broadcasts to the scores: keys that a row does not see; None where all are seen
+
+
 class TiledAttention:
     """The backend of deterministic mode: one thread, float32."""
 
@@ -59,7 +68,8 @@ class TiledAttention:
         self._pool = pool
         self._batch: StepBatch | None = None
         self._groups: dict[int, list[_Group]] = {}
-        self._pieces: dict[tuple[int, int, int, int], Tensor] = {}
+        self._pieces: dict[tuple[int, int, int], Tensor] = {}
+        self._turns: dict[tuple[int, int | None], list[_Turn]] = {}
         self._scratch: dict[str, Tensor] = {}
         self._piece_slots = gcd(pool.layout.block_size, KEY_TILE)
         self._piece = pool.piece_elements(self._piece_slots)
@@ -69,6 +79,7 @@ class TiledAttention:
         self._batch = batch
         self._groups.clear()
         self._pieces.clear()
+        self._turns.clear()
 
     def attend(self, query: Tensor, call: AttentionCall) -> Tensor:
         assert self._batch is not None
@@ -80,8 +91,8 @@ class TiledAttention:
         out = torch.zeros(rows, facts.kv_heads, share, facts.value_size)
         if share not in self._groups:
             self._groups[share] = self._plan(self._batch, share)
-        for index, group in enumerate(self._groups[share]):
-            found = self._attend_group(index, group, by_token, call)  # [tiles, tokens, K, G, Dv]
+        for group in self._groups[share]:
+            found = self._attend_group(group, by_token, call)  # [tiles, tokens, K, G, Dv]
             # Spare places repeat a token with the same numbers, so that writing twice is harmless.
             out[group.rows] = found
         return out.view(rows, heads, facts.value_size)
@@ -139,12 +150,12 @@ class TiledAttention:
             many=len(chosen) == tiles,
         )
 
-    def _piece_ids(self, index: int, group: _Group, kv_heads: int, size: int) -> Tensor:
+    def _piece_ids(self, group: _Group, kv_heads: int, size: int) -> Tensor:
         """Rows of the flat pool that hold a group's KV, for a layer at offset 0.
 
         Returns [KV tiles, sequences, K, pieces per tile, rows per piece] int64.
         """
-        key = (index, kv_heads, size, group.tables.shape[0])
+        key = (id(group), kv_heads, size)
         if key not in self._pieces:
             per_piece = self._piece_slots * size // self._piece
             head = np.arange(kv_heads) * (self._pool.layout.block_size * size // self._piece)
@@ -155,9 +166,28 @@ class TiledAttention:
             self._pieces[key] = torch.from_numpy(np.ascontiguousarray(ids))
         return self._pieces[key]
 
+    def _turns_for(self, group: _Group, window: int | None) -> list[_Turn]:
+        """The KV tiles that a group needs, in order; the same for every layer with this window."""
+        key = (id(group), window)  # groups live as long as the step
+        if key not in self._turns:
+            width = int(group.high.max()) + 1 if window is None else window
+            self._turns[key] = []
+            for tile in range(int(group.high.max()) // KEY_TILE + 1):
+                first, last = tile * KEY_TILE, (tile + 1) * KEY_TILE
+                needed = np.flatnonzero((group.high >= first) & (group.low - width + 1 < last))
+                if not len(needed):
+                    continue
+                active = slice(int(needed[0]), int(needed[-1]) + 1)
+                hidden = None
+                if last - 1 > int(group.low[active].min()) or first <= int(group.high[active].max()) - width:
+                    hidden = _hidden(group.positions[active], first, width)
+                    hidden = hidden[:, None] if group.many else hidden
+                self._turns[key].append(_Turn(tile, active, hidden))
+        return self._turns[key]
+
     # ---- once per layer ----
 
-    def _attend_group(self, index: int, group: _Group, by_token: Tensor, call: AttentionCall) -> Tensor:
+    def _attend_group(self, group: _Group, by_token: Tensor, call: AttentionCall) -> Tensor:
         facts = self._pool.layout.layers[call.layer]
         tiles, tokens = group.rows.shape
         kv_heads, share = facts.kv_heads, by_token.shape[3]
@@ -169,18 +199,11 @@ class TiledAttention:
         order = (0, 2, 3, 1, 4) if group.many else (2, 0, 3, 1, 4)
         queries[..., : tokens * share].view(*lead, facts.key_size, tokens, share).copy_(chosen.permute(order))
         state = _Softmax(lead, rows, facts.value_size, call.sinks, share, tokens, group.many)
-        window = call.window if call.window is not None else int(group.high.max()) + 1
-
-        key_ids = self._piece_ids(index, group, kv_heads, facts.key_size)
-        value_ids = self._piece_ids(index, group, kv_heads, facts.value_size)
+        key_ids = self._piece_ids(group, kv_heads, facts.key_size)
+        value_ids = self._piece_ids(group, kv_heads, facts.value_size)
         key_at = self._pool.layout.layer_offset(call.layer) // self._piece
         value_at = self._pool.value_offset(call.layer) // self._piece
-        for tile in range(len(key_ids)):
-            first, last = tile * KEY_TILE, (tile + 1) * KEY_TILE
-            needed = np.flatnonzero((group.high >= first) & (group.low - window + 1 < last))
-            if not len(needed):
-                continue
-            active = slice(int(needed[0]), int(needed[-1]) + 1)
+        for tile, active, hidden in self._turns_for(group, call.window):
             some = active if group.many else slice(0, 1)
             key = self._gather("key", key_ids[tile, some] + key_at, facts.key_size)
             value = self._gather("value", value_ids[tile, some] + value_at, facts.value_size)
@@ -188,10 +211,7 @@ class TiledAttention:
             scores.mul_(call.scale)
             if call.softcap is not None:
                 scores.div_(call.softcap).tanh_().mul_(call.softcap)
-            hidden = None
-            if last - 1 > int(group.low[active].min()) or first <= int(group.high[active].max()) - window:
-                hidden = _hidden(group.positions[active], first, window)  # [active, R, 64]
-                hidden = hidden[:, None] if group.many else hidden
+            if hidden is not None:
                 scores.masked_fill_(hidden, LOWEST)
             state.fold(scores, value, active, hidden)
         found = state.result()[..., : tokens * share, :].view(*lead, tokens, share, facts.value_size)
@@ -222,7 +242,7 @@ class TiledAttention:
 
     def _buffer(self, name: str, *shape: int) -> Tensor:
         """Memory that is kept between calls: a fresh allocation costs more than the copy into it."""
-        count = int(np.prod(shape))
+        count = prod(shape)
         held = self._scratch.get(name)
         if held is None or held.numel() < count:
             held = self._scratch[name] = torch.empty(count)

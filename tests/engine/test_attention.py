@@ -157,3 +157,24 @@ def test_a_product_in_a_batch_does_not_depend_on_how_many_there_are(size: int) -
             assert torch.equal(torch.bmm(weights[:count, order], key[:count]), values[:count, order])
             shared = key[:1].expand(count, -1, -1)
             assert torch.equal(torch.bmm(shared, query[:count])[0], scores[0])
+
+
+def test_layers_may_share_heads_differently() -> None:
+    """One step, 8 query heads over 2 KV heads in one layer and over 8 in the next: each has its own query tiles."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = [(0, 10), (0, 20), (30, 3)]  # start, new tokens
+    layers = (LayerLayout(2, 16, 16), LayerLayout(8, 16, 16))
+    pool = KvPool(KvLayout("m", "float32", 16, layers), 12)
+    pool.data.uniform_(-1, 1, generator=generator)
+    blocks = [[3, 1], [7, 2], [5, 0, 9]]
+    steps = [
+        SequenceStep(SequenceKey(str(i)), [0] * new, start, blocks[i], None) for i, (start, new) in enumerate(lengths)
+    ]
+    batch = pack(steps, 16, 32, torch.device("cpu"))
+    query = torch.randn(8, batch.input_ids.shape[1], 16, generator=generator)
+    backends: list[Any] = [TiledAttention(pool), ReferenceAttention(pool)]
+    for backend in backends:
+        backend.begin(batch)
+    for layer in (0, 1, 0):
+        tiled, reference = (backend.attend(query, AttentionCall(layer=layer, scale=0.25)) for backend in backends)
+        torch.testing.assert_close(tiled, reference, atol=1e-5, rtol=1e-4)
