@@ -69,18 +69,21 @@ def _kind(hint: Any) -> type:
     return kind
 
 
-def serve_config(given: Mapping[str, Any], config_file: Path | None) -> ServeConfig:
-    """The whole configuration: command line over file over environment over defaults; raises ConfigError with all
-    problems at once, each naming where its value came from."""
+def serve_config(given: Mapping[str, Any], *files: Path | None) -> ServeConfig:
+    """The whole configuration: command line over the files, later ones first, over environment over defaults.
+
+    Raises ConfigError with all problems at once, each naming where its value came from.
+    """
     origins = {}
     values: dict[str, Any] = {}
     key = os.environ.get("PDSERVE_API_KEY")
     if key is not None:
         values["api_key"], origins["api_key"] = key, "PDSERVE_API_KEY"
-    if config_file is not None:
-        from_file = read_config_file(config_file, known_settings())
-        values |= from_file
-        origins |= {name: f"{config_file}: {name.replace('_', '-')}" for name in from_file}
+    for file in files:
+        if file is not None:
+            from_file = read_config_file(file, known_settings())
+            values |= from_file
+            origins |= {name: f"{file}: {name.replace('_', '-')}" for name in from_file}
     for name in known_settings() & set(given):
         values[name] = given[name]
         origins[name] = "MODEL" if name == "model" else flag_name(name)

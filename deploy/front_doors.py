@@ -23,6 +23,7 @@ from router.grpc_front import GrpcFront, serve_grpc
 from router.interface import ModelCard
 from router.limits import FrontConfig, Limits
 from router.text import Tokenizer, load_tokenizer
+from scheduling.routing import RoutingConfig
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class FrontDoors:
             max_in_flight=config.max_concurrent_requests,
             slo_classes=frozenset(front.slo_classes),
             tenants=frozenset({front.default_tenant, *config.tenants}),
+            routing=RoutingConfig(local_prefill_max_tokens=config.local_prefill_max_tokens),
         )
         self._config = config
         self.core = Core(addresses, secret, names, clock=clock)

@@ -26,6 +26,9 @@ NO_LIMIT_CONTEXT = 8192  # of a model that names none
 FLOAT32_PARAMETERS = 200_000_000  # on a CPU larger models are computed in bfloat16
 
 
+GPU_ENGINE_IS_BUILT = False  # pools, kernels and transports for GPUs are still to come
+
+
 @dataclass(frozen=True, slots=True)
 class ResolvedServe:
     """All that is known before the first process starts."""
@@ -85,6 +88,8 @@ def resolve(config: ServeConfig) -> ResolvedServe:
 
 
 def _devices(config: ServeConfig, num_workers: int) -> tuple[str, ...]:
+    if config.worker.device == "cuda" and config.worker.mock is None and not GPU_ENGINE_IS_BUILT:
+        raise StartError("--device is cuda; this version computes on CPUs only: give cpu", ExitCode.ENVIRONMENT)
     if config.ray is not None and config.worker.device == "cuda" and config.worker.mock is None:
         return ("cuda:0",) * num_workers  # each sees the GPU that Ray gives it; how many there are, Ray knows
     if config.worker.mock is not None or config.worker.device == "cpu":

@@ -100,6 +100,12 @@ class RouterConfig:
     max_concurrent_requests: int = setting(1024, "requests open at once; one more is refused", low=1, high=1 << 20)
     default_deadline_s: float = setting(600.0, "deadline of a request that brings none", above=0.0, high=86400.0)
     max_deadline_s: float = setting(3600.0, "longer deadlines are cut to this", above=0.0, high=86400.0)
+    local_prefill_max_tokens: int = setting(
+        0,
+        "prompts up to this long are computed on their decode worker, without the trip (0: none)",
+        low=0,
+        high=1 << 24,
+    )
     drain_timeout_s: float = setting(10.0, "seconds that running requests get at shutdown", low=0.0, high=10.0)
     slo_ttft_s: float | None = setting(None, "default SLO: seconds to the first token", above=0.0, high=86400.0)
     slo_tpot_s: float | None = setting(None, "default SLO: seconds per later token", above=0.0, high=86400.0)

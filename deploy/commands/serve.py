@@ -31,12 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="directory or hub id of a checkpoint"
     )
     parser.add_argument("--config", type=Path, metavar="F.yaml", help="settings, named as the flags; flags win")
+    parser.add_argument(
+        "--plan",
+        type=Path,
+        metavar="F.json",
+        help="a placement: a JSON object of settings (prefill, decode, max-num-batched-tokens, ...); over --config",
+    )
     add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, then start; returns the exit code."""
-    config = serve_config(vars(args), args.config)
+    config = serve_config(vars(args), args.config, args.plan)
     configure_logging()
     resolved = resolve(config)
     prepare(config)

@@ -139,6 +139,18 @@ def test_the_command_line_wins_over_the_file_over_the_environment(
     assert "file-key" not in repr(config)
 
 
+def test_a_plan_is_over_the_config_file_and_under_the_flags(tmp_path: Path) -> None:
+    file, plan = tmp_path / "c.yaml", tmp_path / "plan.json"
+    file.write_text("prefill: 1\ndecode: 1\nblock-size: 32\n")
+    plan.write_text('{"prefill": 3, "decode": 2, "max-num-batched-tokens": 256}')
+    config = serve_config({"model": "m", "decode": "4"}, file, plan)
+    assert (config.prefill, config.decode) == (3, 4)
+    assert (config.worker.block_size, config.worker.max_num_batched_tokens) == (32, 256)
+    plan.write_text('{"prefil": 3}')
+    with pytest.raises(ConfigError, match="did you mean prefill"):
+        serve_config({"model": "m"}, None, plan)
+
+
 def test_every_flag_is_a_key_of_the_file(tmp_path: Path) -> None:
     """The same names in both, and no setting is known twice."""
     file = tmp_path / "f.yaml"

@@ -108,3 +108,17 @@ def test_seeded_sampling_is_the_same_split_and_colocated_alone_and_crowded(
             tokens.append([answer.tokens for answer in server.generate_all(requests, 16)])
     assert tokens[0] == tokens[1] == tokens[2] == tokens[3]
     assert len({tuple(one) for one in tokens[0]}) == len(requests)
+
+
+@pytest.mark.e2e
+def test_a_short_prompt_may_skip_the_trip(
+    serve: Callable[..., Any], mock_profile: Path, make_request: Callable[..., Any], make_prompts: Any
+) -> None:
+    short, long = make_prompts(3, (50, 51))
+    flags = ("--mock", str(mock_profile), "--local-prefill-max-tokens", "50", "--max-model-len", "512")
+    with serve("", *flags) as server:
+        for ids, split in ((short, False), (long, True)):
+            timing = server.generate(make_request(ids, 5)).complete.timing
+            assert (timing.prefill_worker != timing.decode_worker) == split
+            assert (timing.transfer_s > 0.0) <= split
+        server.wait_all_blocks_free()
