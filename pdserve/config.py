@@ -59,7 +59,7 @@ class WorkerConfig:
     kv_transport: str = setting("auto", "how KV moves between workers", choices=("auto", "shm", "gloo", "nccl"))
     threads: int | None = setting(
         None,
-        "torch threads of each worker on a CPU (default: 1 with float32, else its share of cores)",
+        "torch threads of each worker on a CPU; float32 always uses 1 (default: its share of cores)",
         low=1,
         high=1024,
     )
