@@ -42,7 +42,7 @@ def connected(start: KeeperStart, give_up: Callable[[StartError], None]) -> Iter
 
         ray.init(address=start.address, logging_level="warning", **(_local_options(start) if local else {}))
     except (Exception, SystemExit) as error:  # Ray raises many kinds, and all mean the same here
-        raise StartError(f"--ray is {start.address}; {one_line(error)[:500]}", ExitCode.ENVIRONMENT) from None
+        raise StartError(f"--ray is {start.address}; {_reason(error)}", ExitCode.ENVIRONMENT) from None
     finally:
         watchdog.cancel()
     try:
@@ -75,6 +75,11 @@ def _environment(local: bool) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
+
+
+def _reason(error: BaseException) -> str:
+    """Ray's words, as far as they are of use on our command line."""
+    return one_line(error).split(" Please specify the one to connect to", 1)[0][:500]
 
 
 def _probe(address: str) -> None:

@@ -42,7 +42,7 @@ def main() -> int:
 
     def give_up(error: StartError) -> None:
         """A watchdog's end, for a native call that hangs; the kernel kills Ray's servers with us."""
-        _say_error(say, error)
+        _say(say, error)
         os._exit(int(error.exit_code))
 
     try:
@@ -60,8 +60,14 @@ def main() -> int:
 
 
 def _say_error(say: Say, error: StartError) -> int:
-    say({"ready": False, "error": error.message, "exit_code": int(error.exit_code)})
+    """The last word of the main thread."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # we end anyhow, and Ray's handler would be loud in Ray's own exit
+    _say(say, error)
     return int(error.exit_code)
+
+
+def _say(say: Say, error: StartError) -> None:
+    say({"ready": False, "error": error.message, "exit_code": int(error.exit_code)})
 
 
 async def _keep(ray: Any, start: KeeperStart, say: Say) -> None:

@@ -78,7 +78,9 @@ def alive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], dict[
 
 def test_a_cluster_through_ray_is_the_same_cluster(
     serve: Callable[..., Any],
+    serve_in: Callable[..., Any],
     tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     make_request: Callable[..., Any],
     make_prompts: Callable[[int, Sequence[int]], list[list[int]]],
     alive: Callable[[], dict[int, str]],
@@ -87,11 +89,16 @@ def test_a_cluster_through_ray_is_the_same_cluster(
     prompts = make_prompts(11, (1, 16, 33, 100, 255, 600))
     requests = [make_request(ids, OUTPUT_TOKENS) for ids in prompts]
     long_request = make_request(prompts[2], LONG_TOKENS)
-    with serve(tiny_model, "--dtype", "float32", "--prefill", "0") as colocated:
-        expected = [answer.tokens for answer in colocated.generate_all(requests, 4)]
-        expected_long = colocated.generate(long_request, 120).tokens
 
+    def colocated_tokens() -> list[list[int]]:
+        with serve_in(tmp_path_factory.mktemp("colocated"), tiny_model, "--dtype", "float32", "--prefill", "0") as one:
+            return [answer.tokens for answer in one.generate_all([*requests, long_request], 4)]
+
+    aside = ThreadPoolExecutor(1)  # while Ray, which mostly waits, starts
+    colocated = aside.submit(colocated_tokens)
     with serve(tiny_model, "--dtype", "float32", "--decode", "2", "--ray") as server:
+        *expected, expected_long = colocated.result()
+        aside.shutdown()
         split = server.generate_all(requests * 2, 8)
         assert [answer.tokens for answer in split] == expected * 2
         assert {answer.complete.timing.prefill_worker for answer in split} == {"prefill-0"}
