@@ -135,17 +135,29 @@ def _defaults(worker: WorkerConfig, num_workers: int) -> WorkerConfig:
     if threads is None:
         threads = 1 if cpu and worker.dtype == "float32" else max(1, num_cores() // num_workers)
     elif cpu and worker.dtype == "float32" and threads > 1:
-        log.warning("--threads is %d: with more than 1, tokens may depend on what else is in a step", threads)
+        log.warning(
+            "--threads is %d: float32 on a CPU is computed by one thread, so that tokens are deterministic", threads
+        )
+        threads = 1
     if kv_bytes is None and (cpu or worker.mock is not None):
         kv_bytes = min(
             CPU_KV_BYTES if worker.mock is None else MOCK_KV_BYTES, int(available_bytes() * CPU_KV_SHARE) // num_workers
+        )
+    max_num_seqs = worker.max_num_seqs or (64 if cpu else 256)
+    max_num_batched_tokens = worker.max_num_batched_tokens or max(512 if cpu else 8192, max_num_seqs)
+    if max_num_batched_tokens < max_num_seqs:
+        raise ConfigError(
+            [
+                f"--max-num-batched-tokens is {max_num_batched_tokens}; it must be at least max-num-seqs, {max_num_seqs}, "
+                "so that no decode waits for a step"
+            ]
         )
     return replace(
         worker,
         threads=threads,
         kv_bytes=kv_bytes,
-        max_num_seqs=worker.max_num_seqs or (64 if cpu else 256),
-        max_num_batched_tokens=worker.max_num_batched_tokens or (512 if cpu else 8192),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
     )
 
 

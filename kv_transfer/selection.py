@@ -21,14 +21,16 @@ class DeferredTransport:
     torch.distributed costs seconds of start-up that a worker with shared memory never needs to pay.
     """
 
-    def __init__(self, module: str, cls: str, name: str, *, pushed: bool) -> None:
-        self._module, self._cls, self.name, self.pushed = module, cls, name, pushed
+    def __init__(self, module: str, cls: str, name: str, *, pushed: bool, host: str) -> None:
+        self._module, self._cls, self.name, self.pushed, self._host = module, cls, name, pushed, host
         self._loading = asyncio.Lock()
         self._loaded: Transport | None = None
 
     def load(self) -> Transport:
         """Import it now; blocks for seconds the first time."""
-        loaded = self._loaded or cast(Transport, getattr(importlib.import_module(self._module), self._cls)())
+        loaded = self._loaded or cast(
+            Transport, getattr(importlib.import_module(self._module), self._cls)(host=self._host)
+        )
         self._loaded = loaded
         return loaded
 
@@ -46,9 +48,12 @@ class DeferredTransport:
         return await (await self._transport()).open_target(pair, rendezvous, memory)
 
 
-def make_transports(kv_transport: str) -> Mapping[str, Transport]:
-    """The transports that `--kv-transport` allows, by name, in order of preference."""
-    gloo = DeferredTransport("kv_transfer.transports.gloo", "GlooTransport", "gloo", pushed=True)
+def make_transports(kv_transport: str, host: str) -> Mapping[str, Transport]:
+    """The transports that `--kv-transport` allows, by name, in order of preference.
+
+    `host`: the address of this machine that other workers reach, where gloo's pairs listen.
+    """
+    gloo = DeferredTransport("kv_transfer.transports.gloo", "GlooTransport", "gloo", pushed=True, host=host)
     match kv_transport:
         case "auto":
             return {"shm": SharedMemoryTransport(), "gloo": gloo}

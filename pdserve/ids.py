@@ -13,7 +13,10 @@ PROTOCOL_VERSION = "1"
 
 @dataclass(frozen=True, slots=True, order=True)
 class SequenceKey:
-    """One attempt at one request (one choice of it): what every message about a sequence carries."""
+    """One dispatch of one request (one choice of it): what every message about a sequence carries.
+
+    The router draws `attempt` anew for every dispatch, so that a reused request id is another sequence.
+    """
 
     request_id: str
     attempt: int = 1

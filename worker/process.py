@@ -62,14 +62,14 @@ async def run_worker(
     boot_id = new_boot_id()
     identity = Identity(start.worker_id, boot_id, built.layout.fingerprint(), built.layout.block_bytes, host_id())
     notices: asyncio.Queue[Notice] = asyncio.Queue()
-    transports = make_transports(config.kv_transport)
+    host, port = split_address(start.listen)
+    transports = make_transports(config.kv_transport, host)
     connect = PeerConnector(start.cluster_secret)
     source = HandoffSource(identity, built.memory, transports, connect, notices)
     target = HandoffTarget(identity, built.memory, transports, notices)
     worker = Worker(policy, built.core, source, target, notices, MonotonicClock())
     hello = _hello(policy, start, built, identity, list(transports))
     service = WorkerService(worker, target, hello, start.cluster_secret)
-    host, port = split_address(start.listen)
     server, port = await serve(service, ServiceConfig(start.cluster_secret, host, port))
     worker.start()
     on_ready(Ready(start.worker_id, boot_id, f"{host}:{port}", os.getpid()))
@@ -109,12 +109,12 @@ def _hello(
     )  # fmt: skip
 
 
-def main(policy: RolePolicy) -> int:
+def main(policy: RolePolicy, log_level: str) -> int:
     """Read the start line, serve, return the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answer = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints is no answer
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         start = WorkerStart.from_json(sys.stdin.buffer.readline().decode())
         built = build_engine(start, MonotonicClock())

@@ -10,7 +10,7 @@ of 64 positions at absolute places, in order, folded by online softmax:
 A tile that a query sees nothing of leaves its m, l and acc as they were, bit for bit (p is 0, a is 1), so tokens of
 any chunk may share a query tile. Every elementwise operation runs over a multiple of 64 numbers, because kernels treat
 the last few numbers otherwise. What remains to be trusted is that a product inside `bmm` does not depend on how many
-others the call has, nor a row on its place in the tile: tests/engine/test_tiled_attention.py proves it.
+others the call has, nor a row on its place in the tile: tests/engine/test_attention.py proves it.
 
 Source: online softmax (Milakov and Gimelshein 2018); FlashAttention-2 (Dao 2023), section 3.
 """

@@ -161,6 +161,7 @@ def launch_workers(tmp_path: Path) -> Launch:
         transport: str = "shm",
         step_s: float = 0.0,
         model: Path | None = None,
+        host: str = "127.0.0.1",
         decode_changes: Mapping[str, object] | None = None,
         **changes: object,
     ) -> AsyncIterator[Cluster]:
@@ -178,7 +179,7 @@ def launch_workers(tmp_path: Path) -> Launch:
             roles = itertools.chain(itertools.repeat("prefill", prefill), itertools.repeat("decode", decode))
             for number, role in enumerate(roles):
                 own = replace(config, **(decode_changes or {})) if role == "decode" else config  # type: ignore[arg-type]
-                start = WorkerStart(f"{role}-{number}", role, str(model or ""), "cpu", SECRET, "127.0.0.1:0", own)
+                start = WorkerStart(f"{role}-{number}", role, str(model or ""), "cpu", SECRET, f"{host}:0", own)
                 built = build_engine(start, MonotonicClock())
                 ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
                 policy = PREFILL if role == "prefill" else DECODE

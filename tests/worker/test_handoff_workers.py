@@ -144,3 +144,19 @@ def test_an_end_at_token_one_is_told_by_the_prefill_worker_alone(launch_workers:
             assert not d.failed and not p.failed
 
     asyncio.run(run())
+
+
+def test_gloo_pairs_listen_where_their_worker_does(launch_workers: Launch) -> None:
+    """Another address than 127.0.0.1, as on a cluster of several machines."""
+
+    async def run() -> None:
+        async with launch_workers(transport="gloo", host="127.0.0.2") as cluster:
+            (p,), (d,) = cluster.prefill, cluster.decode
+            assert p.ready.address.startswith("127.0.0.2:")
+            key = SequenceKey("far")
+            cluster.split(key, p, d, prompt(random.Random(8), 90), SamplingParams(max_tokens=4))
+            await d.until(lambda: key in d.finished)
+            assert len(tokens([p, d], key)) == 4
+            await cluster.settled()
+
+    asyncio.run(run())
