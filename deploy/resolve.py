@@ -146,12 +146,8 @@ def _defaults(worker: WorkerConfig, num_workers: int) -> WorkerConfig:
     max_num_seqs = worker.max_num_seqs or (64 if cpu else 256)
     max_num_batched_tokens = worker.max_num_batched_tokens or max(512 if cpu else 8192, max_num_seqs)
     if max_num_batched_tokens < max_num_seqs:
-        raise ConfigError(
-            [
-                f"--max-num-batched-tokens is {max_num_batched_tokens}; it must be at least max-num-seqs, {max_num_seqs}, "
-                "so that no decode waits for a step"
-            ]
-        )
+        given = f"--max-num-batched-tokens is {max_num_batched_tokens}"
+        raise ConfigError([f"{given}; it must be at least max-num-seqs, {max_num_seqs}: every decode is in every step"])
     return replace(
         worker,
         threads=threads,
