@@ -160,3 +160,32 @@ def test_gloo_pairs_listen_where_their_worker_does(launch_workers: Launch) -> No
             await cluster.settled()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_pools_that_are_far_too_small_make_everybody_wait_and_nobody_wrong(
+    launch_workers: Launch, transport: str
+) -> None:
+    """Prompts queue on both sides, running sequences are preempted and computed again on the decode worker."""
+
+    async def run() -> None:
+        rng = random.Random(9)
+        small = {"max_model_len": 256, "kv_bytes": 70 * (4 * 64 + 8), "transport": transport}
+        async with launch_workers(**small) as cluster:
+            (p,), (d,) = cluster.prefill, cluster.decode
+            prompts = {SequenceKey(f"r{i}"): prompt(rng, rng.randint(1, 120)) for i in range(24)}
+            for key, ids in prompts.items():
+                cluster.split(key, p, d, ids, SamplingParams(max_tokens=100))
+            await d.until(lambda: len(d.finished) == len(prompts) or p.failed or d.failed, 60.0)
+            assert not p.failed and not d.failed
+            assert d.built.core.scheduler.num_preemptions > 0, "the pool was not small enough to show anything"
+            split = {key: tokens([p, d], key) for key in prompts}
+            await cluster.settled()
+        async with launch_workers(prefill=0) as one:
+            (engine,) = one.decode
+            for key, ids in prompts.items():
+                engine.submit(key, pb.SEQUENCE_MODE_FULL, ids, SamplingParams(max_tokens=100))
+            await engine.until(lambda: len(engine.finished) == len(prompts), 60.0)
+            assert {key: tokens([engine], key) for key in prompts} == split
+
+    asyncio.run(run())
