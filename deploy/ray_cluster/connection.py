@@ -69,6 +69,8 @@ def _environment(local: bool) -> dict[str, str]:
         return quiet
     return quiet | {
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Or Ray kills our workers when anybody on the machine fills its memory; what they use is fixed at their start.
+        "RAY_memory_monitor_refresh_ms": "0",
         # Whoever reaches a port of Ray runs code as us: without this name's "1" it listens on loopback only, ...
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # ... and who shows no token is refused there too.
