@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES = 1 << 22  # who is where, of 2,048 workers
 RAY_STOP_S = 6.0  # for Ray itself to go, after the workers
+UNREADY_STOP_S = 2.0  # for a Ray that still starts: it may be deaf in native code, and nobody is served yet
 
 
 def check_ray_installed() -> None:
@@ -39,6 +40,7 @@ class RayCluster:
         self._starts = resolved.starts(secret)
         self._temp_dir: str | None = None
         self._keeper: ChildProcess | None = None
+        self._ready = False
         self._stopping = False
 
     async def start(self, timeout_s: float) -> list[RunningWorker]:
@@ -52,6 +54,7 @@ class RayCluster:
                 said = await self._keeper.answer()
         except TimeoutError:
             raise StartError(f"Ray and its workers not ready within {timeout_s:g} s (--start-timeout-s)") from None
+        self._ready = True
         ready = {one.worker_id: one for one in (Ready.parse(worker) for worker in said["workers"])}
         for start in self._starts:
             one = ready[start.worker_id]
@@ -79,6 +82,6 @@ class RayCluster:
         """End every worker, then the Ray that is ours; returns when none is left. Safe to repeat."""
         self._stopping = True
         if self._keeper is not None:
-            await self._keeper.stop(grace_s + RAY_STOP_S)
+            await self._keeper.stop(grace_s + RAY_STOP_S if self._ready else UNREADY_STOP_S)
         if self._temp_dir is not None:
             await asyncio.to_thread(shutil.rmtree, self._temp_dir, ignore_errors=True)
