@@ -98,7 +98,7 @@ def test_seeded_sampling_is_the_same_split_and_colocated_alone_and_crowded(
         pb.SamplingParams(temperature=0.8, seed=1),
         pb.SamplingParams(temperature=1.2, top_p=0.9, top_k=40, min_p=0.01, seed=2**64 - 1),
         pb.SamplingParams(temperature=0.7, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.4, seed=3),
-        pb.SamplingParams(repetition_penalty=1.2, logit_bias={7: 5.0, 9: -100.0}),
+        pb.SamplingParams(repetition_penalty=1.2, logit_bias={7: 1.0, 9: -100.0}),
     ]
     requests = [make_request(ids, 20, sampling=sampling) for ids in prompts for sampling in samplings]
     tokens = []

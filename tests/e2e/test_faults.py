@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import threading
@@ -94,46 +95,54 @@ def test_a_deadline_ends_a_request_in_time_and_frees_its_blocks(
         assert len(server.generate(make_request(prompts[0], 5)).tokens) == 5
 
 
-@pytest.mark.parametrize("victim", ["prefill-0", "decode-0"])
 @pytest.mark.parametrize("transport", ["shm", "gloo"])
 def test_a_killed_worker_ends_its_requests_quickly_and_the_rest_serve_on(
     serve: Callable[..., Any],
-    mock_profile: Path,
+    tmp_path: Path,
     make_request: Callable[..., Any],
     prompts: list[list[int]],
-    victim: str,
     transport: str,
 ) -> None:
+    profile = tmp_path / "busy.json"  # prompts queue on both prefill workers, so that whoever is killed is at work
+    coefficients = {"per_prefill_token_s": 2e-4, "per_decode_sequence_s": 5e-5, "per_context_token_s": 0.0}
+    profile.write_text(json.dumps({"base_s": 0.004, **coefficients}))
     flags = ("--prefill", "2", "--decode", "2", "--kv-transport", transport, *MOCK)
-    with serve("", "--mock", str(mock_profile), *flags) as server:
-        expected = {i: server.generate(make_request(prompts[i], 60)).tokens for i in range(16)}
-        killed = threading.Event()
-        ends: list[tuple[grpc.StatusCode | None, float]] = []
+    with serve("", "--mock", str(profile), *flags) as server:
+        expected = [server.generate(make_request(prompts[i], 60)).tokens for i in range(16)]
+        for victim in ("prefill-0", "decode-0"):
+            failed = fail_under_load(server, victim, [make_request(prompts[i], 60) for i in range(16)], expected)
+            assert failed, "nothing ran on the victim: the test shows nothing"
+            assert {code for code, _ in failed} == {grpc.StatusCode.UNAVAILABLE}
+            assert max(seconds for _, seconds in failed) < 2.0
+            assert [server.generate(make_request(prompts[i], 60)).tokens for i in range(8)] == expected[:8]
+            server.wait_all_blocks_free()
+            assert not [name for name in server.metrics() if f'worker="{victim}"' in name], "its series stay"
 
-        def one(number: int) -> None:
-            def call() -> None:
-                answer = server.generate(make_request(prompts[number % 16], 60))
-                assert answer.tokens == expected[number % 16], "a wrong token with status OK"
 
-            began_after = killed.is_set()
-            code = status_of(call)
-            assert code is None or not began_after, "a request that came after the death failed"
-            ends.append((code, time.monotonic()))
+def fail_under_load(
+    server: Any, victim: str, requests: list[Any], expected: list[list[int]]
+) -> list[tuple[grpc.StatusCode, float]]:
+    """Kill a worker under 24 clients; status and seconds after the kill of each request that failed."""
+    late = threading.Event()  # set long after the death: from then on every request is served
+    ends: list[tuple[grpc.StatusCode | None, float]] = []
 
-        with ThreadPoolExecutor(24) as pool:
-            running = [pool.submit(one, number) for number in range(96)]
-            time.sleep(0.4)
-            server.kill(victim, signal.SIGKILL)
-            killed_s = time.monotonic()
-            time.sleep(2.0)
-            killed.set()
-            for future in running:
-                future.result()
-        failed = [(code, at - killed_s) for code, at in ends if code is not None]
-        assert failed, "nothing ran on the victim: the test shows nothing"
-        assert {code for code, _ in failed} == {grpc.StatusCode.UNAVAILABLE}
-        assert max(at for _, at in failed) < 2.0
-        for i in range(16):
-            assert server.generate(make_request(prompts[i], 60)).tokens == expected[i]
-        server.wait_all_blocks_free()
-        assert not [name for name in server.metrics() if f'worker="{victim}"' in name], "a dead worker's series stay"
+    def one(number: int) -> None:
+        def call() -> None:
+            answer = server.generate(requests[number % 16])
+            assert answer.tokens == expected[number % 16], "a wrong token with status OK"
+
+        began_late = late.is_set()
+        code = status_of(call)
+        assert code is None or not began_late, "a request that came after the death failed"
+        ends.append((code, time.monotonic()))
+
+    with ThreadPoolExecutor(24) as pool:
+        running = [pool.submit(one, number) for number in range(80)]
+        time.sleep(0.4)
+        server.kill(victim, signal.SIGKILL)
+        killed_s = time.monotonic()
+        time.sleep(2.0)
+        late.set()
+        for future in running:
+            future.result()
+    return [(code, at - killed_s) for code, at in ends if code is not None]
