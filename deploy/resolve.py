@@ -143,6 +143,12 @@ def _defaults(worker: WorkerConfig, num_workers: int) -> WorkerConfig:
         kv_bytes = min(
             CPU_KV_BYTES if worker.mock is None else MOCK_KV_BYTES, int(available_bytes() * CPU_KV_SHARE) // num_workers
         )
+    elif cpu and kv_bytes is not None and kv_bytes * num_workers > available_bytes():
+        raise StartError(
+            f"--kv-bytes is {kv_bytes:,} for each of {num_workers} workers; together at most {available_bytes():,} "
+            "bytes are available",
+            ExitCode.ENVIRONMENT,
+        )
     max_num_seqs = worker.max_num_seqs or (64 if cpu else 256)
     max_num_batched_tokens = worker.max_num_batched_tokens or max(512 if cpu else 8192, max_num_seqs)
     if max_num_batched_tokens < max_num_seqs:

@@ -79,11 +79,11 @@ class Serving:
         except TimeoutError:
             log.warning("requests still run after %g s of draining: they end UNAVAILABLE", limit_s)
 
-    async def close(self) -> None:
-        """End everything; no process, socket or file of ours is left. Safe to repeat."""
+    async def close(self, grace_s: float = WORKER_STOP_S) -> None:
+        """End everything; no process, socket or file of ours is left. Safe to repeat, also after it was cancelled."""
         if self._doors is not None:
             await self._doors.close()
-        await self._cluster.stop(WORKER_STOP_S)
+        await self._cluster.stop(grace_s)
         if self._watch is not None:
             await self._watch
 

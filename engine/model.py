@@ -107,11 +107,19 @@ def _load_module(source: str | Path, config: Any, dtype: str, device: torch.devi
         )
     except ValueError as error:  # transformers: no causal model for this configuration, or no attention to choose
         raise UnsupportedModel(f"{name}: {error}") from error
+    except RuntimeError as error:  # tensors that do not fit the configuration
+        raise ValueError(f"{name}: its weights do not fit its config.json ({_mismatch(error)})") from error
     except KeyError as error:  # its class looks our attention up in a table of its own
         if error.args != (ATTENTION_NAME,):
             raise
         raise UnsupportedModel(f"{name}: it has its own attention, which cannot be paged") from error
     return module.to(device).eval().requires_grad_(False)
+
+
+def _mismatch(error: RuntimeError) -> str:
+    """The line of transformers' message that names a tensor and both shapes; else its first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "size mismatch" in line or "MISMATCH" in line), lines[0])[:300]
 
 
 def _max_model_len(config: Any, asked: int | None, name: str) -> int:

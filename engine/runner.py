@@ -74,10 +74,11 @@ class TorchRunner:
         whole = SequenceStep(SequenceKey("warm-up"), prompt, 0, list(range(-(-room // size))), params)
         self.execute([whole])
         sequences = min(max_num_seqs, self.pool.num_blocks)
+        used = max(len(whole.block_ids), sequences)
         self.execute([SequenceStep(SequenceKey(f"warm-up-{i}"), prompt[:1], 0, [i], params) for i in range(sequences)])
         if self.model.deterministic and not self._is_invariant(prompt[:40]):
             log.warning("the numbers of %s depend on what else is in the step", self.model.config.model_type)
-        self.pool.clear(torch.arange(self.pool.num_blocks, device=self.pool.device))
+        self.pool.clear(torch.arange(used, device=self.pool.device))  # the others were never touched: no memory yet
 
     def _is_invariant(self, prompt: list[int]) -> bool:
         """Whether the last token's logits of a prompt have the same bits when it is computed in other company."""

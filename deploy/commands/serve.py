@@ -24,6 +24,8 @@ from pdserve.settings import ConfigError
 
 log = logging.getLogger(__name__)
 
+EXIT_INTERRUPTED = 130  # Ctrl-C before anything was served
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, --config, and a flag for every setting."""
@@ -84,13 +86,16 @@ async def serve_until_stopped(resolved: ResolvedServe) -> int:
     )
     try:
         info = await signals.unless_asked(serving.start())
-        if info is not None:
-            with _announced(resolved.config.ready_file, info):
-                await signals.asked.wait()
-                log.info("stopping: running requests get %g s", resolved.config.router.drain_timeout_s)
-                await signals.unless_forced(serving.drain())
+        if info is None:
+            log.info("stopping before it was ready")
+            return EXIT_INTERRUPTED
+        with _announced(resolved.config.ready_file, info):
+            await signals.asked.wait()
+            log.info("stopping: running requests get %g s", resolved.config.router.drain_timeout_s)
+            await signals.unless_forced(serving.drain())
     finally:
-        await serving.close()
+        await signals.unless_forced(serving.close())
+        await serving.close(grace_s=0.1)  # what a second signal cut short
     return ExitCode.OK
 
 
@@ -100,7 +105,8 @@ def _announced(ready_file: str | None, info: ReadyInfo) -> Iterator[None]:
     if ready_file is not None:
         write_ready_file(Path(ready_file), info)
     http = f", HTTP http://{info.http}" if info.http is not None else ""
-    print(f"ready: {info.model}, gRPC {info.grpc}{http}, {len(info.workers)} workers", flush=True)
+    workers = "1 worker" if len(info.workers) == 1 else f"{len(info.workers)} workers"
+    print(f"ready: {info.model}, gRPC {info.grpc}{http}, {workers}", flush=True)
     try:
         yield
     finally:

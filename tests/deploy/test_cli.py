@@ -182,6 +182,14 @@ def test_what_needs_a_gpu_exits_with_3(
     assert flags[0] in capsys.readouterr().err
 
 
+def test_more_kv_memory_than_the_machine_has_exits_with_3(
+    model_files: ModelFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before a worker runs the machine out of memory."""
+    assert call(["serve", str(model_files.path), "--kv-bytes", "900T"]) == 3
+    assert "--kv-bytes is 989,560,464,998,400 for each of 2 workers" in capsys.readouterr().err
+
+
 def test_a_bad_model_exits_with_4(model_files: ModelFiles, capsys: pytest.CaptureFixture[str]) -> None:
     """A broken directory, one that is missing, and an id that the hub cannot have."""
     (model_files.path / "config.json").unlink()

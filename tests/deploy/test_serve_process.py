@@ -16,6 +16,7 @@ import pytest
 
 from deploy import cli
 from pdserve.client import Client, GenerateOptions
+from pdserve.errors import ServingError
 
 PROFILE = {"base_s": 0.002, "per_prefill_token_s": 1e-4, "per_decode_sequence_s": 1e-4, "per_context_token_s": 0.0}
 
@@ -29,10 +30,12 @@ def runs(pid: int) -> bool:
 
 
 @contextmanager
-def serving(tmp_path: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, object]]]:
+def serving(
+    tmp_path: Path, *flags: str, base_s: float = 0.002
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, object]]]:
     """A running mock cluster and what its ready file says."""
     profile, ready_file = tmp_path / "profile.json", tmp_path / "ready.json"
-    profile.write_text(json.dumps(PROFILE))
+    profile.write_text(json.dumps({**PROFILE, "base_s": base_s}))
     command = [
         sys.executable, "-m", "deploy.cli", "serve", "--mock", str(profile), "--grpc", "127.0.0.1:0",
         "--http", "127.0.0.1:0", "--ready-file", str(ready_file), *flags,
@@ -96,3 +99,33 @@ def test_a_dead_worker_is_outlived_and_a_dead_launcher_is_not(tmp_path: Path) ->
     while runs(workers[1]["pid"]) and time.monotonic() < deadline:
         time.sleep(0.02)  # not our child: there is nothing to wait on
     assert not runs(workers[1]["pid"])
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_a_second_ctrl_c_does_not_wait_and_one_before_it_is_ready_is_no_success(tmp_path: Path) -> None:
+    """Forced while a request runs on: exit 0 at once. Interrupted at start: exit 130. Nothing is left of either."""
+    with serving(tmp_path, base_s=0.02) as (process, ready):
+        workers = ready["workers"]
+        assert isinstance(workers, list)
+        with Client(str(ready["grpc"])) as client:
+            events = client.stream([5, 6, 7], GenerateOptions(max_tokens=1900, ignore_eos=True))
+            next(iter(events))
+            process.send_signal(signal.SIGINT)
+            asked_s = time.monotonic()
+            with pytest.raises(ServingError):
+                while True:  # until new requests are refused: the first signal has been heard
+                    client.generate([1], GenerateOptions(max_tokens=1))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30.0) == 0
+        assert time.monotonic() - asked_s < 9.0, "it waited for the request, 10 s"
+        assert not any(runs(one["pid"]) for one in workers)
+    command = [sys.executable, "-m", "deploy.cli", "serve", "--mock", str(tmp_path / "profile.json"),
+               "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "starting decode-0" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+        assert process.wait(30.0) == 130

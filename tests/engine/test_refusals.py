@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,13 @@ def test_the_table_of_refused_families_says_what_is_tested_here() -> None:
     """Documentation quotes it."""
     assert not set(TESTED) & set(REFUSED)
     assert set(REFUSED) == set(CONFIGS)
+
+
+def test_weights_that_do_not_fit_the_configuration_are_named(tiny_dir: Any, tmp_path: Path) -> None:
+    """One line with a tensor's name, not transformers' report."""
+    shutil.copytree(tiny_dir("llama"), tmp_path / "odd")
+    config = json.loads((tmp_path / "odd" / "config.json").read_text())
+    (tmp_path / "odd" / "config.json").write_text(json.dumps({**config, "intermediate_size": 3 * 16}))
+    with pytest.raises(ValueError, match=r"do not fit its config\.json") as caught:
+        load_model(tmp_path / "odd")
+    assert "\n" not in str(caught.value)
