@@ -113,7 +113,17 @@ def _load_module(source: str | Path, config: Any, dtype: str, device: torch.devi
         if error.args != (ATTENTION_NAME,):
             raise
         raise UnsupportedModel(f"{name}: it has its own attention, which cannot be paged") from error
+    _refuse_not_finite(module, name)
     return module.to(device).eval().requires_grad_(False)
+
+
+def _refuse_not_finite(module: Any, name: str) -> None:
+    """One not-a-number in a weight makes every token after it nonsense. Cost: the weights read once, no copy."""
+    for part, weight in module.named_parameters():
+        if weight.is_floating_point() and weight.numel():
+            lowest, highest = torch.aminmax(weight.detach())
+            if not (torch.isfinite(lowest) and torch.isfinite(highest)):
+                raise ValueError(f"{name}: tensor {part} holds numbers that are not finite")
 
 
 def _mismatch(error: RuntimeError) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from engine.families import REFUSED, TESTED
@@ -115,3 +116,13 @@ def test_weights_that_do_not_fit_the_configuration_are_named(tiny_dir: Any, tmp_
     with pytest.raises(ValueError, match=r"do not fit its config\.json") as caught:
         load_model(tmp_path / "odd")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("dtype", "bad"), [("float32", float("nan")), ("bfloat16", float("inf"))])
+def test_weights_that_are_not_finite_are_refused_by_name(tiny_dir: Any, tmp_path: Path, dtype: str, bad: float) -> None:
+    shutil.copytree(tiny_dir("llama"), tmp_path / "odd")
+    weights = load_file(tmp_path / "odd" / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = bad
+    save_file(weights, tmp_path / "odd" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds numbers that are not finite"):
+        load_model(tmp_path / "odd", dtype)
