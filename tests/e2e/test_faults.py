@@ -103,10 +103,12 @@ def test_a_killed_worker_ends_its_requests_quickly_and_the_rest_serve_on(
     prompts: list[list[int]],
     transport: str,
 ) -> None:
-    profile = tmp_path / "busy.json"  # prompts queue on both prefill workers, so that whoever is killed is at work
+    profile = (
+        tmp_path / "busy.json"
+    )  # prompts queue, uncached, on both prefill workers, so that whoever is killed is at work
     coefficients = {"per_prefill_token_s": 2e-4, "per_decode_sequence_s": 5e-5, "per_context_token_s": 0.0}
     profile.write_text(json.dumps({"base_s": 0.004, **coefficients}))
-    flags = ("--prefill", "2", "--decode", "2", "--kv-transport", transport, *MOCK)
+    flags = ("--prefill", "2", "--decode", "2", "--kv-transport", transport, "--no-enable-prefix-caching", *MOCK)
     with serve("", "--mock", str(profile), *flags) as server:
         expected = [server.generate(make_request(prompts[i], 60)).tokens for i in range(16)]
         for victim in ("prefill-0", "decode-0"):
