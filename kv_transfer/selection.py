@@ -11,9 +11,6 @@ from kv_transfer.transports.interface import PairInfo, Rendezvous, SourceChannel
 from kv_transfer.transports.shared_memory import SharedMemoryTransport
 from pdserve.kv_memory import KvMemory
 
-SAME_HOST_ONLY = frozenset({"shm"})
-"""Names of transports that need one host."""
-
 
 class DeferredTransport:
     """A transport whose module is imported, in a thread, when a pair first uses it.

@@ -102,10 +102,6 @@ class HandoffSource:
         found[0].carry_out(found[1], found[1].abort(reason))
         return True
 
-    @property
-    def num_transfers(self) -> int:
-        return len(self._by_key)
-
     def forget(self, key: SequenceKey) -> None:
         """A transfer is done."""
         self._by_key.pop(key, None)

@@ -74,10 +74,6 @@ class HandoffTarget:
         self.carry_out(incoming, incoming.transfer.abort(reason))
         return True
 
-    @property
-    def num_transfers(self) -> int:
-        return len(self._expected)
-
     async def serve_pair(self, incoming: AsyncIterator[pb.SourceMessage]) -> AsyncGenerator[pb.TargetMessage, None]:
         """Serve one Handoff stream: yields what to answer, until the pair ends."""
         pair = TargetPair(self, next(self._epochs))

@@ -12,7 +12,6 @@ from typing import Protocol
 
 from kv_transfer.notices import Committed, Identity, first_error
 from kv_transfer.rendezvous import StreamRendezvous
-from kv_transfer.selection import SAME_HOST_ONLY
 from kv_transfer.transports.interface import BlockMove, PairInfo, TargetChannel, Transport
 from pdserve.errors import IncompatiblePeer, InvariantViolation, PeerLost, ServingError
 from pdserve.ids import PROTOCOL_VERSION, SequenceKey
@@ -146,7 +145,10 @@ class TargetPair:
         if hello.layout_fingerprint != me.fingerprint or hello.block_bytes != me.block_bytes:
             raise IncompatiblePeer(f"KV layout of {hello.source_worker_id} differs: another model, dtype or block size")
         same_host = hello.host_id == me.host_id
-        usable = [n for n in hello.transports if n in self.owner.transports and (same_host or n not in SAME_HOST_ONLY)]
+        mine = self.owner.transports
+        usable = [
+            n for n in hello.transports if n in mine and mine[n].is_available(same_process=False, same_host=same_host)
+        ]
         if not usable:
             raise IncompatiblePeer(f"no transport in common with {hello.source_worker_id}: {list(hello.transports)}")
         self.transport_name = usable[0]

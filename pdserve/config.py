@@ -73,11 +73,6 @@ class WorkerConfig:
             problems.append("dtype is float16; with device cpu it must be auto, float32 or bfloat16")
         return problems
 
-    @property
-    def deterministic(self) -> bool:
-        """Whether tokens are promised not to depend on their company (float32 on a CPU, one thread)."""
-        return self.device == "cpu" and self.dtype == "float32" and self.threads == 1
-
 
 @dataclass(frozen=True, slots=True)
 class SloClass:

@@ -33,7 +33,7 @@ from worker.build import build_engine
 from worker.peers import PeerConnector
 from worker.policy import RolePolicy
 from worker.runtime import Worker
-from worker.service import ServiceConfig, WorkerService, serve
+from worker.service import WorkerService, serve
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ async def run_worker(
     worker = Worker(policy, built.core, source, target, notices, MonotonicClock())
     hello = _hello(policy, start, built, identity, list(transports))
     service = WorkerService(worker, target, hello, start.cluster_secret)
-    server, port = await serve(service, ServiceConfig(start.cluster_secret, host, port))
+    server, port = await serve(service, host, port)
     worker.start()
     on_ready(Ready(start.worker_id, boot_id, f"{host}:{port}", os.getpid()))
     stopping = asyncio.create_task(stop.wait())

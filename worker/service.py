@@ -7,7 +7,6 @@ import contextlib
 import hmac
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import grpc
 import grpc.aio
@@ -24,15 +23,6 @@ from worker.runtime import Worker
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceConfig:
-    """Who answers, and to whom."""
-
-    secret: str
-    host: str
-    port: int  # 0 picks a free one
 
 
 class WorkerService(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]
@@ -92,13 +82,13 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, error.message)
 
 
-async def serve(service: WorkerService, config: ServiceConfig) -> tuple[grpc.aio.Server, int]:
-    """Listen; the server and the port it got. OSError when the port is taken."""
+async def serve(service: WorkerService, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+    """Listen (port 0 picks a free one); the server and the port it got. OSError when the port is taken."""
     server = grpc.aio.server(options=SERVER_OPTIONS)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
     try:
-        port = server.add_insecure_port(f"{config.host}:{config.port}")
+        port = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {config.host}:{config.port}") from error
+        raise OSError(f"cannot listen on {host}:{port}") from error
     await server.start()
     return server, port
