@@ -6,7 +6,7 @@ from engine.core import StepStats
 from kv_transfer.notices import Committed
 from pdserve.v1 import worker_pb2 as pb
 from pdserve.wire import key_to_proto
-from worker.telemetry import BATCH_SIZE, STEP_SECONDS, TRANSFER_SECONDS, Telemetry
+from worker.telemetry import BATCH_SIZE, STEP_SECONDS, Telemetry
 
 
 def count_step(telemetry: Telemetry, role: str, stats: StepStats) -> None:
@@ -16,8 +16,7 @@ def count_step(telemetry: Telemetry, role: str, stats: StepStats) -> None:
 
 
 def count_transfer(telemetry: Telemetry, worker_id: str, notice: Committed) -> None:
-    """One handoff that was committed here."""
-    telemetry.observe("kv_transfer_seconds", notice.transfer_s, TRANSFER_SECONDS)
+    """One handoff that was committed here; its duration is the router's to count, from the event."""
     telemetry.add("kv_transfer_bytes_total", notice.bytes_moved, transport=notice.transport)
     if notice.busy_s > 0.0 and notice.bytes_moved:
         link = {"src": notice.source_worker_id, "dst": worker_id}

@@ -236,8 +236,6 @@ class Worker:
             timing = pb.SequenceTiming(
                 queue_s=first.queue_s, first_token_s=first.first_token_s, cached_tokens=first.cached_tokens
             )
-            if first.cached_tokens:
-                self.telemetry.add("prefix_cache_hit_tokens_total", first.cached_tokens)
         logprobs = () if update.token.logprobs is None else (update.token.logprobs,)
         return output_to_proto(
             update.key, update.output_index, (update.token.token_id,),
