@@ -10,13 +10,18 @@ OLDEST_GRPC := $(VENV)/oldest-grpc
 
 .PHONY: env demo test check bench proto clean
 
-env: $(VENV)/.stamp $(OLDEST_GRPC)/.stamp
+env: $(VENV)/.stamp $(VENV)/.native $(OLDEST_GRPC)/.stamp
 
 # What is installed follows these two files and nothing else; an interrupted run leaves no stamp.
 $(VENV)/.stamp: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; set PYTHON=/path/to/python3" >&2; exit 3; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev,ray]'
+	@touch $@
+
+# The engine's kernels for this machine; without a C++ compiler it says so and the engine runs slower.
+$(VENV)/.native: $(VENV)/.stamp $(wildcard engine/native/src/* engine/native/build.py)
+	$(BIN)/python -m engine.native
 	@touch $@
 
 # The oldest gRPC that pyproject.toml allows, kept apart: stubs are generated with it and tested on it.
@@ -40,9 +45,7 @@ check: env
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 bench: env
-	$(BIN)/python -m bench.scheduler_step
-	$(BIN)/python -m bench.router_stream
-	$(BIN)/python -m bench.transport
+	$(BIN)/python -m bench
 
 proto: env
 	$(BIN)/python -m deploy.proto_stubs

@@ -1,0 +1,13 @@
+"""`python -m engine.native`: build the native kernels for this machine."""
+
+import subprocess
+import sys
+
+from engine.native.build import build
+
+if __name__ == "__main__":
+    try:
+        print(build())
+    except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+        # Not fatal: the engine runs without them, slower, and says so in its log.
+        print(f"pdserve: the native kernels were not built: {error}", file=sys.stderr)
