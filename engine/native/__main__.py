@@ -1,4 +1,4 @@
-"""`python -m engine.native`: build the native kernels for this machine."""
+"""`python -m engine.native [COMPILER]`: build the native kernels for this machine."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from engine.native.build import build
 
 if __name__ == "__main__":
     try:
-        print(build())
+        print(build(*sys.argv[1:2]))
     except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
         # Not fatal: the engine runs without them, slower, and says so in its log.
         print(f"pdserve: the native kernels were not built: {error}", file=sys.stderr)

@@ -10,7 +10,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,7 +38,7 @@ def cpu_features() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
-def build() -> Path:
+def build(compiler: str | None = None) -> Path:
     """Compile what is not built yet; returns the library.
 
     Safe to call from several processes at once. Raises RuntimeError with the compiler's words.
@@ -47,9 +46,11 @@ def build() -> Path:
     target = library_path()
     if target.exists():
         return target
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiler = compiler or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        raise RuntimeError("no C++ compiler found; install g++ or clang++, or name one in CXX")
+        raise RuntimeError(
+            "no C++ compiler found; install g++ or clang++, or name one: python -m engine.native COMPILER"
+        )
     BUILT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILT) as directory:
         objects = [Path(directory) / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.cpp"))]

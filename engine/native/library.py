@@ -35,7 +35,7 @@ class NativeLibrary:
 
 
 def load_library(num_threads: int = 1) -> NativeLibrary | None:
-    """The kernels with that many threads, the caller's among them; None, with a line in the log, where they are absent."""
+    """The kernels with that many threads, the caller's among them; None, with a line in the log, where absent."""
     path = library_path()
     if not path.exists():
         log.warning("the native kernels are not built (python -m engine.native): the engine will be slower")
