@@ -7,7 +7,7 @@ import secrets
 import uuid
 from dataclasses import dataclass
 
-PROTOCOL_VERSION = "1"
+PROTOCOL_VERSION = "2"
 """Version of the worker protocol; two processes that differ never talk."""
 
 

@@ -202,11 +202,23 @@ class SequenceTiming(_message.Message):
     cached_tokens: int
     def __init__(self, queue_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
+class PlainTokens(_message.Message):
+    __slots__ = ("attempts", "indexes", "token_ids")
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    INDEXES_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    attempts: _containers.RepeatedScalarFieldContainer[int]
+    indexes: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, attempts: _Optional[_Iterable[int]] = ..., indexes: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class StepOutput(_message.Message):
-    __slots__ = ("outputs",)
+    __slots__ = ("outputs", "plain")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[SequenceOutput]
-    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ...) -> None: ...
+    plain: PlainTokens
+    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ..., plain: _Optional[_Union[PlainTokens, _Mapping]] = ...) -> None: ...
 
 class SequenceFailed(_message.Message):
     __slots__ = ("key", "status", "message")

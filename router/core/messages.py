@@ -62,10 +62,20 @@ class SequenceDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainTokens:
+    """One token more for each of many sequences, by the attempt that names each; columns of equal length."""
+
+    attempts: tuple[int, ...] = ()
+    indexes: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
     """Everything one step gave."""
 
     deltas: tuple[SequenceDelta, ...]
+    plain: PlainTokens = PlainTokens()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +207,13 @@ def _delta(output: worker_pb2.SequenceOutput) -> SequenceDelta:
     )
 
 
+def _plain(message: worker_pb2.PlainTokens) -> PlainTokens:
+    plain = PlainTokens(tuple(message.attempts), tuple(message.indexes), tuple(message.token_ids))
+    if not len(plain.attempts) == len(plain.indexes) == len(plain.token_ids):
+        raise IncompatiblePeer("the columns of a step's tokens differ in length")
+    return plain
+
+
 def _handoff(message: worker_pb2.HandoffEvent) -> HandoffReport:
     try:
         progress = Progress(message.progress)
@@ -230,7 +247,7 @@ def event_from_proto(message: worker_pb2.WorkerMessage) -> WorkerEvent:
     """One message after the hello. Errors: `IncompatiblePeer` for what this protocol version does not have."""
     kind = message.WhichOneof("message")
     if kind == "step":
-        return StepReport(tuple(_delta(output) for output in message.step.outputs))
+        return StepReport(tuple(_delta(output) for output in message.step.outputs), _plain(message.step.plain))
     if kind == "failed":
         failed = message.failed
         text = failed.message.partition("\n")[0][:_MAX_ERROR_CHARS]  # a client reads it

@@ -22,7 +22,15 @@ from router.core.config import CoreConfig
 from router.core.dispatch import dispatch
 from router.core.ending import Ending, count, count_rejected, release
 from router.core.fleet import Fleet, Worker
-from router.core.messages import HandoffReport, Progress, SequenceDelta, SequenceFailure, StepReport, WorkerEvent
+from router.core.messages import (
+    HandoffReport,
+    PlainTokens,
+    Progress,
+    SequenceDelta,
+    SequenceFailure,
+    StepReport,
+    WorkerEvent,
+)
 from router.core.order import TokenOrder
 from router.core.stream import RequestStream
 from router.core.timing import Marks
@@ -43,6 +51,7 @@ class Requests:
         self._metrics = metrics
         self._clock = clock
         self._running: dict[str, ActiveRequest] = {}
+        self._by_attempt: dict[int, ActiveRequest] = {}  # the same requests
         # One number for every dispatch, never one per request: an id that is used again at once, or by the next router,
         # must not meet what is left of the last sequence under that name.
         self._last_attempt = secrets.randbelow(2**31)
@@ -63,7 +72,7 @@ class Requests:
         except ServingError as error:
             count_rejected(self._metrics, request, error)
             raise
-        self._running[request.request_id] = active
+        self._running[request.request_id] = self._by_attempt[active.key.attempt] = active
         self._idle.clear()
         self._metrics.accepted(len(request.prompt_token_ids))
         loop = asyncio.get_running_loop()
@@ -117,6 +126,7 @@ class Requests:
             before = self.generated_tokens
             for delta in event.deltas:
                 self._on_delta(worker, delta, now_s)
+            self._on_plain(worker, event.plain, now_s)
             self._metrics.generated(self.generated_tokens - before)
         elif isinstance(event, SequenceFailure):
             self._on_failure(worker, event)
@@ -151,6 +161,7 @@ class Requests:
 
     def check(self) -> None:
         """Every running request is watched, unended and known to its workers."""
+        assert list(self._by_attempt.values()) == list(self._running.values())
         for request_id, active in self._running.items():
             assert active.key.request_id == request_id and not active.ended
             assert active.timers.deadline is not None, f"{request_id} has no deadline"
@@ -192,6 +203,14 @@ class Requests:
             self._deliver(active, one, now_s)
         if not active.ended:
             self._watch_gap(active)
+
+    def _on_plain(self, worker: Worker, plain: PlainTokens, now_s: float) -> None:
+        for attempt, index, token_id in zip(plain.attempts, plain.indexes, plain.token_ids, strict=True):
+            active = self._by_attempt.get(attempt)
+            if active is None:
+                self._metrics.stale("sequence")
+            else:
+                self._on_delta(worker, SequenceDelta(active.key, index, (token_id,), (), None, None), now_s)
 
     def _note_times(self, active: ActiveRequest, worker: Worker, delta: SequenceDelta) -> None:
         assert delta.times is not None
@@ -281,7 +300,7 @@ class Requests:
         """The one way out: timers stopped, workers released, counted, the client told."""
         assert not active.ended, f"{active.key} ended twice"
         active.ended = True
-        del self._running[active.key.request_id]
+        del self._running[active.key.request_id], self._by_attempt[active.key.attempt]
         if not self._running:
             self._idle.set()
         active.timers.cancel()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,11 @@ from worker.process import Ready, run_worker
 SECRET = "s3cret"
 
 
+def on_wire(key: SequenceKey) -> SequenceKey:
+    """The key under which workers know a test's sequence: as a router does, no two have the same attempt."""
+    return SequenceKey(key.request_id, zlib.crc32(f"{key.request_id}#{key.attempt}".encode()) or 1)
+
+
 class Wire:
     """One worker and the session of a bare router with it."""
 
@@ -37,6 +43,7 @@ class Wire:
         self.channel = grpc.aio.insecure_channel(ready.address)
         self.outgoing: asyncio.Queue[pb.RouterMessage | None] = asyncio.Queue()
         self.hello: pb.WorkerHello | None = None
+        self.keys: dict[int, SequenceKey] = {}  # of what was submitted, by attempt on the wire
         self.tokens: dict[SequenceKey, dict[int, int]] = {}
         self.finished: dict[SequenceKey, int] = {}
         self.failed: dict[SequenceKey, pb.SequenceFailed] = {}
@@ -63,21 +70,27 @@ class Wire:
             case "hello":
                 self.hello = message.hello
             case "step":
+                plain = message.step.plain
+                for attempt, index, token in zip(plain.attempts, plain.indexes, plain.token_ids, strict=True):
+                    self._take_token(self.keys[attempt], index, token)
                 for output in message.step.outputs:
-                    key = SequenceKey(output.key.request_id, output.key.attempt)
+                    key = self.keys[output.key.attempt]
                     for index, token in enumerate(output.token_ids, output.first_index):
-                        assert index not in self.tokens.setdefault(key, {}), "a token came twice"
-                        self.tokens[key][index] = token
+                        self._take_token(key, index, token)
                     if output.finish_reason:
                         self.finished[key] = output.finish_reason
             case "failed":
-                self.failed[SequenceKey(message.failed.key.request_id, message.failed.key.attempt)] = message.failed
+                self.failed[self.keys[message.failed.key.attempt]] = message.failed
             case "handoff":
                 event = message.handoff
-                key = SequenceKey(event.key.request_id, event.key.attempt)
+                key = self.keys[event.key.attempt]
                 self.progress.setdefault(key, []).append(event)
             case "status":
                 self.status = message.status
+
+    def _take_token(self, key: SequenceKey, index: int, token: int) -> None:
+        assert index not in self.tokens.setdefault(key, {}), "a token came twice"
+        self.tokens[key][index] = token
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         async with asyncio.timeout(timeout_s), self.changed:
@@ -92,8 +105,10 @@ class Wire:
         peer: Wire | None = None,
         deadline_s: float = 60.0,
     ) -> None:
+        named = on_wire(key)
+        self.keys[named.attempt] = key
         submit = pb.SubmitSequence(
-            key=key_to_proto(key),
+            key=key_to_proto(named),
             mode=mode,
             prompt_token_ids=prompt,
             sampling=sampling_to_proto(sampling),
@@ -105,7 +120,7 @@ class Wire:
         self.outgoing.put_nowait(pb.RouterMessage(submit=submit))
 
     def abort(self, key: SequenceKey) -> None:
-        self.outgoing.put_nowait(pb.RouterMessage(abort=pb.AbortSequence(key=key_to_proto(key))))
+        self.outgoing.put_nowait(pb.RouterMessage(abort=pb.AbortSequence(key=key_to_proto(on_wire(key)))))
 
     async def engine_is_empty(self, timeout_s: float = 10.0) -> None:
         """Wait until the engine knows no sequence; no session tells, so it is asked again and again."""

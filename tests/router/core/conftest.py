@@ -144,7 +144,11 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]
         first_token_s: float = 0.0,
         cached: int = 0,
     ) -> None:
-        """One step's output for one sequence."""
+        """One step's output for one sequence: plain where there is nothing but a token, as workers do."""
+        if len(token_ids) == 1 and finish is None and queue_s is None:
+            plain = worker_pb2.PlainTokens(attempts=[key.attempt], indexes=[first_index], token_ids=token_ids)
+            self.say(step=worker_pb2.StepOutput(plain=plain))
+            return
         timing = None
         if queue_s is not None:
             timing = worker_pb2.SequenceTiming(queue_s=queue_s, first_token_s=first_token_s, cached_tokens=cached)

@@ -8,11 +8,20 @@ from typing import Any
 
 import pytest
 
-from pdserve.errors import AlreadyExists, DeadlineExceeded, NoWorker, PeerLost, PromptTooLong, RequestError
-from pdserve.ids import new_boot_id
+from pdserve.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    IncompatiblePeer,
+    NoWorker,
+    PeerLost,
+    PromptTooLong,
+    RequestError,
+)
+from pdserve.ids import PROTOCOL_VERSION, new_boot_id
 from pdserve.sampling import FinishReason, SamplingParams
 from pdserve.v1 import worker_pb2
 from router.core.config import CoreConfig, SessionConfig
+from router.core.messages import event_from_proto
 
 QUICK = CoreConfig(tick_s=0.05, session=SessionConfig(reconnect_min_s=0.02, reconnect_max_s=0.05))
 
@@ -181,11 +190,18 @@ def test_leases_are_renewed_while_a_request_lives(harness: Any) -> None:
     harness.run(1, 1, walk, replace(QUICK, renew_s=0.1))
 
 
+def test_columns_of_different_lengths_are_refused() -> None:
+    """Two attempts and one token: nobody knows whose it is."""
+    plain = worker_pb2.PlainTokens(attempts=[4, 5], indexes=[0, 0], token_ids=[7])
+    with pytest.raises(IncompatiblePeer, match="differ in length"):
+        event_from_proto(worker_pb2.WorkerMessage(step=worker_pb2.StepOutput(plain=plain)))
+
+
 @pytest.mark.parametrize(
     ("hello", "words"),
     [
         ({"layout_fingerprint": b"X" * 32}, "not the same model, dtype or block size"),
-        ({"protocol_version": "0"}, "speaks protocol '0', this router '1'"),
+        ({"protocol_version": "0"}, f"speaks protocol '0', this router '{PROTOCOL_VERSION}'"),
         ({"num_blocks": 0}, "incomplete hello"),
     ],
 )
