@@ -125,7 +125,7 @@ def test_duplicates_and_strangers_are_dropped_and_counted(harness: Any) -> None:
         cluster.decode.tokens(key, 0, 99)
         cluster.prefill.tokens(key, 1, 98)
         cluster.prefill.tokens(SequenceKey("r", key.attempt + 1), 0, 97)
-        cluster.decode.tokens(SequenceKey("unknown", 1), 0, 96)
+        cluster.decode.tokens(SequenceKey("unknown", key.attempt + 2), 0, 96)
         cluster.prefill.tokens(key, 0, 11)
         cluster.prefill.tokens(key, 0, 11)
         await cluster.heard(cluster.prefill)
