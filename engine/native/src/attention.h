@@ -30,7 +30,11 @@ struct Attention {
   const float* sinks;  // [H] or null: a logit per head that takes part in the softmax and has no value
 };
 
-// float32: a query's bits depend on its own sequence alone; not on the chunk, the company or the number of threads.
-void attend(const Attention& call, Threads& threads);
+enum Choice : int32_t { BEST = 0, PORTABLE = 1 };  // PORTABLE: as on a CPU without instructions for bfloat16
+
+// Reads no slot at or beyond a sequence's end, whatever lies there; writes no row but the sequences'.
+// float32, and bfloat16 by PORTABLE: a query's bits depend on its own sequence alone; not on the chunk, the company, the
+// block size or the number of threads.
+void attend(const Attention& call, Threads& threads, Choice choice = BEST);
 
 }  // namespace pdserve

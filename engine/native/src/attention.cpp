@@ -1,0 +1,47 @@
+#include "attention.h"
+
+#include <vector>
+
+#include "attention_pieces.h"
+
+namespace pdserve {
+namespace {
+
+constexpr int ROWS = 128;  // of a piece, where a sequence has that many: one look at a KV tile serves them all
+
+Kernel choose(const Attention& call, Choice) {
+  if (call.dtype == F32) return attend_float32;
+  return attend_portable_bf16;
+}
+
+// Rough work of a piece: rows and, for each KV head alike, positions seen.
+int64_t cost(const Attention& call, const Piece& piece) {
+  int64_t last = position_of(call, piece, piece.tokens - 1);
+  return (last + 1 - first_seen(call, position_of(call, piece, 0))) * (16 + piece.tokens);
+}
+
+}  // namespace
+
+void attend(const Attention& call, Threads& threads, Choice choice) {
+  thread_local std::vector<Piece> pieces;
+  pieces.clear();
+  int32_t most = std::max(1, ROWS / group(call));
+  for (int64_t sequence = 0; sequence < call.num_sequences; ++sequence) {
+    int64_t length = call.ends[sequence] - call.starts[sequence];
+    for (int64_t first = 0; first < length; first += most)
+      for (int32_t head = 0; head < call.kv_heads; ++head)
+        pieces.push_back({sequence, first, int32_t(std::min<int64_t>(most, length - first)), head});
+  }
+  if (threads.count() > 1)  // the longest first: nobody waits for one that was begun last
+    std::sort(pieces.begin(), pieces.end(),
+              [&](const Piece& a, const Piece& b) { return cost(call, a) > cost(call, b); });
+  Kernel kernel = choose(call, choice);
+  const Piece* all = pieces.data();
+  threads.run(int64_t(pieces.size()), [&](int64_t piece, int) { kernel(call, all[piece]); });
+}
+
+}  // namespace pdserve
+
+extern "C" void pdserve_attend(const pdserve::Attention* call, void* threads, int32_t choice) {
+  pdserve::attend(*call, *static_cast<pdserve::Threads*>(threads), pdserve::Choice(choice));
+}
