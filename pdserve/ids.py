@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import secrets
 import uuid
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PROTOCOL_VERSION = "2"
 """Version of the worker protocol; two processes that differ never talk."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class SequenceKey:
+class SequenceKey(NamedTuple):
     """One dispatch of one request (one choice of it): what every message about a sequence carries.
 
-    The router draws `attempt` anew for every dispatch, so that a reused request id is another sequence.
+    The router draws `attempt` anew for every dispatch, so that a reused request id is another sequence. A tuple,
+    because every token looks its sequence up, and a dataclass hashes six times slower.
     """
 
     request_id: str

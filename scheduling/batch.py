@@ -51,6 +51,9 @@ class Batch:
     steps: tuple[SequenceStep, ...]
     reserved: tuple[Sequence, ...]  # DECODE sequences that have just got room; their first `num_cached_blocks` are here
     preempted: tuple[SequenceKey, ...]  # lost their blocks, wait to be computed again
+    prefill_tokens: int = 0  # in steps that compute a prompt
+    decode_sequences: int = 0  # steps of one token after the prompt
+    context_tokens: int = 0  # sum over the steps of their ends: positions whose KV is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class FirstTokenTiming:
     cached_tokens: int  # found in the prefix cache
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, though nobody changes it: one per token, and frozen ones cost several times more
 class SequenceUpdate:
     """What became of one sequence. The one with `finish_reason` or `error` is its last."""
 

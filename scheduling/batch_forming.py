@@ -29,8 +29,9 @@ class BatchFormer:
         """
         now_s = self._clock.now()
         stepped, prompts, preempted = self._decodes()
-        steps = [self._decode_step(seq, now_s) for seq in stepped]
-        budget = self._config.max_num_batched_tokens - len(steps)
+        steps = [_decode_step(seq, now_s) for seq in stepped]
+        num_decodes = len(steps)
+        budget = self._config.max_num_batched_tokens - num_decodes
         if steps and self._config.mixed_prefill_tokens is not None:
             budget = min(budget, self._config.mixed_prefill_tokens)
         for seq in prompts:
@@ -46,7 +47,10 @@ class BatchFormer:
                 reserved.append(admitted)
             else:
                 budget = self._add_chunk(admitted, budget, now_s, steps, stepped)
-        return Batch(tuple(steps), tuple(reserved), tuple(preempted)), stepped
+        context_tokens = sum(step.start for step in steps) + num_decodes
+        prefill_tokens = sum(len(step.token_ids) for step in steps[num_decodes:])
+        counts = (prefill_tokens, num_decodes, context_tokens + prefill_tokens)
+        return Batch(tuple(steps), tuple(reserved), tuple(preempted), *counts), stepped
 
     def _decodes(self) -> tuple[list[Sequence], list[Sequence], list[SequenceKey]]:
         """Running sequences with one token to compute and a slot for it; those with more; whom that preempted."""
@@ -55,7 +59,7 @@ class BatchFormer:
         preempted: list[SequenceKey] = []
         size = self._pool.block_size
         for seq in list(self._table.running):
-            if seq.state is not SequenceState.RUNNING:
+            if preempted and seq.state is not SequenceState.RUNNING:
                 continue  # preempted a moment ago
             num_tokens = len(seq.token_ids)
             if num_tokens - seq.num_computed_tokens > 1:
@@ -127,24 +131,30 @@ class BatchFormer:
     ) -> int:
         """Add as much of a prompt as the budget allows; returns the budget left."""
         num_tokens = min(seq.num_uncomputed_tokens, budget)
-        steps.append(self._step(seq, num_tokens, now_s))
+        steps.append(_step(seq, num_tokens, now_s))
         stepped.append(seq)
         return budget - num_tokens
 
-    @staticmethod
-    def _decode_step(seq: Sequence, now_s: float) -> SequenceStep:
-        """`_step` for one token, where nearly all the time goes."""
-        if seq.first_step_s is None:
-            seq.first_step_s = now_s
-        seq.in_step = True
-        token_ids = seq.token_ids
-        return SequenceStep(seq.key, token_ids[-1:], len(token_ids) - 1, seq.block_ids, seq.sample_request)
 
-    def _step(self, seq: Sequence, num_tokens: int, now_s: float) -> SequenceStep:
-        if seq.first_step_s is None:
-            seq.first_step_s = now_s
-        seq.in_step = True
-        start = seq.num_computed_tokens
-        end = start + num_tokens
-        sample = seq.sample_request if end == len(seq.token_ids) else None
-        return SequenceStep(seq.key, seq.token_ids[start:end], start, seq.block_ids, sample)
+def _decode_step(seq: Sequence, now_s: float) -> SequenceStep:
+    """`_step` for one token, where nearly all the time goes."""
+    if seq.first_step_s is None:
+        seq.first_step_s = now_s
+    seq.in_step = True
+    step, token_ids = seq.step, seq.token_ids
+    step.token_ids = token_ids[-1:]
+    step.start = len(token_ids) - 1
+    step.sample = seq.sample_request
+    return step
+
+
+def _step(seq: Sequence, num_tokens: int, now_s: float) -> SequenceStep:
+    if seq.first_step_s is None:
+        seq.first_step_s = now_s
+    seq.in_step = True
+    step, start = seq.step, seq.num_computed_tokens
+    end = start + num_tokens
+    step.token_ids = seq.token_ids[start:end]
+    step.start = start
+    step.sample = seq.sample_request if end == len(seq.token_ids) else None
+    return step

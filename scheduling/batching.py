@@ -152,17 +152,7 @@ class Scheduler:
         if batch is not self._in_flight or len(results) != len(batch.steps):
             raise InvariantViolation(f"{len(results)} results for another batch than the one in flight")
         stepped, self._stepped, self._in_flight = self._stepped, [], None
-        now_s = self._clock.now()
-        updates = []
-        for seq, step, result in zip(stepped, batch.steps, results, strict=True):
-            seq.in_step = False
-            if seq.state is S.RUNNING:
-                update = self._results.enter_result(seq, step, result, now_s)
-                if update is not None:
-                    updates.append(update)
-            elif seq.state is S.DRAINING:
-                self._table.move(seq, S.FINISHED)
-        return updates
+        return self._results.enter_results(stepped, results, self._clock.now())
 
     # ---- views ----
 

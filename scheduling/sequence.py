@@ -19,7 +19,7 @@ from pdserve.errors import InvariantViolation
 from pdserve.ids import SequenceKey
 from pdserve.sampling import SamplingParams
 from scheduling.prefix import BlockHash
-from scheduling.step import SampleRequest
+from scheduling.step import SampleRequest, SequenceStep
 
 
 class SequenceState(Enum):
@@ -68,7 +68,8 @@ class Sequence:
         "arrival_s", "block_ids", "cached_tokens", "committed_s", "deadline_s", "end_token_ids", "first_step_s",
         "hashes", "in_step", "key", "max_total_tokens", "may_grow", "mode", "num_cached_blocks", "num_computed_tokens",
         "num_given_tokens", "num_initial_tokens", "num_prompt_tokens", "num_published_blocks", "num_ready_blocks",
-        "order", "priority", "salt", "sample_request", "sampling", "state", "token_ids",
+        "order", "priority", "salt", "sample_request", "sampling", "state", "step",
+        "token_ids",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +111,7 @@ class Sequence:
         self.num_published_blocks = 0  # leading blocks that were matched in the cache or offered to it
         self.num_ready_blocks = 0  # PREFILL: leading blocks told of in updates, hence open to a transfer's reads
         self.in_step = False  # the step in flight computes it
+        self.step = SequenceStep(key, (), 0, self.block_ids, None)  # a new one whenever it begins to run
 
         self.num_cached_blocks = 0  # leading blocks that the cache gave at the latest admission: a transfer skips them
         self.cached_tokens = 0  # the same in tokens, at the first admission

@@ -13,6 +13,7 @@ from pdserve.errors import InvariantViolation
 from pdserve.ids import SequenceKey
 from scheduling.blocks import BlockPool
 from scheduling.sequence import Sequence, SequenceState, advance
+from scheduling.step import SequenceStep
 from scheduling.waiting import WaitingQueue
 
 S = SequenceState
@@ -98,6 +99,7 @@ class SequenceTable:
             self.waiting.push(seq)
         elif state is S.RUNNING:
             self.running[seq] = None
+            seq.step = SequenceStep(seq.key, (), 0, seq.block_ids, None)
             self.num_growing += seq.may_grow
         elif state is S.RESERVED:
             self.num_reserved += 1

@@ -28,9 +28,13 @@ class SampleRequest:
         return len(self.token_ids) - self.num_prompt_tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: filling frozen fields costs several times more, and steps are many
 class SequenceStep:
-    """One sequence's share of a step: compute these tokens, then perhaps sample."""
+    """One sequence's share of a step: compute these tokens, then perhaps sample.
+
+    The scheduler owns it and fills it again for the sequence's next step; others read it, during the step only. While
+    it is the same object, `block_ids` has only grown: whoever keeps block tables between steps may go by that.
+    """
 
     key: SequenceKey
     token_ids: Seq[int]  # the tokens to compute, at positions [start, start + len)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+
 from pdserve.clock import Clock
 from pdserve.errors import InvariantViolation, NoFreeBlocks, ServingError
 from pdserve.sampling import FinishReason, SampledToken
@@ -34,7 +36,35 @@ class ResultBook:
         finish_reason, error = self._append(seq, first_token_id)
         return [self.end(seq, finish_reason, error)] if finish_reason or error else []
 
-    def enter_result(
+    def enter_results(self, stepped: list[Sequence], results: Seq[StepResult], now_s: float) -> list[SequenceUpdate]:
+        """A step is computed: what became of its sequences. Those that ended meanwhile get no update."""
+        size, capacity_tokens = self._pool.block_size, self._capacity_tokens
+        updates = []
+        for seq, result in zip(stepped, results, strict=True):
+            seq.in_step = False
+            if seq.state is not S.RUNNING:
+                if seq.state is S.DRAINING:
+                    self._table.move(seq, S.FINISHED)
+                continue
+            token_ids = seq.token_ids
+            num_tokens = len(token_ids)
+            if (
+                isinstance(result, SampledToken)
+                and seq.step.sample is not None
+                and num_tokens > seq.num_given_tokens  # its first token here brings times, and may end a prefill
+                and num_tokens // size == seq.num_published_blocks
+                and (token_id := result.token_id) not in seq.end_token_ids
+                and num_tokens + 1 < seq.max_total_tokens
+                and num_tokens < capacity_tokens
+            ):  # nearly always; `_enter_result` comes to the same
+                seq.num_computed_tokens = num_tokens
+                token_ids.append(token_id)
+                updates.append(SequenceUpdate(seq.key, num_tokens - seq.num_prompt_tokens, result))
+            elif (update := self._enter_result(seq, seq.step, result, now_s)) is not None:
+                updates.append(update)
+        return updates
+
+    def _enter_result(
         self, seq: Sequence, step: SequenceStep, result: StepResult, now_s: float
     ) -> SequenceUpdate | None:
         """One sequence's share of a step is computed; None if nobody needs to hear of it."""
