@@ -20,7 +20,7 @@ import torch
 
 from deploy.models.make_model import make_model
 from deploy.models.model_spec import ModelSpec
-from engine.kv_pool import KvPool
+from engine.kv_pool import TORCH_DTYPES, KvPool
 from engine.model import LoadedModel, load_model
 from engine.runner import TorchRunner
 from pdserve.ids import SequenceKey
@@ -78,15 +78,12 @@ def prefill_step(length: int) -> list[SequenceStep]:
 
 def report(model: LoadedModel, contexts: list[int], batches: list[int], prompts: list[int], tries: int) -> None:
     """Print a line per shape."""
-    embedding = model.module.get_input_embeddings().weight  # type: ignore[operator]
-    parameters = list(model.module.parameters())
-    weight_bytes = sum(weight.numel() * weight.element_size() for weight in parameters)
-    if not model.config.get_text_config().tie_word_embeddings:
-        weight_bytes -= embedding.numel() * embedding.element_size()  # a table: a few rows are read
-    machine = measure_machine(embedding.dtype)
+    weight_bytes = model.weight_bytes
+    machine = measure_machine(TORCH_DTYPES[model.dtype])
     layout = model.kv_layout(BLOCK_SIZE)
     token_bytes = layout.block_bytes / BLOCK_SIZE
-    print(f"{model.config.model_type}, {model.dtype}, {weight_bytes / 1e6:,.1f} MB read per step")
+    name = f"{model.config.model_type}, {model.dtype}, {model.kernels.name}"
+    print(f"{name}, {weight_bytes / 1e6:,.1f} MB of weights read per step")
     print(f"machine: reads {machine.read_bytes_per_s / 1e9:.1f} GB/s, multiplies {machine.flops / 1e9:.0f} GFLOP/s")
     longest = max([batch * (context + BLOCK_SIZE) for batch in batches for context in contexts] + prompts)
     runner = TorchRunner(model, KvPool(layout, -(-longest // BLOCK_SIZE) + len(batches)))
@@ -99,7 +96,7 @@ def report(model: LoadedModel, contexts: list[int], batches: list[int], prompts:
                 f"decode  batch {batch:3}  context {context:5}: {seconds * 1e3:8.2f} ms"
                 f"  floor {floor * 1e3:8.2f} ms  x{seconds / floor:.1f}"
             )
-    matrices = sum(weight.numel() for weight in parameters if weight.dim() > 1 and weight is not embedding)
+    matrices = weight_bytes / TORCH_DTYPES[model.dtype].itemsize
     for length in (length for length in prompts if length <= model.max_model_len):
         steps = prefill_step(length)
         seconds = least_seconds(lambda steps=steps: runner.execute(steps), max(2, tries // 4))  # type: ignore[misc]

@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.attention.dense import attend_dense
 from engine.attention.interface import AttentionCall
 from engine.attention.plug import ATTENTION_NAME, MaskFunction, attending
-from engine.experts import trial_routing
+from engine.experts import TrialRouting, trial_routing
 from engine.unsupported import UnsupportedModel
 from pdserve.kv_layout import LayerLayout
 
@@ -30,6 +30,10 @@ class DryRunFacts:
 
     layers: tuple[LayerLayout, ...]
     vocab_size: int  # logits per row
+    calls: tuple[AttentionCall, ...]  # what each layer asked of its attention
+    trial_ids: list[int]  # the prompt
+    trial_logits: Tensor  # [T, V] of the module's own eager attention
+    routing: TrialRouting  # what a mixture's routers chose then
 
 
 class _Recorder:
@@ -37,6 +41,7 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.calls: list[int] = []
+        self.asked: dict[int, AttentionCall] = {}
         self.kv: dict[int, tuple[Tensor, Tensor]] = {}
         self.misshapen: list[int] = []
         self.masks: dict[int, tuple[Tensor, MaskFunction]] = {}  # by address, what was asked for
@@ -51,6 +56,7 @@ class _Recorder:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, mask: Tensor | None) -> Tensor:
         self.calls.append(call.layer)
+        self.asked[call.layer] = call
         if mask is not None and mask.data_ptr() not in self.masks:
             self.foreign.append(call.layer)
         elif mask is not None:
@@ -99,7 +105,14 @@ def _dry_run(module: Any, name: str, max_model_len: int) -> DryRunFacts:
     _compare(torch.cat(ours), theirs, name)
     shapes = [recorder.kv[layer] for layer in range(num_layers)]
     layers = tuple(LayerLayout(key.shape[0], key.shape[2], value.shape[2]) for key, value in shapes)
-    return DryRunFacts(layers=layers, vocab_size=theirs.shape[-1])
+    return DryRunFacts(
+        layers=layers,
+        vocab_size=theirs.shape[-1],
+        calls=tuple(recorder.asked[layer] for layer in range(num_layers)),
+        trial_ids=ids[0].tolist(),
+        trial_logits=theirs,
+        routing=routing,
+    )
 
 
 def _logits(module: Any, ids: Tensor, start: int) -> Tensor:

@@ -33,15 +33,16 @@ class TrialRouting:
         if self._rows is None:
             self._choices.append((index, weights))
             return index, weights
-        index, weights = self._choices[self._replayed]
+        known_index, known_weights = (part[self._rows] for part in self._choices[self._replayed])
         self._replayed += 1
-        return index[self._rows], weights[self._rows]
+        known = len(known_index)  # rows beyond are padding
+        return torch.cat([known_index, index[known:]]), torch.cat([known_weights, weights[known:]])
 
 
 @contextmanager
-def trial_routing(module: Any) -> Iterator[TrialRouting]:
+def trial_routing(module: Any, routing: TrialRouting | None = None) -> Iterator[TrialRouting]:
     """Inside, the model's mixtures obey the routing that this gives: it records until told to replay."""
-    routing = TrialRouting()
+    routing = routing or TrialRouting()
     mixtures = [part for part in module.modules() if uses_experts(part)]
     before = module.config.get_text_config()._experts_implementation
     if mixtures:

@@ -22,19 +22,21 @@ def make_invariant(module: Any) -> None:
     """Replace, in place, how every matrix product of the model is computed. Called once, after the dry run."""
     tiles = RowTiles()
     for part in module.modules():
+        if "forward" in vars(part):
+            continue  # packed: its rows are their own affair already
         if type(part).forward is nn.Linear.forward:
-            _replace_forward(part, _Linear(tiles, part.weight, part.bias, transposed=True))
+            replace_forward(part, _Linear(tiles, part.weight, part.bias, transposed=True))
         elif isinstance(part, Conv1D):
-            _replace_forward(part, _Linear(tiles, part.weight, part.bias, transposed=False))
+            replace_forward(part, _Linear(tiles, part.weight, part.bias, transposed=False))
         elif uses_experts(part):
             part.row_tiles = tiles
         elif _multiplies(part):
-            _replace_forward(part, _Inside(tiles, part.forward))
+            replace_forward(part, _Inside(tiles, part.forward))
     if any(uses_experts(part) for part in module.modules()):
         module.set_experts_implementation(EXPERTS_NAME)
 
 
-def _replace_forward(part: Any, forward: Any) -> None:
+def replace_forward(part: Any, forward: Any) -> None:
     """An instance's own forward goes before its class's; names and weights of the module stay."""
     part.forward = forward
 

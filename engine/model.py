@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,20 @@ from engine.attention.plug import ATTENTION_NAME
 from engine.dry_run import DryRunFacts, dry_run
 from engine.fingerprint import model_fingerprint
 from engine.host_memory import thrifty_loading
-from engine.invariant import make_invariant
+from engine.kernels import CHOICES, Kernels, TrialFailed, choose_kernels
 from engine.kv_pool import TORCH_DTYPES
 from engine.rope import VARIANTS, fix_rotary
 from engine.unsupported import UnsupportedModel
 from pdserve.kv_layout import KvLayout, LayerLayout
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model with our attention in it, and what was learned while loading it."""
 
-    module: torch.nn.Module  # called with input_ids, position_ids, use_cache, logits_to_keep
+    kernels: Kernels  # what computes it
     config: Any  # the transformers configuration
     dtype: str  # name in KvLayout's DTYPE_BYTES
     device: torch.device
@@ -33,7 +36,12 @@ class LoadedModel:
     max_model_len: int  # tokens of the longest sequence
     eos_token_ids: tuple[int, ...]
     fingerprint: str  # of configuration and weights
-    deterministic: bool  # batch-invariant: a token's numbers do not depend on what else is in the step
+    weight_bytes: int  # that a step reads: all matrices, the output's among them; not the embedding's table
+
+    @property
+    def deterministic(self) -> bool:
+        """Batch-invariant: a token's numbers do not depend on what else is in the step."""
+        return self.kernels.deterministic
 
     def kv_layout(self, block_size: int) -> KvLayout:
         """The layout of this model's KV in blocks of that many slots."""
@@ -46,12 +54,15 @@ def load_model(
     device: str | torch.device = "cpu",
     max_model_len: int | None = None,
     deterministic: bool | None = None,
+    kernels: str = "auto",
+    num_threads: int = 1,
 ) -> LoadedModel:
     """Load a checkpoint (directory or hub id; safetensors only, no code from it) and try it.
 
     Shows `transformers`' progress bar. Cost: the weights once in memory; where the file has the dtype that is asked
     for they are mapped from it, shared by every worker of the host, and the file must not change in place.
-    `deterministic` defaults to float32 on the CPU; it sets the process to one intra-op thread.
+    `deterministic` defaults to float32 on the CPU; it sets the process to one intra-op thread of torch. `kernels` is
+    one of engine.kernels.CHOICES; `num_threads` are those of the native kernels, and change no number.
     Raises UnsupportedModel for what we would compute wrongly; ValueError for a bad argument; OSError for no checkpoint.
     """
     device = torch.device(device)
@@ -62,6 +73,8 @@ def load_model(
     invariant = (dtype == "float32" and device.type == "cpu") if deterministic is None else deterministic
     if invariant and (dtype != "float32" or device.type != "cpu"):
         raise ValueError(f"deterministic mode is for float32 on the CPU, not {dtype} on {device.type}")
+    if kernels not in CHOICES:
+        raise ValueError(f"kernels is {kernels!r}; it must be one of {', '.join(CHOICES)}")
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     name = f"{config.model_type} ({source})"
     _refuse_by_config(config, name)
@@ -71,21 +84,32 @@ def load_model(
     fingerprint = model_fingerprint(module)
     fix_rotary(module, limit)
     facts = dry_run(module, name, limit)
-    if invariant:
-        torch.set_num_threads(1)
-        make_invariant(module)
+    weight_bytes, vocab_size = _weight_bytes(module), _vocab_size(module, facts)
+    try:
+        chosen = choose_kernels(module, facts, kernels, invariant, num_threads)
+    except TrialFailed as failure:
+        log.warning("%s: %s; it is loaded again for torch's", name, failure)
+        return load_model(source, dtype, device, max_model_len, deterministic, "torch", num_threads)
     return LoadedModel(
-        module=module,
+        kernels=chosen,
         config=config,
         dtype=dtype,
         device=device,
         layers=facts.layers,
-        vocab_size=_vocab_size(module, facts),
+        vocab_size=vocab_size,
         max_model_len=limit,
         eos_token_ids=_eos_token_ids(module),
         fingerprint=fingerprint,
-        deterministic=invariant,
+        weight_bytes=weight_bytes,
     )
+
+
+def _weight_bytes(module: Any) -> int:
+    """A tied matrix counts once, and a table of which a few rows are read not at all."""
+    table, output = module.get_input_embeddings().weight, module.get_output_embeddings()
+    total: int = sum(weight.numel() * weight.element_size() for weight in module.parameters())
+    tied = output is not None and output.weight is table
+    return total if tied else total - int(table.numel() * table.element_size())
 
 
 def _refuse_by_config(config: Any, name: str) -> None:

@@ -8,12 +8,10 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from engine.attention import AttentionBackend, ReferenceAttention, TiledAttention
-from engine.attention.plug import PagedSink, attending
-from engine.batch import StepBatch, pack
+from engine.attention import AttentionBackend
+from engine.batch import StepBatch, StepPacker
 from engine.kv_pool import KvPool
 from engine.model import LoadedModel
-from engine.row_tiles import ROW_TILE
 from engine.sampler import sample
 from pdserve.ids import SequenceKey
 from pdserve.sampling import SamplingParams
@@ -26,20 +24,20 @@ class TorchRunner:
     """Computes steps of one model over one pool; owned by one thread, any thread."""
 
     def __init__(self, model: LoadedModel, pool: KvPool, backend: AttentionBackend | None = None) -> None:
-        """`backend` defaults to the tiled one in deterministic mode, else the reference."""
+        """`backend` is an attention to use in place of the model's; for one that its own module computes."""
         if pool.layout != model.kv_layout(pool.layout.block_size):
             raise ValueError("the pool was made for another model, dtype or block size")
         self.model = model
         self.pool = pool
-        self._backend = backend or (TiledAttention(pool) if model.deterministic else ReferenceAttention(pool))
-        self._row_multiple = ROW_TILE if model.deterministic else 1
+        self._forward = model.kernels.forward_over(pool, backend)
+        self._packer = StepPacker(pool.layout.block_size, model.kernels.row_multiple, model.device)
 
     def execute(self, steps: Seq[SequenceStep]) -> list[StepResult]:
         """Compute one step and sample; one result per sequence, in order. See `StepRunner`."""
         if not steps:
             return []
         assert not self.model.deterministic or torch.get_num_threads() == 1, "somebody raised the number of threads"
-        batch = pack(steps, self.pool.layout.block_size, self._row_multiple, self.model.device)
+        batch = self._packer.pack(steps)
         logits = self.forward(batch)
         requests = [step.sample for step in steps if step.sample is not None]
         chosen = iter(sample(logits, requests))
@@ -47,18 +45,9 @@ class TorchRunner:
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch) -> Tensor:
-        """Write the step's KV and give the logits of the rows that sample: [num_samples, V]."""
+        """Write the step's KV and give the logits of the rows that sample: [num_samples, V], valid until the next."""
         self.pool.clear(batch.new_blocks)
-        self._backend.begin(batch)
-        with attending(PagedSink(self.pool, self._backend, batch)):
-            out = self.model.module(
-                input_ids=batch.input_ids,
-                position_ids=batch.positions,
-                use_cache=False,
-                logits_to_keep=batch.sample_rows,
-            )
-        logits: Tensor = out.logits[0, : batch.num_samples]
-        return logits
+        return self._forward(batch)
 
     def warm_up(self, max_num_batched_tokens: int = 512, max_num_seqs: int = 32) -> None:
         """Run the largest prefill and decode steps that fit, so that no request pays for first calls.
@@ -95,7 +84,7 @@ class TorchRunner:
         company = SequenceStep(SequenceKey("company"), prompt[::-1], 0, others, None)
 
         def logits(*steps: SequenceStep) -> Tensor:
-            return self.forward(pack(steps, size, self._row_multiple, self.model.device))
+            return self.forward(self._packer.pack(steps)).clone()
 
         alone = logits(whole)
         logits(company, first)

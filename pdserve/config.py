@@ -63,6 +63,9 @@ class WorkerConfig:
         low=1,
         high=1024,
     )
+    kernels: str = setting(
+        "auto", "what computes on a CPU; auto: native kernels where they are built", choices=("auto", "torch")
+    )
     mock: str | None = setting(None, "profile of a mock engine: predicted step times, patterned KV, no model")
 
     def check(self) -> list[str]:

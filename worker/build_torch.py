@@ -19,7 +19,14 @@ def build_torch(start: WorkerStart, clock: Clock) -> BuiltEngine:
     assert config.threads is not None and config.kv_bytes is not None and config.max_num_seqs is not None
     assert config.max_num_batched_tokens is not None
     torch.set_num_threads(config.threads)
-    model = load_model(start.model, config.dtype, start.device, config.max_model_len)
+    model = load_model(
+        start.model,
+        config.dtype,
+        start.device,
+        config.max_model_len,
+        kernels=config.kernels,
+        num_threads=config.threads,
+    )
     layout = model.kv_layout(config.block_size)
     num_blocks = pool_blocks(layout, config.kv_bytes, model.max_model_len)
     memory = KvMemory(num_blocks, layout.block_bytes)

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from engine.attention.interface import AttentionCall
@@ -218,8 +217,3 @@ def weight_bytes(plan: DecoderPlan) -> int:
     """Bytes of the matrices that every step reads: all products' and the head's."""
     parts = [part for layer in plan.layers for part in (*layer.qkv, layer.out, *layer.gate_up, layer.down)]
     return sum(part.weight.numel() * part.weight.element_size() for part in (*parts, plan.head))
-
-
-def release(linear: nn.Linear) -> None:
-    """Let go of a linear's weight, which is packed elsewhere now."""
-    linear.weight.data = torch.empty(0, dtype=linear.weight.dtype)

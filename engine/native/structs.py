@@ -6,34 +6,14 @@ import ctypes
 from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
+from engine.native.packed_linear import LinearStruct
+
 
 class DType(IntEnum):
     """types.h"""
 
     FLOAT32 = 0
     BFLOAT16 = 1
-
-
-class Store(IntEnum):
-    """linear.h: what happens to a product's sums."""
-
-    STORE = 0
-    ADD = 1
-    SILU_GATE = 2
-    GELU_TANH_GATE = 3
-
-
-class PackedLinearStruct(ctypes.Structure):
-    """linear.h, PackedLinear"""
-
-    _fields_ = (
-        ("dtype", c_int32),
-        ("gated", c_int32),
-        ("depth", c_int64),
-        ("width", c_int64),
-        ("data", c_void_p),
-        ("bias", c_void_p),
-    )
 
 
 class NormStruct(ctypes.Structure):
@@ -54,7 +34,7 @@ class LayerStruct(ctypes.Structure):
     _fields_ = (
         *((name, NormStruct) for name in ("before_attention", "after_attention", "before_mlp", "after_mlp")),
         *((name, NormStruct) for name in ("query", "key")),
-        *((name, PackedLinearStruct) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, LinearStruct) for name in ("qkv", "out", "gate_up", "down")),
         ("window", c_int64),
         ("key_offset", c_int64),
         ("value_offset", c_int64),
@@ -75,7 +55,7 @@ class DecoderStruct(ctypes.Structure):
         ("ropes", POINTER(RopeStruct)),
         ("num_ropes", c_int32),
         ("last", NormStruct),
-        ("head", PackedLinearStruct),
+        ("head", LinearStruct),
         ("embedding", c_void_p),
         ("embedding_stride", c_int64),
         *((name, c_float) for name in ("embedding_scale", "residual_scale", "logit_scale", "logit_softcap")),
@@ -97,3 +77,12 @@ class StepStruct(ctypes.Structure):
 
 PROFILE_PHASES = ("embed", "norms", "qkv", "rope, kv write", "attention", "out", "mlp", "head")
 Profile = c_double * len(PROFILE_PHASES)
+
+
+def check_structs(functions: ctypes.CDLL) -> None:
+    """Raise AssertionError unless the mirrors above are as large as what they mirror."""
+    mirrors = (LinearStruct, NormStruct, RopeStruct, LayerStruct, DecoderStruct, StepStruct)
+    found = (c_int64 * len(mirrors))()
+    functions.pdserve_struct_bytes(found)
+    for mirror, size in zip(mirrors, found, strict=True):
+        assert ctypes.sizeof(mirror) == size, f"{mirror.__name__} is not {size} bytes long"

@@ -55,13 +55,13 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def load_tiny(tiny_dir: Callable[..., Path]) -> LoadTiny:
     """A made model, loaded; kept for the session."""
-    loaded: dict[Path, LoadedModel] = {}
+    loaded: dict[tuple[Path, str], LoadedModel] = {}
 
-    def load(arch: str = "llama", **fields: Any) -> LoadedModel:
-        directory = tiny_dir(arch, **fields)
-        if directory not in loaded:
-            loaded[directory] = load_model(directory)
-        return loaded[directory]
+    def load(arch: str = "llama", kernels: str = "auto", **fields: Any) -> LoadedModel:
+        key = tiny_dir(arch, **fields), kernels
+        if key not in loaded:
+            loaded[key] = load_model(key[0], kernels=kernels)
+        return loaded[key]
 
     return load
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.families import TESTED
+from engine.kernels import CHOICES
 
 FAMILY_OF = {"llama3": "llama", "gemma3": "gemma3_text"}  # where the made model's name is not its model_type
 TIE = 1e-4  # logits closer than this are a tie
@@ -41,12 +42,13 @@ COMMON = {"llama", "qwen2", "qwen3", "mistral", "gemma2", "opt", "gpt2", "mixtra
 IDS = [f"{arch}-{index}" for index, (arch, _) in enumerate(FAMILIES)]
 
 
+@pytest.mark.parametrize("kernels", CHOICES)
 @pytest.mark.parametrize(("arch", "fields"), FAMILIES, ids=IDS)
 def test_tokens_and_logprobs_are_those_of_transformers(
-    arch: str, fields: dict[str, Any], load_tiny: Any, driver: Any, oracle_logits: Any, random_prompt: Any
+    arch: str, fields: dict[str, Any], kernels: str, load_tiny: Any, driver: Any, oracle_logits: Any, random_prompt: Any
 ) -> None:
     """Mixed steps over shuffled blocks give the oracle's choice at every position, ties apart."""
-    model = load_tiny(arch, **fields)
+    model = load_tiny(arch, kernels, **fields)
     running = driver(model, block_size=8)
     chosen = [running.add(random_prompt(length, seed=1), 10, chunk) for length, chunk in ((70, 32), (1, 1), (33, 100))]
     running.add_neighbours(4, model.vocab_size)
@@ -60,12 +62,13 @@ def test_tokens_and_logprobs_are_those_of_transformers(
         assert float(short_of_best.max()) < TIE
 
 
+@pytest.mark.parametrize("kernels", CHOICES)
 @pytest.mark.parametrize(("arch", "fields"), FAMILIES, ids=IDS)
 def test_numbers_do_not_depend_on_company_chunks_or_blocks(
-    arch: str, fields: dict[str, Any], load_tiny: Any, driver: Any, random_prompt: Any
+    arch: str, fields: dict[str, Any], kernels: str, load_tiny: Any, driver: Any, random_prompt: Any
 ) -> None:
     """Bit for bit: logits of every sampled token and KV of every position."""
-    model = load_tiny(arch, **fields)
+    model = load_tiny(arch, kernels, **fields)
     prompt = random_prompt(45, seed=2)
     alone = _run(driver, model, prompt, chunk=100, block_size=16, neighbours=0)
     ways = ((1, 4, 0), (7, 1, 3), (16, 32, 31), (64, 48, 12))

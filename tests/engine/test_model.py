@@ -158,8 +158,8 @@ def status(name):
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 before = status("VmRSS:")
 model = load_model(sys.argv[1])
-weights = sum(weight.numel() * weight.element_size() for weight in model.module.parameters())
-print(weights, status("VmHWM:") - before)
+table = model.kernels.module.get_input_embeddings().weight
+print(model.weight_bytes + table.numel() * table.element_size(), status("VmHWM:") - before)
 """
 
 

@@ -284,3 +284,10 @@ extern "C" void pdserve_step(const pdserve::Decoder* decoder, const pdserve::Ste
                              double* profile) {
   pdserve::run_step(*decoder, *step, *static_cast<pdserve::Threads*>(threads), profile);
 }
+
+// What the Python side's mirrors must measure: PackedLinear, Norm, Rope, Layer, Decoder, Step.
+extern "C" void pdserve_struct_bytes(int64_t* bytes) {
+  const int64_t found[] = {sizeof(pdserve::PackedLinear), sizeof(pdserve::Norm),    sizeof(pdserve::Rope),
+                           sizeof(pdserve::Layer),        sizeof(pdserve::Decoder), sizeof(pdserve::Step)};
+  memcpy(bytes, found, sizeof found);
+}
