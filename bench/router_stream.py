@@ -1,12 +1,13 @@
-"""What the gRPC front costs a token: a fake core through the front door, beside a bare grpc.aio stream.
+"""What the router costs a token and a request: workers that compute nothing, beside a bare grpc.aio stream.
 
-    python -m bench.router_stream [--streams 1 16 64] [--tokens 512] [--rounds 3]
+    python -m bench.router_stream [--streams 1 16 64] [--tokens 512] [--rounds 3] [--doors grpc text http]
 
-Server and client are two processes, as they are in service. Both servers make the same number of tokens in the same
-bursts (one token of every stream each step, as a decode worker's message brings them) and write one protobuf message
-each; the bare one has its bytes ready and does nothing else. Printed for each number of streams, flat out and with
-steps paced at --step-s: tokens/s, messages a token, processor time of the server a token, and the time from a token's
-step to its arrival at the client (perf_counter is one clock for all processes of a Linux machine).
+Workers, router and client are processes, as they are in service; the router is the real core behind its real doors. The
+bare server has its messages ready, writes one a token, and does nothing else: no worker, no session, no text. Tokens
+come in steps, one token of every stream each. Printed for each door and number of streams, flat out and with steps
+paced at --step-s: tokens/s, messages a token, processor time of the server a token, and the time from a token's step to
+its arrival at the client (perf_counter is one clock for all processes of a Linux machine). Then requests of two tokens,
+--streams at a time: processor time a request. Ratios are to the bare stream of the same run.
 """
 
 from __future__ import annotations
@@ -14,137 +15,36 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
-import statistics
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
 
-from deploy.models.byte_bpe import write_tokenizer
-from pdserve.clock import MonotonicClock
-from pdserve.sampling import FinishReason
-from pdserve.slo import Blame, Timing, Verdict
-from pdserve.v1 import inference_pb2 as pb
-from router.generation import FrontDesk
-from router.grpc_front import serve_grpc
-from router.interface import Finished, ModelCard, RouterRequest, TokenDelta, WorkerView
-from router.limits import FrontConfig
-from router.text import load_tokenizer
+from bench.step_worker import run_workers
+from bench.stream_clients import Arrival, Read, grpc_reader, grpc_tokens, http_reader, http_tokens
+from bench.stream_servers import run_bare, run_router
 
-GENERATE = "/pdserve.v1.InferenceService/Generate"
-FRONT, BARE = "front", "bare"
+BARE = "bare"
+DOORS = ("grpc", "text", "http")
+SHORT_TOKENS = 2  # of a request that is measured as a whole
 
 
-class StepClock:
-    """Wakes every stream once a step, and remembers when each step was."""
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is sent to one server."""
 
-    def __init__(self) -> None:
-        self._next: asyncio.Event = asyncio.Event()
-        self._step_at_s = 0.0
-        self.released: dict[int, list[float]] = {}  # stream number -> the step of each of its tokens
+    streams: int
+    tokens: int  # each stream
+    requests: int  # each stream, one after the other
+    step_s: float
 
-    async def wait(self, stream: int) -> None:
-        await self._next.wait()
-        self.released.setdefault(stream, []).append(self._step_at_s)
-
-    async def run(self, step_s: float) -> None:
-        while True:
-            await asyncio.sleep(step_s)
-            self._step_at_s = time.perf_counter()
-            self._next.set()
-            self._next = asyncio.Event()
-
-
-class SteppedStream:
-    """A `TokenStream` of one token a step."""
-
-    def __init__(self, clock: StepClock, stream: int, num_tokens: int) -> None:
-        self._clock = clock
-        self._stream = stream
-        self._num_tokens = num_tokens
-
-    async def __aiter__(self) -> AsyncIterator[TokenDelta | Finished]:
-        for index in range(self._num_tokens):
-            await self._clock.wait(self._stream)
-            yield TokenDelta(index, (300 + index % 200,), (), 0)
-        yield self.finish(self._num_tokens)
-
-    def cancel(self) -> None:
-        pass
-
-    def finish(self, num_tokens: int) -> Finished:
-        timing = Timing(0, 0, 0, 0, 0, 0, 0, "p", "d", 1)
-        return Finished(FinishReason.LENGTH, num_tokens, 0, timing, Verdict(True, True, Blame.NONE))
-
-
-@dataclass
-class SteppedCore:
-    """A `RouterCore` without workers."""
-
-    clock: StepClock
-
-    def submit(self, request: RouterRequest) -> SteppedStream:
-        return SteppedStream(self.clock, request.priority, request.sampling.max_tokens)
-
-    def abort(self, request_id: str, tenant: str) -> bool:
-        return False
-
-    def workers(self) -> list[WorkerView]:
-        return []
-
-    def is_ready(self) -> bool:
-        return True
-
-    def metrics_text(self) -> bytes:
-        return b""
-
-
-async def serve(kind: str, step_s: float, pipe: Connection) -> None:
-    """One server until the parent closes the pipe."""
-    clock = StepClock()
-    stepping = asyncio.create_task(clock.run(step_s))
-    with TemporaryDirectory() as name:
-        if kind == FRONT:
-            write_tokenizer(Path(name), 512, 4096, add_bos=True)
-            card = ModelCard("bench", 4096, 512, ())
-            desk = FrontDesk(SteppedCore(clock), card, load_tokenizer(name), FrontConfig(), MonotonicClock())
-            front = await serve_grpc(desk, "127.0.0.1:0")
-            port, server = front.port, front.server
-        else:
-            server, port = await serve_bare(clock)
-        begin_s = time.process_time()
-        pipe.send(port)
-        await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
-        pipe.send((time.process_time() - begin_s, clock.released))
-        stepping.cancel()
-        await server.stop(0)
-
-
-async def serve_bare(clock: StepClock) -> tuple[Any, int]:
-    message = pb.GenerateResponse(request_id="r" * 36, chunk=pb.GenerateChunk(token_ids=[300], text=" a"))
-    payload = message.SerializeToString()
-
-    async def generate(raw: bytes, context: Any) -> None:
-        request = pb.GenerateRequest.FromString(raw)
-        for _ in range(request.max_tokens):
-            await clock.wait(request.priority)
-            await context.write(payload)
-
-    server = grpc.aio.server()
-    handlers = {"Generate": grpc.unary_stream_rpc_method_handler(generate)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("pdserve.v1.InferenceService", handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    return server, port
-
-
-def run_server(kind: str, step_s: float, pipe: Connection) -> None:
-    asyncio.run(serve(kind, step_s, pipe))
+    @property
+    def total_requests(self) -> int:
+        return self.streams * self.requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,91 +53,148 @@ class Sample:
 
     tokens_per_s: float
     messages_per_token: float
-    processor_s_per_token: float  # of the server
+    processor_s: float  # of the server, all of it
     delay_p50_s: float  # a token's step to its arrival
     delay_p99_s: float
+    request_p50_s: float  # sent to ended
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """One message, as it came."""
-
-    at_s: float
-    raw: bytes
-
-
-async def read_streams(port: int, num_streams: int, num_tokens: int) -> tuple[float, list[list[Arrival]]]:
-    """Elapsed seconds, and every stream's messages."""
-
-    async def read(channel: Any, stream: int) -> list[Arrival]:
-        request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5, 6, 7]), max_tokens=num_tokens, priority=stream)
-        call = channel.unary_stream(GENERATE, request_serializer=None, response_deserializer=None)
-        return [Arrival(time.perf_counter(), raw) async for raw in call(request.SerializeToString())]
-
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        await read(channel, num_streams)  # warm
-        begin_s = time.perf_counter()
-        streams = await asyncio.gather(*(read(channel, stream) for stream in range(num_streams)))
-        return time.perf_counter() - begin_s, streams
-
-
-def one_run(kind: str, step_s: float, num_streams: int, num_tokens: int) -> Sample:
+@contextmanager
+def process(target: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
+    """A process that is told things and tells things; ended on the way out."""
     context = multiprocessing.get_context("spawn")  # never fork after grpc
     ours, theirs = context.Pipe()
-    process = context.Process(target=run_server, args=(kind, step_s, theirs))
-    process.start()
+    child = context.Process(target=target, args=(*arguments, theirs))
+    child.start()
     try:
-        elapsed_s, streams = asyncio.run(read_streams(ours.recv(), num_streams, num_tokens))
-        ours.send("end")
-        processor_s, released = ours.recv()
+        yield ours
+        with suppress(OSError):
+            ours.send("go")  # for those who wait to be the last
+        child.join(30)
     finally:
-        process.join(30)
-        process.terminate()
-    delays = sorted(delay for stream, arrivals in enumerate(streams) for delay in delays_of(arrivals, released[stream]))
-    total = num_streams * num_tokens
+        child.terminate()
+
+
+async def drive(kind: str, ports: list[int], load: Load, begin: Callable[[], None]) -> tuple[float, dict[str, Any]]:
+    """Elapsed seconds, and every request's arrivals. Warm before `begin` is called."""
+    streams: dict[str, list[Arrival]] = {}
+
+    async def run(read: Read) -> float:
+        async def one_stream(number: int) -> None:
+            for turn in range(load.requests):
+                name = f"{number:03}-{turn:05}-{'r' * 26}"
+                streams[name] = [Arrival(time.perf_counter(), b""), *await read(name, load.tokens)]
+
+        await asyncio.gather(*(read(f"warm-{n}", 20) for n in range(4)))
+        begin()
+        begin_s = time.perf_counter()
+        await asyncio.gather(*(one_stream(number) for number in range(load.streams)))
+        return time.perf_counter() - begin_s
+
+    if kind == "http":
+        return await run(http_reader(ports[1])), streams
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
+        return await run(grpc_reader(channel, text=kind == "text")), streams
+
+
+def one_run(kind: str, load: Load) -> Sample:
+    """Start what it needs, drive it, end it."""
+
+    def measure(server: Connection, finish: Callable[[], dict[str, list[float]]]) -> Sample:
+        ports = server.recv()
+        elapsed_s, streams = asyncio.run(drive(kind, ports, load, lambda: server.send("begin")))
+        server.send("end")
+        processor_s = server.recv()
+        return summarize(kind, load, elapsed_s, processor_s, streams, finish())
+
+    if kind == BARE:
+        with process(run_bare, load.step_s) as server:
+            return measure(server, server.recv)
+    with process(run_workers, load.step_s) as workers, process(run_router, workers.recv()) as server:
+
+        def steps() -> dict[str, list[float]]:
+            workers.send("end")
+            made_s: dict[str, list[float]] = workers.recv()
+            return made_s
+
+        return measure(server, steps)
+
+
+def summarize(
+    kind: str, load: Load, elapsed_s: float, processor_s: float, streams: dict[str, Any], made_s: dict[str, Any]
+) -> Sample:
+    tokens = http_tokens if kind == "http" else grpc_tokens
+    delays, requests, num_messages = [], [], 0
+    for name, (sent, *arrivals) in streams.items():
+        num_messages += len(arrivals)
+        requests.append(arrivals[-1].at_s - sent.at_s)
+        delays += [at_s - step_s for at_s, step_s in zip(tokens(arrivals), made_s[name], strict=True)]
+    delays.sort()
+    total = load.total_requests * load.tokens
     return Sample(
         tokens_per_s=total / elapsed_s,
-        messages_per_token=sum(map(len, streams)) / total,
-        processor_s_per_token=processor_s / (total + num_tokens),  # the warm-up counts here
+        messages_per_token=num_messages / total,
+        processor_s=processor_s,
         delay_p50_s=delays[len(delays) // 2],
         delay_p99_s=delays[int(0.99 * (len(delays) - 1))],
+        request_p50_s=sorted(requests)[len(requests) // 2],
     )
 
 
-def delays_of(arrivals: Sequence[Arrival], released: Sequence[float]) -> list[float]:
-    """One per token; a message brings as many as it has ids."""
-    times = [a.at_s for a in arrivals for _ in pb.GenerateResponse.FromString(a.raw).chunk.token_ids]
-    return [at_s - step_s for at_s, step_s in zip(times, released, strict=True)]
+def best(samples: list[Sample]) -> Sample:
+    """The round that was disturbed least: the fewest processor seconds."""
+    return min(samples, key=lambda sample: sample.processor_s)
 
 
-def show(label: str, samples: Sequence[Sample]) -> str:
-    rates = sorted(sample.tokens_per_s for sample in samples)
-    median = statistics.median_low(rates)
-    middle = next(sample for sample in samples if sample.tokens_per_s == median)
+def show_stream(label: str, sample: Sample, bare: Sample, load: Load) -> str:
+    total = load.streams * load.tokens
+    added_ms = 1e3 * (sample.delay_p50_s - bare.delay_p50_s)
     return (
-        f"{label:<24} {median:>7,.0f} tok/s ({rates[0]:,.0f}..{rates[-1]:,.0f})"
-        f"  {middle.messages_per_token:5.2f} msg/tok"
-        f"  {1e6 * middle.processor_s_per_token:5.0f} us/tok"
-        f"  delay p50 {1e3 * middle.delay_p50_s:7.2f} ms  p99 {1e3 * middle.delay_p99_s:7.2f} ms"
+        f"{label:<26} {sample.tokens_per_s:>7,.0f} tok/s ({sample.tokens_per_s / bare.tokens_per_s:5.2f} x bare)"
+        f"  {sample.messages_per_token:5.2f} msg/tok"
+        f"  {1e6 * sample.processor_s / total:5.0f} us/tok"
+        f"  delay p50 {1e3 * sample.delay_p50_s:7.2f} ms  p99 {1e3 * sample.delay_p99_s:7.2f} ms"
+        f"  added p50 {added_ms:+.2f} ms"
     )
+
+
+def show_requests(label: str, sample: Sample, bare: Sample, load: Load) -> str:
+    each_us = 1e6 * sample.processor_s / load.total_requests
+    return (
+        f"{label:<26} {each_us:6.0f} us/request (bare {1e6 * bare.processor_s / load.total_requests:4.0f})"
+        f"  p50 {1e3 * sample.request_p50_s:6.2f} ms (bare {1e3 * bare.request_p50_s:5.2f})"
+    )
+
+
+Show = Callable[[str, Sample, Sample, Load], str]
+
+
+def compare(doors: list[str], load: Load, label: str, rounds: int, show: Show) -> None:
+    samples: dict[str, list[Sample]] = {kind: [] for kind in (*doors, BARE)}
+    for _ in range(rounds):
+        for kind, found in samples.items():  # in turn, so that drift hits all
+            found.append(one_run(kind, load))
+    for kind, found in samples.items():
+        print(show(f"{kind}, {load.streams} x {label}", best(found), best(samples[BARE]), load), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--doors", nargs="+", choices=DOORS, default=list(DOORS))
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--requests", type=int, default=400, help="requests of two tokens, over all streams; 0: none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--step-s", type=float, default=0.02)
     args = parser.parse_args()
-    for num_streams in args.streams:
-        for step_s, pace in ((0.0, "flat out"), (args.step_s, f"{1e3 * args.step_s:g} ms steps")):
-            tokens = args.tokens if step_s == 0.0 else max(50, args.tokens // 8)
-            samples: dict[str, list[Sample]] = {FRONT: [], BARE: []}
-            for _ in range(args.rounds):
-                for kind, found in samples.items():  # in turn, so that drift hits both
-                    found.append(one_run(kind, step_s, num_streams, tokens))
-            for kind, found in samples.items():
-                print(show(f"{kind}, {num_streams} x {pace}", found), flush=True)
+    for streams in args.streams:
+        flat = Load(streams, args.tokens, 1, 0.0)
+        paced = Load(streams, max(50, args.tokens // 4), 1, args.step_s)
+        compare(args.doors, flat, "flat out", args.rounds, show_stream)
+        compare(args.doors, paced, f"{1e3 * args.step_s:g} ms steps", args.rounds, show_stream)
+        if args.requests:
+            short = Load(streams, SHORT_TOKENS, -(-args.requests // streams), 0.0)
+            compare(args.doors, short, "requests", args.rounds, show_requests)
 
 
 if __name__ == "__main__":

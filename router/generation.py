@@ -1,15 +1,15 @@
 """The path that both front doors share: a draft becomes sequences, their tokens become text, one outcome ends it all.
 
 draft ── validate, tokenize ──> RouterRequests ── submit ──> TokenStreams
-                                                                 │ one task each: detokenize, stop strings
-front <── take() ── Outbox <─────────────────────────────────────┘
+                                                                 │ Choice: detokenize, stop strings
+front <── take() ── Outbox <─────────────────────────────────────┘ in the front's own task
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -19,15 +19,13 @@ from pdserve.errors import (
     Cancelled,
     DeadlineExceeded,
     HandoffError,
-    InvariantViolation,
     QueueFull,
     RequestError,
-    ServingError,
 )
-from pdserve.sampling import FinishReason
-from router.interface import Finished, ModelCard, RouterCore, RouterRequest, TokenStream
+from router.choice import Choice, ChoiceUpdate
+from router.interface import ModelCard, RouterCore, RouterRequest
 from router.limits import FrontConfig
-from router.outbox import ChoiceEnd, ChoiceUpdate, Outbox
+from router.outbox import Outbox
 from router.text import ChatTemplateError, OutputText, Tokenizer
 from router.validation import (
     Prompt,
@@ -62,9 +60,9 @@ class Generation:
         self.requests = requests
         self._outbox = outbox
 
-    async def take(self) -> list[ChoiceUpdate]:
+    def take(self) -> Awaitable[list[ChoiceUpdate]]:
         """What is new, at least one update. Raises the ServingError that ended the request."""
-        return await self._outbox.take()
+        return self._outbox.take()
 
 
 class FrontDesk:
@@ -112,9 +110,11 @@ class FrontDesk:
                 async with asyncio.timeout(deadline_s - self._clock.now() + CORE_GRACE_S) as timer:
                     request_id = resolve_request_id(draft.request_id, limits)
                     requests = await self._resolve(request_id, draft, received_s, deadline_s)
-                    with _expiring_when_stuck(timer, outbox, limits.max_unread_s):
-                        async with self._running(request_id, draft, requests, outbox) as generation:
-                            yield generation
+                    with (
+                        _expiring_when_stuck(timer, outbox, limits.max_unread_s),
+                        self._running(request_id, draft, requests, outbox) as generation,
+                    ):
+                        yield generation
             except TimeoutError:
                 if self._clock.now() < deadline_s:
                     raise Cancelled(f"the client read nothing for {limits.max_unread_s:g} s") from None
@@ -194,31 +194,27 @@ class FrontDesk:
         except ChatTemplateError as error:
             raise RequestError(str(error), field=field) from error
 
-    @asynccontextmanager
-    async def _running(
+    @contextmanager
+    def _running(
         self, request_id: str, draft: RequestDraft, requests: list[RouterRequest], outbox: Outbox
-    ) -> AsyncIterator[Generation]:
-        """Submits every sequence and follows it; on the way out all are cancelled that have not ended."""
-        streams: list[TokenStream] = []
-        followers: list[asyncio.Task[None]] = []
+    ) -> Iterator[Generation]:
+        """Submits every sequence; on the way out all are cancelled that have not ended."""
+        choices: list[Choice] = []
         try:
-            for request in requests:
-                streams.append(self.core.submit(request))
-            for index, (request, stream) in enumerate(zip(requests, streams, strict=True)):
+            for index, request in enumerate(requests):
                 output = OutputText(
                     self.tokenizer.detokenizer(),
                     draft.sampling.stop,
                     request.sampling.end_token_ids,
                     request.sampling.min_tokens,
                 )
-                followers.append(asyncio.create_task(_follow(index, request, stream, output, outbox)))
+                choices.append(Choice(index, request, self.core.submit(request), output))
+            outbox.follow(choices, looks_ahead=bool(draft.sampling.stop))
             yield Generation(request_id, requests, outbox)
         finally:
-            for stream in streams:
-                stream.cancel()
-            for follower in followers:
-                follower.cancel()
-            await asyncio.gather(*followers, return_exceptions=True)
+            for choice in choices:
+                choice.stream.cancel()
+            outbox.close()
 
 
 @contextmanager
@@ -244,51 +240,3 @@ def _expiring_when_stuck(timer: asyncio.Timeout, outbox: Outbox, max_unread_s: f
         yield
     finally:
         handle.cancel()
-
-
-async def _follow(index: int, request: RouterRequest, stream: TokenStream, output: OutputText, outbox: Outbox) -> None:
-    """One sequence from its first token to its end, into the outbox."""
-    try:
-        await _drain_stream(index, request, stream, output, outbox)
-    except ServingError as error:
-        outbox.fail(error)
-    except Exception:
-        logger.exception("request %s failed in the router", request.request_id)
-        outbox.fail(InvariantViolation("internal error"))
-    finally:
-        stream.cancel()
-
-
-async def _drain_stream(
-    index: int, request: RouterRequest, stream: TokenStream, output: OutputText, outbox: Outbox
-) -> None:
-    ids: list[int] = []
-    texts: list[str] = []
-
-    def end(finished: Finished, reason: FinishReason) -> ChoiceEnd:
-        return ChoiceEnd(
-            reason, tuple(ids), "".join(texts), len(request.prompt_token_ids), finished.cached_tokens,
-            finished.timing, finished.verdict,
-        )  # fmt: skip
-
-    async for event in stream:
-        if isinstance(event, Finished):
-            if event.num_tokens != len(ids) and event.finish_reason is not FinishReason.ABORT:
-                raise InvariantViolation(f"finished with {event.num_tokens} tokens, {len(ids)} came")
-            rest = output.flush()
-            if rest.text:
-                texts.append(rest.text)
-                outbox.put(index, (), rest.text, (), event.cached_tokens)
-            outbox.end(index, end(event, FinishReason.STOP if rest.stopped else event.finish_reason))
-            return
-        if event.first_index != len(ids):
-            raise InvariantViolation(f"token {event.first_index} came where {len(ids)} was due")
-        delta = output.push(event.token_ids)
-        token_ids = event.token_ids[: delta.num_tokens]
-        ids.extend(token_ids)
-        texts.append(delta.text)
-        outbox.put(index, token_ids, delta.text, event.logprobs[: delta.num_tokens], event.cached_tokens)
-        if delta.stopped:
-            outbox.end(index, end(stream.finish(len(ids)), FinishReason.STOP))
-            return
-    raise InvariantViolation("the stream ended without an end")

@@ -1,14 +1,15 @@
 """What the fronts ask of the core, and the core gives back: token ids only, text stays above.
 
     front ── submit(RouterRequest) ──> RouterCore
-    front <── TokenDelta, TokenDelta, ..., Finished ── TokenStream     (or one ServingError instead of the rest)
+    front <── wake ── TokenStream                                      there is news: one call, however much it is
+    front ── poll ──> TokenDelta, TokenDelta, ..., Finished            (or one ServingError instead of the rest)
 
 Every instant here is on the router's own monotonic clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,7 +31,7 @@ class RouterRequest:
     deadline_s: float  # absolute; the core ends the request with DeadlineExceeded by then
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one a token, and freezing costs more than the rest of it
 class TokenDelta:
     """Tokens since the last delta of the same stream; the indexes leave no gap and never repeat."""
 
@@ -52,10 +53,17 @@ class Finished:
 
 
 class TokenStream(Protocol):
-    """The events of one request. Iterated once, by one task."""
+    """The events of one request, for one reader. What is not read yet is one delta that grows."""
 
-    def __aiter__(self) -> AsyncIterator[TokenDelta | Finished]:
-        """Deltas, then exactly one Finished; raises a ServingError when the request fails."""
+    def listen(self, wake: Callable[[], None]) -> None:
+        """Called once, before anything is read: `wake` is called whenever `poll` has something again.
+
+        It is called in the midst of the core's work and must only note that.
+        """
+        ...
+
+    def poll(self) -> TokenDelta | Finished | None:
+        """What is new, None for nothing: deltas, then exactly one Finished, or the ServingError is raised, once."""
         ...
 
     def cancel(self) -> None:

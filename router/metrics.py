@@ -13,6 +13,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from pdserve.slo import Blame, Slo, Timing, Verdict
+from router.token_gaps import GapHistogram
 from router.worker_series import PREFIX, WorkerCollector, WorkerSnapshot, WorkerSource
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -42,7 +43,8 @@ class RouterMetrics:
         self._tenants = frozenset(tenants)
         self._ttft = self._histogram("time_to_first_token_seconds", "Received until the first token left.", _SECONDS)
         self._tpot = self._histogram("time_per_output_token_seconds", "(last - first token) / (n - 1).", _TOKEN_SECONDS)
-        self._gap = self._histogram("inter_token_latency_seconds", "Between two tokens.", _TOKEN_SECONDS)
+        self._gap = GapHistogram(PREFIX + "inter_token_latency_seconds", "Between two tokens.", _TOKEN_SECONDS)
+        self.registry.register(self._gap)
         self._phase = self._histogram("request_phase_seconds", "Where a request's time went.", _SECONDS, ["phase"])
         self._transfer = self._histogram("kv_transfer_seconds", "First byte expected until commit.", _TRANSFER_SECONDS)
         self._requests = self._counter("requests", "Requests by how they ended.", ["outcome"])
@@ -80,8 +82,8 @@ class RouterMetrics:
     def more_tokens(self, gap_s: float, num_tokens: int) -> None:
         """Tokens that came together: the first after the gap, the others at once."""
         self._gap.observe(gap_s)
-        for _ in range(num_tokens - 1):
-            self._gap.observe(0.0)
+        if num_tokens > 1:
+            self._gap.observe(0.0, num_tokens - 1)
 
     def cache_hit(self, num_tokens: int) -> None:
         self._hits.inc(num_tokens)

@@ -1,60 +1,23 @@
 """What waits for one client to read it.
 
-The sequences of a request fill it as tokens come, the client's writer empties it. A client that keeps up gets one
-update per delta; for one that does not, updates of a choice grow together, so that neither the writer's pace nor its
-absence ever reaches a worker. Bounded by the answer itself, and by a clock: a writer that does not come back within a
-while (`away_since_s`) has a client that reads nothing.
+The client's writer takes; while it is away, tokens wait in the core's streams, as one delta that grows, so that neither
+its pace nor its absence ever reaches a worker. A writer that waits is woken once, however many tokens came: one wake-up
+for each request and step of a worker, fewer when the loop or the client is behind.
+
+Bounded by the answer itself, and by a clock: a writer that does not come back within a while (`away_since_s`) has a
+client that reads nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Sequence
 
-from pdserve.errors import ServingError
-from pdserve.sampling import FinishReason, TokenLogprobs
-from pdserve.slo import Timing, Verdict
+from pdserve.errors import InvariantViolation, ServingError
+from router.choice import Choice, ChoiceUpdate
 
-
-@dataclass(frozen=True, slots=True)
-class ChoiceEnd:
-    """How one choice ended, and all of it."""
-
-    finish_reason: FinishReason
-    token_ids: tuple[int, ...]  # all
-    text: str  # all
-    num_prompt_tokens: int
-    cached_tokens: int
-    timing: Timing
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceUpdate:
-    """What is new of one choice."""
-
-    index: int
-    token_ids: tuple[int, ...]  # may be empty: text that was held back, or only the end
-    text: str
-    logprobs: tuple[TokenLogprobs, ...]  # one per token when asked for
-    cached_tokens: int
-    end: ChoiceEnd | None  # set on the choice's last update
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """One choice's unread part."""
-
-    token_ids: list[int] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    cached_tokens: int = 0
-    end: ChoiceEnd | None = None
-
-    def take(self, index: int) -> ChoiceUpdate:
-        return ChoiceUpdate(
-            index, tuple(self.token_ids), "".join(self.text), tuple(self.logprobs), self.cached_tokens, self.end
-        )
+logger = logging.getLogger(__name__)
 
 
 class Outbox:
@@ -62,40 +25,66 @@ class Outbox:
 
     def __init__(self) -> None:
         self.away_since_s: float | None = None  # loop time at which the writer left with updates; None: it waits here
-        self._waiting: dict[int, _Waiting] = {}
+        self._loop = asyncio.get_running_loop()
+        self._choices: Sequence[Choice] = ()
         self._error: ServingError | None = None
-        self._changed = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
+        self._has_news = False  # a stream has said so since they were last read
+        self._looks_ahead = False
+        self._ahead: asyncio.Handle | None = None
 
-    def put(
-        self, index: int, token_ids: tuple[int, ...], text: str, logprobs: tuple[TokenLogprobs, ...], cached: int
-    ) -> None:
-        waiting = self._waiting.setdefault(index, _Waiting())
-        waiting.token_ids.extend(token_ids)
-        waiting.text.append(text)
-        waiting.logprobs.extend(logprobs)
-        waiting.cached_tokens = cached
-        self._changed.set()
-
-    def end(self, index: int, end: ChoiceEnd) -> None:
-        self._waiting.setdefault(index, _Waiting()).end = end
-        self._changed.set()
-
-    def fail(self, error: ServingError) -> None:
-        """The whole request failed; the first reason counts."""
-        self._error = self._error or error
-        self._changed.set()
+    def follow(self, choices: Sequence[Choice], *, looks_ahead: bool) -> None:
+        """Called once. `looks_ahead`: tokens are read though the writer is away, as one may be the last (a stop)."""
+        self._choices = choices
+        self._looks_ahead = looks_ahead
+        for choice in choices:
+            choice.stream.listen(self._wake)
 
     async def take(self) -> list[ChoiceUpdate]:
         """Everything new, at least one update, choices in order. Raises the error that the request failed with."""
         self.away_since_s = None
-        await self._changed.wait()
-        if not self._waiting:
-            # What came before a failure was delivered first.
-            assert self._error is not None
-            raise self._error
-        updates = [self._waiting[index].take(index) for index in sorted(self._waiting)]
-        self._waiting.clear()
-        if self._error is None:
-            self._changed.clear()
-        self.away_since_s = asyncio.get_running_loop().time()
-        return updates
+        while True:
+            if self._has_news:
+                self._has_news = False
+                self._advance()
+                updates = [update for choice in self._choices if (update := choice.take()) is not None]
+                if updates:
+                    self.away_since_s = self._loop.time()
+                    return updates
+            if self._error is not None:  # what came before it was delivered first
+                raise self._error
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def close(self) -> None:
+        """Nobody takes any more."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+
+    def _wake(self) -> None:
+        """A stream has something; called by the core in the midst of its work."""
+        self._has_news = True
+        if self._waiter is not None:
+            if not self._waiter.done():
+                self._waiter.set_result(None)
+        elif self._looks_ahead and self._ahead is None:
+            self._ahead = self._loop.call_soon(self._look_ahead)
+
+    def _look_ahead(self) -> None:
+        self._ahead = None
+        self._advance()
+
+    def _advance(self) -> None:
+        """Take in what the streams have. The first error counts, and fails the request as a whole."""
+        for choice in self._choices:
+            try:
+                choice.advance()
+            except ServingError as error:
+                self._error = self._error or error
+            except Exception:
+                logger.exception("a request failed in the router")
+                self._error = self._error or InvariantViolation("internal error")
+                choice.stream.cancel()

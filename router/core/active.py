@@ -57,6 +57,11 @@ class ActiveRequest:
         """Who computes the prompt and samples token 1."""
         return self.prefill or self.decode
 
+    @property
+    def decode_goes_on(self) -> bool:
+        """Whether the decode worker's tokens are no news: it is known to own the sequence."""
+        return self.committed or self.prefill is None
+
     def may_send(self, worker: Worker, first_index: int) -> bool:
         """Whether tokens from this index on are that worker's to send."""
         if self.prefill is None:

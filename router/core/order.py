@@ -49,6 +49,13 @@ class TokenOrder:
             current = self._pop_next()
         return ready
 
+    def accept_next(self, index: int) -> bool:
+        """Take one token at once, when it is the next and nothing waits; else it is `accept`'s, and False."""
+        if index != self.next_index or self._ahead:
+            return False
+        self.next_index = index + 1
+        return True
+
     def check(self) -> None:
         """Everything that waits lies beyond what is next."""
         assert all(first > self.next_index for first, _, _ in self._ahead), "a token that could go out waits"

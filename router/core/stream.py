@@ -5,8 +5,7 @@ The core never waits for a reader: what is not read yet is one delta that grows,
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from typing import Protocol
 
 from pdserve.errors import ServingError
@@ -28,32 +27,30 @@ class RequestStream:
 
     def __init__(self, owner: StreamOwner) -> None:
         self._owner = owner
+        self._wake: Callable[[], None] = _nobody
         self._first_index = 0
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._cached_tokens = 0
         self._end: Finished | ServingError | None = None
         self._delivered = False  # the end was read, or is not wanted any more
-        self._wake = asyncio.Event()
 
     # ---- the reader's side ----
 
-    def __aiter__(self) -> AsyncIterator[TokenDelta | Finished]:
-        return self
+    def listen(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        if self._token_ids or self._end is not None:
+            wake()
 
-    async def __anext__(self) -> TokenDelta | Finished:
-        while True:
-            if self._delivered:
-                raise StopAsyncIteration
-            if self._token_ids:
-                return self._take()
-            if self._end is not None:
-                self._delivered = True
-                if isinstance(self._end, ServingError):
-                    raise self._end
-                return self._end
-            self._wake.clear()
-            await self._wake.wait()
+    def poll(self) -> TokenDelta | Finished | None:
+        if self._token_ids:
+            return self._take()
+        if self._end is None or self._delivered:
+            return None
+        self._delivered = True
+        if isinstance(self._end, ServingError):
+            raise self._end
+        return self._end
 
     def cancel(self) -> None:
         """Stop the workers; what is unread stays readable, then `Cancelled` is raised. Nothing to do once it ended."""
@@ -86,10 +83,20 @@ class RequestStream:
         self._token_ids.extend(delta.token_ids)
         self._logprobs.extend(delta.logprobs)
         self._cached_tokens = cached_tokens
-        self._wake.set()
+        self._wake()
+
+    def put_one(self, token_id: int) -> None:
+        """As `put`, for one token with nothing beside it, behind others."""
+        if not self._delivered:
+            self._token_ids.append(token_id)
+            self._wake()
 
     def end(self, outcome: Finished | ServingError) -> None:
         """The one terminal event; called once."""
         assert self._end is None, "a request ended twice"
         self._end = outcome
-        self._wake.set()
+        self._wake()
+
+
+def _nobody() -> None:
+    """Nobody listens yet."""

@@ -10,8 +10,8 @@ from pdserve.errors import RequestError
 from pdserve.sampling import FinishReason, TokenLogprobs
 from pdserve.slo import Blame, Timing, Verdict
 from pdserve.v1 import inference_pb2 as pb
+from router.choice import ChoiceEnd, ChoiceUpdate
 from router.interface import WorkerView
-from router.outbox import ChoiceEnd, ChoiceUpdate
 from router.validation import Prompt, PromptText, PromptTokens, RequestDraft, SamplingDraft, SloDraft
 
 M = TypeVar("M", bound=Message)
@@ -97,20 +97,48 @@ def _sampling(request: pb.GenerateRequest) -> SamplingDraft:
     )
 
 
-def responses_from(request_id: str, update: ChoiceUpdate) -> list[pb.GenerateResponse]:
-    """A chunk when there is something new, the complete when the choice ended."""
-    responses = []
-    if update.token_ids or update.text:
-        chunk = pb.GenerateChunk(
-            token_ids=update.token_ids,
-            text=update.text,
-            logprobs=[_logprobs(entry) for entry in update.logprobs],
-            index=update.index,
-        )
-        responses.append(pb.GenerateResponse(request_id=request_id, chunk=chunk))
-    if update.end is not None:
-        responses.append(pb.GenerateResponse(request_id=request_id, complete=_complete(update.end)))
-    return responses
+class Responses:
+    """The messages of one request as bytes; what all of them begin with is serialized once.
+
+    A message inside another is its tag, its length and its bytes: so nothing is copied from message to message.
+    """
+
+    def __init__(self, request_id: str) -> None:
+        self._head = pb.GenerateResponse(request_id=request_id).SerializeToString()
+        self._chunk_head = self._head + _tag(pb.GenerateResponse.CHUNK_FIELD_NUMBER)
+        self._complete_head = self._head + _tag(pb.GenerateResponse.COMPLETE_FIELD_NUMBER)
+
+    def of(self, update: ChoiceUpdate) -> list[bytes]:
+        """A chunk when there is something new, the complete when the choice ended."""
+        responses = []
+        if update.token_ids or update.text:
+            chunk = pb.GenerateChunk(token_ids=update.token_ids, text=update.text)
+            if update.logprobs:
+                chunk.logprobs.extend(map(_logprobs, update.logprobs))
+            if update.index:
+                chunk.index = update.index
+            responses.append(_enclosed(self._chunk_head, chunk))
+        if update.end is not None:
+            responses.append(_enclosed(self._complete_head, _complete(update.end)))
+        return responses
+
+
+def _tag(field_number: int) -> bytes:
+    """Of a length-delimited field; its number is less than 16."""
+    return bytes((field_number << 3 | 2,))
+
+
+def _enclosed(head: bytes, message: Message) -> bytes:
+    body = message.SerializeToString()
+    length = len(body)
+    if length < 0x80:
+        return b"%b%c%b" % (head, length, body)
+    digits = bytearray()
+    while length >= 0x80:
+        digits.append(length & 0x7F | 0x80)
+        length >>= 7
+    digits.append(length)
+    return b"%b%b%b" % (head, bytes(digits), body)
 
 
 def _complete(end: ChoiceEnd) -> pb.GenerateComplete:

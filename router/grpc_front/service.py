@@ -15,7 +15,7 @@ from pdserve import __version__
 from pdserve.errors import Cancelled, InvariantViolation, NotFound, RequestError, ServingError
 from pdserve.v1 import inference_pb2 as pb
 from router.generation import FrontDesk
-from router.grpc_front.conversion import draft_from, parse, responses_from, worker_info
+from router.grpc_front.conversion import Responses, draft_from, parse, worker_info
 from router.grpc_front.status import abort_with
 from router.validation import resolve_tenant
 
@@ -49,11 +49,12 @@ class InferenceService:
         async def stream() -> None:
             draft = draft_from(parse(pb.GenerateRequest, raw), context.time_remaining())
             async with self._desk.serve(draft) as generation:
+                responses = Responses(generation.request_id)
                 ended = False
                 while not ended:
                     for update in await generation.take():
-                        for response in responses_from(generation.request_id, update):
-                            await context.write(response.SerializeToString())
+                        for response in responses.of(update):
+                            await context.write(response)
                         ended = ended or update.end is not None
 
         await _answering(context, stream)

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 from starlette.types import Receive, Scope, Send
 
 from pdserve.errors import ServingError
+from router.choice import ChoiceEnd
 from router.generation import FrontDesk, Generation
 from router.http_front.dialect import Dialect, Whole
 from router.http_front.parsing import Asked
 from router.http_front.problem import json_response, problem_from, to_json
-from router.outbox import ChoiceEnd
 from router.text import Tokenizer
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pdserve.sampling import TokenLogprobs
+from router.choice import ChoiceEnd, ChoiceUpdate
 from router.generation import Generation
 from router.http_front.parsing import Asked
 from router.interface import RouterRequest
-from router.outbox import ChoiceEnd, ChoiceUpdate
 from router.text import Tokenizer
 
 LEAST_LOGPROB = -9999.0

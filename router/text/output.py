@@ -9,7 +9,7 @@ from router.text.detokenizer import Detokenizer
 from router.text.stop import StopMatcher
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one a token, and freezing costs more than the rest of it
 class TextDelta:
     """What some tokens came to."""
 
@@ -35,6 +35,10 @@ class OutputText:
         self.num_tokens = 0
 
     def push(self, token_ids: Sequence[int]) -> TextDelta:
+        if not self._matcher.has_stops:  # nearly always
+            self.num_tokens += len(token_ids)
+            ends, say = self._end_token_ids, self._detokenizer.push
+            return TextDelta("".join([say(i) for i in token_ids if i not in ends]), len(token_ids), False)
         parts: list[str] = []
         for count, token_id in enumerate(token_ids, start=1):
             self.num_tokens += 1

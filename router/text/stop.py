@@ -26,6 +26,10 @@ class StopMatcher:
         self._stops = tuple(stops)
         self._held = ""  # seen, not sent
 
+    @property
+    def has_stops(self) -> bool:
+        return bool(self._stops)
+
     def push(self, piece: str, *, may_stop: bool = True) -> StopScan:
         """Take the next piece; with may_stop False a stop string that completes inside it does not count."""
         if not self._stops:

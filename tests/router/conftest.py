@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -44,10 +45,34 @@ class FakeStream:
         self._steps = steps
         self._ended = False
         self._aborted = asyncio.Event()
+        self._news: deque[TokenDelta | Finished | Exception] = deque()
+        self._player: asyncio.Task[None] | None = None
 
-    async def __aiter__(self) -> AsyncIterator[TokenDelta | Finished]:
+    def listen(self, wake: Callable[[], None]) -> None:
+        self._player = asyncio.create_task(self._play(wake))
+
+    def poll(self) -> TokenDelta | Finished | None:
+        event = self._news.popleft() if self._news else None
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    async def _play(self, wake: Callable[[], None]) -> None:
+        """The script's events, each followed by its wake."""
+        try:
+            async for event in self._events():
+                self._news.append(event)
+                wake()
+                await asyncio.sleep(0)  # the reader looks before the next
+        except Exception as error:
+            self._news.append(error)
+            wake()
+
+    async def _events(self) -> AsyncIterator[TokenDelta | Finished]:
         try:
             for step in self._steps:
+                if self._ended:
+                    return
                 if isinstance(step, ServingError):
                     raise step
                 if isinstance(step, asyncio.Event):
@@ -60,6 +85,8 @@ class FakeStream:
                     break
                 yield TokenDelta(self.num_given, ids, self._logprobs(ids), 3)
                 self.num_given += len(ids)
+            if self._ended:
+                return
             full = self.num_given == self.request.sampling.max_tokens
             reason = FinishReason.LENGTH if full else FinishReason.STOP
             self._end()

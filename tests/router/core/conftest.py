@@ -14,6 +14,7 @@ import pytest
 
 from pdserve import wire
 from pdserve.clock import MonotonicClock
+from pdserve.errors import ServingError
 from pdserve.ids import PROTOCOL_VERSION, SequenceKey, new_boot_id
 from pdserve.sampling import FinishReason, SamplingParams
 from pdserve.slo import Slo
@@ -164,6 +165,39 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]
         self.say(failed=worker_pb2.SequenceFailed(key=wire.key_to_proto(key), status=status, message=text))
 
 
+class Reader:
+    """Iterates over a stream, and passes on what else it can."""
+
+    def __init__(self, stream: TokenStream) -> None:
+        self.stream = stream
+        self.cancel = stream.cancel
+        self._news = asyncio.Event()
+        self._ended = False
+        stream.listen(self._news.set)
+
+    def finish(self, num_tokens: int) -> Finished:
+        self._ended = True
+        return self.stream.finish(num_tokens)
+
+    def __aiter__(self) -> Reader:
+        return self
+
+    async def __anext__(self) -> TokenDelta | Finished:
+        while not self._ended:
+            self._news.clear()
+            try:
+                event = self.stream.poll()
+            except ServingError:
+                self._ended = True
+                raise
+            if event is not None:
+                self._ended = isinstance(event, Finished)
+                return event
+            await self._news.wait()
+        assert self.stream.poll() is None
+        raise StopAsyncIteration
+
+
 class Cluster:
     """A core and its fake workers, running."""
 
@@ -189,9 +223,9 @@ class Cluster:
         }  # fmt: skip
         return RouterRequest(**(values | changes))
 
-    def submit(self, request_id: str = "r", **changes: Any) -> TokenStream:
+    def submit(self, request_id: str = "r", **changes: Any) -> Reader:
         core: RouterCore = self.core
-        return core.submit(self.request(request_id, **changes))
+        return Reader(core.submit(self.request(request_id, **changes)))
 
     async def lost(self, worker: FakeWorker) -> None:
         """Until the router has seen the end of it."""
@@ -216,7 +250,7 @@ class Cluster:
         return self.core.metrics_text().decode()
 
 
-async def read_all(stream: TokenStream, already: int = 0) -> tuple[list[int], Finished]:
+async def read_all(stream: Reader, already: int = 0) -> tuple[list[int], Finished]:
     """Every token after those read already, and the end; no gap in the indexes, nothing after the end."""
     tokens: list[int] = []
     async with asyncio.timeout(PATIENCE_S):
@@ -230,7 +264,7 @@ async def read_all(stream: TokenStream, already: int = 0) -> tuple[list[int], Fi
     raise AssertionError("the stream ended without an end")
 
 
-async def read_tokens(stream: TokenStream, count: int) -> list[int]:
+async def read_tokens(stream: Reader, count: int) -> list[int]:
     """Tokens until there are `count`."""
     tokens: list[int] = []
     iterator = aiter(stream)

@@ -20,7 +20,7 @@ from router.core.config import CoreConfig
 from router.core.fleet import Fleet, Worker
 from router.core.messages import HandoffReport, Progress, SequenceDelta, SequenceFailure, StepReport, WorkerIdentity
 from router.core.requests import Requests
-from router.interface import Finished, RouterRequest, TokenDelta
+from router.interface import Finished, RouterRequest, TokenDelta, TokenStream
 from router.metrics import RouterMetrics
 from router.worker_series import WorkerSnapshot
 from scheduling.routing import LeastPredictedLatency, Role
@@ -131,11 +131,11 @@ class World:
         self.requests.handle(worker, StepReport((SequenceDelta(key, index, (token,), (), finish, None),)))
 
 
-async def read(stream: Any, request_id: str) -> Finished | ServingError:
-    """All of a stream, each token checked, and its one end."""
+def read(stream: TokenStream, request_id: str) -> Finished | ServingError:
+    """All of a stream that has ended, each token checked, and its one end."""
     count, end = 0, None
     try:
-        async for event in stream:
+        while (event := stream.poll()) is not None:
             assert end is None, "something after the end"
             if isinstance(event, TokenDelta):
                 expected = [hash((request_id, count + n)) % 1000 for n in range(len(event.token_ids))]
@@ -147,6 +147,7 @@ async def read(stream: Any, request_id: str) -> Finished | ServingError:
         assert end is None
         return error
     assert isinstance(end, Finished) and end.num_tokens == count
+    assert stream.poll() is None
     return end
 
 
@@ -165,7 +166,7 @@ def test_one_end_for_each_and_nothing_left(seed: int, prefill: int, decode: int,
         world.requests.fail_all("over")
         async with asyncio.timeout(5.0):
             await world.requests.wait_idle()
-            ends = [await read(stream, f"r{n}") for n, stream in enumerate(world.streams)]
+            ends = [read(stream, f"r{n}") for n, stream in enumerate(world.streams)]
         await asyncio.sleep(0.001)  # the last aborts of sources that never said FREED
         for worker, end in world.workers:
             assert not end.held and not worker.holding, f"{worker.id} still holds {list(end.held)}"
