@@ -2,15 +2,19 @@
 
 #include <vector>
 
+#include "amx.h"
 #include "attention_pieces.h"
 
 namespace pdserve {
 namespace {
 
-constexpr int ROWS = 128;  // of a piece, where a sequence has that many: one look at a KV tile serves them all
+constexpr int ROWS = 256;  // of a piece, where a sequence has that many: one look at a KV tile serves them all
 
-Kernel choose(const Attention& call, Choice) {
+PieceKernel choose(const Attention& call, Choice choice) {
   if (call.dtype == F32) return attend_float32;
+#if defined(PDSERVE_AMX)
+  if (choice == BEST && amx_ready()) return attend_amx;
+#endif
   return attend_portable_bf16;
 }
 
@@ -35,7 +39,7 @@ void attend(const Attention& call, Threads& threads, Choice choice) {
   if (threads.count() > 1)  // the longest first: nobody waits for one that was begun last
     std::sort(pieces.begin(), pieces.end(),
               [&](const Piece& a, const Piece& b) { return cost(call, a) > cost(call, b); });
-  Kernel kernel = choose(call, choice);
+  PieceKernel kernel = choose(call, choice);
   const Piece* all = pieces.data();
   threads.run(int64_t(pieces.size()), [&](int64_t piece, int) { kernel(call, all[piece]); });
 }

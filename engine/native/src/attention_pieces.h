@@ -68,10 +68,11 @@ static inline void find_rows(const Attention& call, const Piece& piece, Span spa
 }
 
 // One kernel per kind of CPU and dtype: computes a piece, with memory of its own per thread.
-using Kernel = void (*)(const Attention&, const Piece&);
+using PieceKernel = void (*)(const Attention&, const Piece&);
 
 // float32, and bfloat16 on any CPU: a query's bits depend on its own sequence alone.
 void attend_float32(const Attention& call, const Piece& piece);
 void attend_portable_bf16(const Attention& call, const Piece& piece);
+void attend_amx(const Attention& call, const Piece& piece);  // bfloat16, where amx.h says so
 
 }  // namespace pdserve

@@ -113,7 +113,7 @@ def test_native_attention_gives_what_the_reference_gives(
     library: NativeLibrary, shape: tuple[int, ...], kind: str
 ) -> None:
     """Prompts, chunks and decodes in one step; grouped heads, windows, softcap, sinks; unwritten slots never matter."""
-    tolerance = {"atol": 2e-5, "rtol": 1e-4} if kind == "float32" else {"atol": 2e-2, "rtol": 1e-2}
+    atol, rtol = (2e-5, 1e-4) if kind == "float32" else (2e-2, 1e-2)
     for index, fields in enumerate(CALLS):
         case = Case(shape, kind, BLOCK_SIZES[(index + shape[0]) % len(BLOCK_SIZES)], SEQUENCES, seed=index)
         steps = random.Random(index).sample(case.steps, len(case.steps))
@@ -121,7 +121,9 @@ def test_native_attention_gives_what_the_reference_gives(
         for step, found, expected in zip(
             steps, case.attend(steps, call, library), case.attend(steps, call, None), strict=True
         ):
-            torch.testing.assert_close(found.float(), expected, **tolerance, msg=f"{fields} {step.start}-{step.end}")
+            torch.testing.assert_close(
+                found.float(), expected, atol=atol, rtol=rtol, msg=f"{fields} {step.start}-{step.end}"
+            )
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16 portable"])
