@@ -1,33 +1,38 @@
 """Decode and prefill steps of a model on this machine, beside what its memory and its matrix products allow.
 
-    python -m bench.engine_step [MODEL] [--dtype float32] [--contexts 128 1024] [--batches 1 8 32]
+    python -m bench.engine_step [tiny|small|DIRECTORY] [--dtype bfloat16] [--contexts 128 512] [--batches 1 8 32]
+                                [--prompts 128 512] [--kernels auto|torch]
 
-Without MODEL a small random Llama is made. Times are the least of several, process time of one thread, so that a busy
-machine distorts them little; the floors are measured in the same run. A decode step must read the weights once and
-each sequence's KV once; a prefill must do its multiplications.
+Times are the least of several, CPU time of one thread, so that a busy machine distorts them little; the limits are
+measured in the same run. A decode step must read the weights once and each sequence's KV once; a prefill must do its
+multiplications, at the rate of torch's best product on the model's own shapes. Steps are whole: packing of the batch,
+the forward pass, greedy sampling. With the native step a table says where the time of each goes.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 
-from deploy.models.make_model import make_model
-from deploy.models.model_spec import ModelSpec
+from bench.reference_models import model_directory
+from engine.kernels import CHOICES
 from engine.kv_pool import TORCH_DTYPES, KvPool
 from engine.model import LoadedModel, load_model
+from engine.native.decoder import NativeStep
 from engine.runner import TorchRunner
 from pdserve.ids import SequenceKey
 from pdserve.sampling import SamplingParams
 from scheduling.step import SampleRequest, SequenceStep
 
 BLOCK_SIZE = 16
+ROWS_OF_RATE = 512
+CACHE_BYTES = 1 << 28  # matrices of one shape, together, while their product is timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +40,45 @@ class Machine:
     """What one thread of this machine was measured to do."""
 
     read_bytes_per_s: float
-    flops: float  # of a product of 512 rows in the model's dtype
+    flops: float  # of products of 512 rows with the model's matrices
 
 
 def least_seconds(act: Callable[[], object], tries: int) -> float:
-    """Process time of the quickest of some tries, after one that does not count."""
+    """CPU time of this thread in the quickest of some tries, after one that does not count."""
     act()
     seconds = []
     for _ in range(tries):
-        start = time.process_time()
+        start = time.thread_time()
         act()
-        seconds.append(time.process_time() - start)
+        seconds.append(time.thread_time() - start)
     return min(seconds)
 
 
-def measure_machine(dtype: torch.dtype) -> Machine:
-    """Read 256 MiB; multiply [512, 1024] by [1024, 4096]."""
+def matrix_shapes(config: Any) -> list[tuple[int, int]]:
+    """[depth, width] of a layer's products, as a fused step has them."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or hidden // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return [(hidden, (heads + 2 * kv_heads) * size), (heads * size, hidden), (hidden, 2 * inner), (inner, hidden)]
+
+
+def measure_machine(config: Any, dtype: torch.dtype) -> Machine:
+    """Read 256 MiB; multiply 512 rows with matrices of the model's shapes, the better of torch's two products."""
     data = torch.ones(1 << 26)
     read_s = least_seconds(data.sum, 5)
-    rows, matrix = torch.ones(512, 1024, dtype=dtype), torch.ones(4096, 1024, dtype=dtype)
-    product_s = least_seconds(lambda: torch.nn.functional.linear(rows, matrix), 5)
-    return Machine(data.numel() * 4 / read_s, 2 * 512 * 1024 * 4096 / product_s)
+    seconds = operations = 0.0
+    for depth, width in matrix_shapes(config):
+        rows, matrix = torch.ones(ROWS_OF_RATE, depth, dtype=dtype), torch.ones(width, depth, dtype=dtype)
+        packed = torch.ops.mkldnn._reorder_linear_weight(matrix, ROWS_OF_RATE)
+        plain_s = least_seconds(lambda rows=rows, matrix=matrix: torch.nn.functional.linear(rows, matrix), 5)  # type: ignore[misc]
+        packed_s = least_seconds(
+            lambda rows=rows, packed=packed: torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], ""),  # type: ignore[misc]
+            5,
+        )
+        seconds += min(plain_s, packed_s)
+        operations += 2 * ROWS_OF_RATE * depth * width
+    return Machine(data.numel() * 4 / read_s, operations / seconds)
 
 
 def decode_steps(batch: int, context: int) -> list[SequenceStep]:
@@ -76,54 +99,67 @@ def prefill_step(length: int) -> list[SequenceStep]:
     return [SequenceStep(SequenceKey("prompt"), tokens, 0, list(range(-(-length // BLOCK_SIZE))), request)]
 
 
-def report(model: LoadedModel, contexts: list[int], batches: list[int], prompts: list[int], tries: int) -> None:
-    """Print a line per shape."""
-    weight_bytes = model.weight_bytes
-    machine = measure_machine(TORCH_DTYPES[model.dtype])
-    layout = model.kv_layout(BLOCK_SIZE)
-    token_bytes = layout.block_bytes / BLOCK_SIZE
-    name = f"{model.config.model_type}, {model.dtype}, {model.kernels.name}"
-    print(f"{name}, {weight_bytes / 1e6:,.1f} MB of weights read per step")
-    print(f"machine: reads {machine.read_bytes_per_s / 1e9:.1f} GB/s, multiplies {machine.flops / 1e9:.0f} GFLOP/s")
-    longest = max([batch * (context + BLOCK_SIZE) for batch in batches for context in contexts] + prompts)
-    runner = TorchRunner(model, KvPool(layout, -(-longest // BLOCK_SIZE) + len(batches)))
-    for context in (context for context in contexts if context < model.max_model_len):
-        for batch in batches:
-            steps = decode_steps(batch, context)
-            seconds = least_seconds(lambda steps=steps: runner.execute(steps), tries)  # type: ignore[misc]
-            floor = (weight_bytes + batch * context * token_bytes) / machine.read_bytes_per_s
-            print(
-                f"decode  batch {batch:3}  context {context:5}: {seconds * 1e3:8.2f} ms"
-                f"  floor {floor * 1e3:8.2f} ms  x{seconds / floor:.1f}"
-            )
-    matrices = weight_bytes / TORCH_DTYPES[model.dtype].itemsize
-    for length in (length for length in prompts if length <= model.max_model_len):
-        steps = prefill_step(length)
-        seconds = least_seconds(lambda steps=steps: runner.execute(steps), max(2, tries // 4))  # type: ignore[misc]
-        floor = 2 * matrices * length / machine.flops
-        print(
-            f"prefill {length:5} tokens: {seconds * 1e3:8.1f} ms  {length / seconds:8,.0f} tokens/s"
-            f"  floor {floor * 1e3:8.1f} ms  x{seconds / floor:.1f}"
-        )
+class Report:
+    """Prints a line per shape of step, and where its time went."""
+
+    def __init__(self, model: LoadedModel, machine: Machine, num_blocks: int, tries: int) -> None:
+        self._model, self._machine, self._tries = model, machine, tries
+        self._layout = model.kv_layout(BLOCK_SIZE)
+        self._runner = TorchRunner(model, KvPool(self._layout, num_blocks))
+
+    def decode(self, batch: int, context: int) -> None:
+        steps = decode_steps(batch, context)
+        kv_bytes = batch * context * self._layout.block_bytes / BLOCK_SIZE
+        floor = (self._model.weight_bytes + kv_bytes) / self._machine.read_bytes_per_s
+        self._line(f"decode  batch {batch:4}  context {context:5}", steps, floor, "the memory's speed")
+
+    def prefill(self, length: int) -> None:
+        config = self._model.config.get_text_config()
+        matrices = sum(depth * width for depth, width in matrix_shapes(config)) * config.num_hidden_layers
+        heads_size = matrix_shapes(config)[1][0]
+        attention = 2 * heads_size * length * length * config.num_hidden_layers  # two products, half of it masked
+        head = 2 * config.hidden_size * self._model.vocab_size
+        floor = (2 * matrices * length + attention + head) / self._machine.flops
+        self._line(f"prefill {length:4} tokens             ", prefill_step(length), floor, "the products' rate")
+
+    def _line(self, what: str, steps: list[SequenceStep], floor: float, limit: str) -> None:
+        seconds = least_seconds(lambda: self._runner.execute(steps), self._tries)
+        share = f"floor {floor * 1e3:8.2f} ms  {floor / seconds:4.0%} of {limit}"
+        print(f"{what}: {seconds * 1e3:8.2f} ms  {share}", flush=True)
+        forward = self._runner.computes
+        if isinstance(forward, NativeStep):
+            forward.profile()
+            self._runner.execute(steps)
+            phases = forward.profile()
+            total = sum(phases.values())
+            print("          " + "  ".join(f"{name} {value / total:.0%}" for name, value in phases.items()))
 
 
 def main() -> None:
     """Parse, load, measure."""
     parser = argparse.ArgumentParser(description="Time decode and prefill steps beside the machine's limits.")
-    parser.add_argument("model", nargs="?", type=Path, help="model directory; a small one is made without it")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[128, 1024], help="positions computed per sequence")
+    parser.add_argument("model", nargs="?", default="tiny", help="tiny, small, or a model directory")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512], help="positions computed per sequence")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="sequences")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[64, 512], help="tokens of a prefill")
-    parser.add_argument("--tries", type=int, default=12)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[128, 512], help="tokens of a prefill")
+    parser.add_argument("--tries", type=int, default=9)
+    parser.add_argument("--kernels", choices=CHOICES, default="auto")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as directory:
-        source = args.model
-        if source is None:
-            source = Path(directory)
-            make_model(source, ModelSpec(arch="llama", num_layers=8, hidden_size=512, vocab_size=4096))
-        report(load_model(source, dtype=args.dtype), args.contexts, args.batches, args.prompts, args.tries)
+    with model_directory(args.model) as directory:
+        model = load_model(directory, dtype=args.dtype, kernels=args.kernels)
+    machine = measure_machine(model.config.get_text_config(), TORCH_DTYPES[model.dtype])
+    print(f"{model.config.model_type}, {model.dtype}, computed by: {model.kernels.name}")
+    print(f"weights read per step: {model.weight_bytes / 1e6:,.1f} MB; load {os.getloadavg()[0]:.1f}")
+    print(f"machine: reads {machine.read_bytes_per_s / 1e9:.1f} GB/s, multiplies {machine.flops / 1e9:.0f} GFLOP/s")
+    shapes = [(batch, context) for context in args.contexts for batch in args.batches if context < model.max_model_len]
+    longest = max([batch * (context + BLOCK_SIZE) for batch, context in shapes] + args.prompts)
+    report = Report(model, machine, -(-longest // BLOCK_SIZE) + len(args.batches), args.tries)
+    for batch, context in shapes:
+        report.decode(batch, context)
+    for length in args.prompts:
+        report.prefill(length)
 
 
 if __name__ == "__main__":

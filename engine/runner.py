@@ -29,7 +29,7 @@ class TorchRunner:
             raise ValueError("the pool was made for another model, dtype or block size")
         self.model = model
         self.pool = pool
-        self._forward = model.kernels.forward_over(pool, backend)
+        self.computes = model.kernels.forward_over(pool, backend)
         self._packer = StepPacker(pool.layout.block_size, model.kernels.row_multiple, model.device)
 
     def execute(self, steps: Seq[SequenceStep]) -> list[StepResult]:
@@ -47,7 +47,7 @@ class TorchRunner:
     def forward(self, batch: StepBatch) -> Tensor:
         """Write the step's KV and give the logits of the rows that sample: [num_samples, V], valid until the next."""
         self.pool.clear(batch.new_blocks)
-        return self._forward(batch)
+        return self.computes(batch)
 
     def warm_up(self, max_num_batched_tokens: int = 512, max_num_seqs: int = 32) -> None:
         """Run the largest prefill and decode steps that fit, so that no request pays for first calls.
