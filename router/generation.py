@@ -23,6 +23,7 @@ from pdserve.errors import (
     RequestError,
 )
 from router.choice import Choice, ChoiceUpdate
+from router.doorbell import Doorbell
 from router.interface import ModelCard, RouterCore, RouterRequest
 from router.limits import FrontConfig
 from router.outbox import Outbox
@@ -75,6 +76,7 @@ class FrontDesk:
         self.config = config
         self._clock = clock
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._doorbell = Doorbell()
         self._num_running = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -105,7 +107,7 @@ class FrontDesk:
         limits = self.config.limits
         with self._admitted():
             deadline_s = deadline_after(received_s, draft.time_left_s, limits)
-            outbox = Outbox()
+            outbox = Outbox(self._doorbell)
             try:
                 async with asyncio.timeout(deadline_s - self._clock.now() + CORE_GRACE_S) as timer:
                     request_id = resolve_request_id(draft.request_id, limits)

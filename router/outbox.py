@@ -1,8 +1,8 @@
 """What waits for one client to read it.
 
 The client's writer takes; while it is away, tokens wait in the core's streams, as one delta that grows, so that neither
-its pace nor its absence ever reaches a worker. A writer that waits is woken once, however many tokens came: one wake-up
-for each request and step of a worker, fewer when the loop or the client is behind.
+its pace nor its absence ever reaches a worker. A writer that waits is woken once, however many tokens came: at most one
+wake-up for each request and step of a worker, fewer when the loop or the client is behind.
 
 Bounded by the answer itself, and by a clock: a writer that does not come back within a while (`away_since_s`) has a
 client that reads nothing.
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from pdserve.errors import InvariantViolation, ServingError
 from router.choice import Choice, ChoiceUpdate
+from router.doorbell import Doorbell
 
 logger = logging.getLogger(__name__)
 
@@ -23,22 +24,24 @@ logger = logging.getLogger(__name__)
 class Outbox:
     """Of one request. Owned by one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, doorbell: Doorbell) -> None:
         self.away_since_s: float | None = None  # loop time at which the writer left with updates; None: it waits here
         self._loop = asyncio.get_running_loop()
+        self._doorbell = doorbell
         self._choices: Sequence[Choice] = ()
         self._error: ServingError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._has_news = False  # a stream has said so since they were last read
         self._looks_ahead = False
-        self._ahead: asyncio.Handle | None = None
+        self._is_ringing = False
+        self._is_closed = False
 
     def follow(self, choices: Sequence[Choice], *, looks_ahead: bool) -> None:
         """Called once. `looks_ahead`: tokens are read though the writer is away, as one may be the last (a stop)."""
         self._choices = choices
         self._looks_ahead = looks_ahead
         for choice in choices:
-            choice.stream.listen(self._wake)
+            choice.stream.listen(self._ring)
 
     async def take(self) -> list[ChoiceUpdate]:
         """Everything new, at least one update, choices in order. Raises the error that the request failed with."""
@@ -61,21 +64,22 @@ class Outbox:
 
     def close(self) -> None:
         """Nobody takes any more."""
-        if self._ahead is not None:
-            self._ahead.cancel()
+        self._is_closed = True
 
-    def _wake(self) -> None:
+    def _ring(self) -> None:
         """A stream has something; called by the core in the midst of its work."""
+        if not self._is_ringing:
+            self._is_ringing = True
+            self._doorbell.ring(self._answer)
+
+    def _answer(self) -> None:
+        self._is_ringing = False
         self._has_news = True
         if self._waiter is not None:
             if not self._waiter.done():
                 self._waiter.set_result(None)
-        elif self._looks_ahead and self._ahead is None:
-            self._ahead = self._loop.call_soon(self._look_ahead)
-
-    def _look_ahead(self) -> None:
-        self._ahead = None
-        self._advance()
+        elif self._looks_ahead and not self._is_closed:
+            self._advance()
 
     def _advance(self) -> None:
         """Take in what the streams have. The first error counts, and fails the request as a whole."""

@@ -34,12 +34,20 @@ class Detokenizer(Protocol):
 class ByteLevelDetokenizer:
     """For decoders that concatenate the tokens' bytes and read them as UTF-8, bad bytes replaced."""
 
-    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+    def __init__(self, token_bytes: Callable[[int], bytes], token_text: Callable[[int], str | None]) -> None:
         self._token_bytes = token_bytes  # b"" for skipped and unknown ids
+        self._token_text = token_text  # the same as text; None where the bytes are no whole characters
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._inside = False  # perhaps inside a character
 
     def push(self, token_id: int) -> str:
-        return self._utf8.decode(self._token_bytes(token_id))
+        if not self._inside:  # nearly always
+            text = self._token_text(token_id)
+            if text is not None:
+                return text
+        text = self._utf8.decode(self._token_bytes(token_id))
+        self._inside = self._utf8.getstate()[0] != b""
+        return text
 
     def flush(self) -> str:
         return self._utf8.decode(b"", final=True)

@@ -50,6 +50,7 @@ class Tokenizer:
         # No prompt has fewer tokens than its characters over this.
         self.max_token_chars = max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
         self.bytes_of = lru_cache(maxsize=None)(self._bytes_of)  # at most one entry per id of the vocabulary
+        self.text_of = lru_cache(maxsize=None)(self._text_of)
 
     @property
     def is_byte_level(self) -> bool:
@@ -94,7 +95,7 @@ class Tokenizer:
     def detokenizer(self) -> Detokenizer:
         """A fresh one, for one choice."""
         if self.is_byte_level:
-            return ByteLevelDetokenizer(self.bytes_of)
+            return ByteLevelDetokenizer(self.bytes_of, self.text_of)
         return WindowedDetokenizer(self.decode, self._is_skipped, self._is_byte)
 
     def token_text(self, token_id: int) -> str:
@@ -117,6 +118,12 @@ class Tokenizer:
         if token_id in self._special_ids:
             return b""
         return _bytes_of_token(self._backend.id_to_token(token_id) or "")
+
+    def _text_of(self, token_id: int) -> str | None:
+        try:
+            return self.bytes_of(token_id).decode()
+        except UnicodeDecodeError:
+            return None
 
     def _is_skipped(self, token_id: int) -> bool:
         return token_id in self._special_ids or self._backend.id_to_token(token_id) is None

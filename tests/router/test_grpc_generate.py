@@ -158,7 +158,7 @@ def test_the_clients_deadline_reaches_the_core_and_is_kept(core, open_doors):
 
     asyncio.run(run())
     (request,) = core.submitted
-    assert 0.1 < request.deadline_s - request.received_s <= 0.3
+    assert 0.1 < request.deadline_s - request.received_s <= 0.31  # grpc rounds a timeout up
 
 
 def test_without_a_deadline_the_servers_own_applies(core, open_doors):
