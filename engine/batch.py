@@ -30,7 +30,9 @@ class StepBatch:
     new_blocks: Tensor  # int64: blocks whose first slot is written in this step
     sample_rows: Tensor  # int64: the last row of each sequence that samples, padded with row 0
     num_samples: int
-    block_tables: Tensor  # [B, longest] int64 on the CPU; padded with the sequence's own first block
+    block_tables: (
+        Tensor  # [B, longest or more] int64 on the CPU; what covers no position is a block of the sequence's own
+    )
 
 
 def pack(steps: Seq[SequenceStep], block_size: int, row_multiple: int, device: torch.device) -> StepBatch:
@@ -41,62 +43,73 @@ def pack(steps: Seq[SequenceStep], block_size: int, row_multiple: int, device: t
 class StepPacker:
     """Packs one step after the other and keeps what two of them share; owned by one thread.
 
-    Rows, and rows that sample, are padded to a multiple of `row_multiple`. On a CPU the tensors of a batch are valid
-    until the next one is packed: steps of the same shape use the same memory.
+    Rows, and rows that sample, are padded to a multiple of `row_multiple`. The block tables, and on a CPU all tensors
+    of a batch, are valid until the next one is packed: steps of the same shape use the same memory.
     """
 
     def __init__(self, block_size: int, row_multiple: int, device: torch.device) -> None:
         self._block_size = block_size
         self._row_multiple = row_multiple
         self._device = device
-        self._tables = BlockTables()
-        self._buffer: _Buffer | None = None
+        self._tables = BlockTables(block_size)
+        self._buffer = _Buffer(0, 0, row_multiple)
+        self._no_blocks = torch.empty(0, dtype=torch.int64, device=device)
 
     def pack(self, steps: Seq[SequenceStep]) -> StepBatch:
         """Cost: one pass over sequences and tokens, and over the blocks that are new; one transfer to the device."""
+        steps = tuple(steps)
         starts = [step.start for step in steps]
-        lengths = [len(step.token_ids) for step in steps]
+        ids = list(chain.from_iterable([step.token_ids for step in steps]))
         sampling = [i for i, step in enumerate(steps) if step.sample is not None]
-        num_tokens = sum(lengths)
-        buffer = self._buffer_for(num_tokens, len(sampling))
-        start = np.array(starts, dtype=np.int64)
-        length = np.array(lengths, dtype=np.int64)
-        end = start + length
-        tables = self._tables.update(steps, -(-end // self._block_size))
-        buffer.ids[:num_tokens] = list(chain.from_iterable([step.token_ids for step in steps]))
-        if num_tokens == len(steps):  # all decode: a sequence is a row
-            buffer.positions[:num_tokens] = start
-            owners = np.arange(num_tokens)
-            buffer.sample_rows[: len(sampling)] = sampling
+        if self._buffer.shape != (len(ids), len(sampling)):
+            self._buffer = _Buffer(len(ids), len(sampling), self._row_multiple)
+        if len(ids) == len(steps):
+            ends = [start + 1 for start in starts]
+            tables = self._tables.update(steps, ends)
+            new = self._fill_decode(steps, ids, starts, sampling)
         else:
-            last_rows = np.cumsum(length) - 1
-            buffer.positions[:num_tokens] = np.arange(num_tokens) + np.repeat(start - last_rows - 1 + length, length)
-            owners = np.repeat(np.arange(len(steps)), length)
-            buffer.sample_rows[: len(sampling)] = last_rows[sampling]
-        real = buffer.positions[:num_tokens]
-        np.remainder(real, self._block_size, out=buffer.slots)
-        buffer.blocks[:] = tables[owners, real // self._block_size]
-        new = buffer.blocks[buffer.slots == 0]
-        parts = buffer.tensors if self._device.type == "cpu" else buffer.on(self._device)
+            ends = [step.end for step in steps]
+            tables = self._tables.update(steps, ends)
+            new = self._fill(ids, np.array(starts), np.array(ends), sampling)
+        parts = self._buffer.tensors if self._device.type == "cpu" else self._buffer.on(self._device)
         return StepBatch(
-            num_tokens=num_tokens,
+            num_tokens=len(ids),
             starts=starts,
-            ends=end.tolist(),
+            ends=ends,
             input_ids=parts.input_ids,
             positions=parts.positions,
             write_blocks=parts.blocks,
             write_slots=parts.slots,
-            new_blocks=torch.from_numpy(new).to(self._device),
+            new_blocks=torch.tensor(new, device=self._device) if new else self._no_blocks,
             sample_rows=parts.sample_rows,
             num_samples=len(sampling),
-            block_tables=torch.from_numpy(tables),
+            block_tables=tables,
         )
 
-    def _buffer_for(self, num_tokens: int, num_samples: int) -> _Buffer:
-        """The last step's memory where the shape is the same: then what is padding is still zero."""
-        if self._buffer is None or self._buffer.shape != (num_tokens, num_samples):
-            self._buffer = _Buffer(num_tokens, num_samples, self._row_multiple)
-        return self._buffer
+    def _fill_decode(
+        self, steps: Seq[SequenceStep], ids: list[int], starts: list[int], sampling: list[int]
+    ) -> list[int]:
+        """Every sequence is a row. Plain lists and one assignment: after a model's pass has emptied the caches, each
+        call of numpy costs microseconds. Returns the blocks that begin."""
+        size = self._block_size
+        slots = [start % size for start in starts]
+        blocks = [step.block_ids[start // size] for step, start in zip(steps, starts, strict=True)]
+        self._buffer.assign(ids, starts, blocks, slots, sampling)
+        return [block for block, slot in zip(blocks, slots, strict=True) if slot == 0]
+
+    def _fill(self, ids: list[int], starts: Int64s, ends: Int64s, sampling: list[int]) -> list[int]:
+        """The same for any step."""
+        buffer, num_tokens = self._buffer, len(ids)
+        lengths = ends - starts
+        past_rows = np.cumsum(lengths)  # of each sequence, the row after its last
+        buffer.ids[:num_tokens] = ids
+        real = buffer.positions[:num_tokens]
+        real[:] = np.arange(num_tokens) + np.repeat(ends - past_rows, lengths)
+        buffer.slots[:] = real % self._block_size
+        buffer.blocks[:] = self._tables.rows[np.repeat(np.arange(len(lengths)), lengths), real // self._block_size]
+        buffer.sample_rows[: len(sampling)] = past_rows[sampling] - 1
+        new: list[int] = buffer.blocks[buffer.slots == 0].tolist()
+        return new
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +134,15 @@ class _Buffer:
         parts = np.split(self._whole, np.cumsum(self._sizes)[:-1].tolist())
         self.ids, self.positions, self.blocks, self.slots, self.sample_rows = parts
         self.tensors = self._cut(torch.from_numpy(self._whole))
+        self._row_padding = [0] * (rows - num_tokens)
+        self._sample_padding = [0] * (self._sizes[-1] - num_samples)
+
+    def assign(
+        self, ids: list[int], positions: list[int], blocks: list[int], slots: list[int], sample_rows: list[int]
+    ) -> None:
+        """Everything at once, without padding."""
+        rows = self._row_padding
+        self._whole[:] = ids + rows + positions + rows + blocks + slots + sample_rows + self._sample_padding
 
     def on(self, device: torch.device) -> _Tensors:
         """A copy on a device."""
