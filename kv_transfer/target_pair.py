@@ -12,6 +12,7 @@ from typing import Protocol
 
 from kv_transfer.notices import Committed, Identity, first_error
 from kv_transfer.rendezvous import StreamRendezvous
+from kv_transfer.transports.framing import give_tags
 from kv_transfer.transports.interface import BlockMove, PairInfo, TargetChannel, Transport
 from pdserve.errors import IncompatiblePeer, InvariantViolation, PeerLost, ServingError
 from pdserve.ids import PROTOCOL_VERSION, SequenceKey
@@ -213,7 +214,7 @@ class TargetPair:
         if transfer.state is TargetState.ABORTED:  # nothing was posted, nothing will come
             self.owner.carry_out(incoming, transfer.on_received(len(effect.indices)))
             return
-        tags = [next(self._tags) for _ in effect.indices]
+        tags = give_tags(effect.source_blocks, effect.target_blocks, self.owner.memory.block_bytes, self._tags)
         moves = [
             BlockMove(*move)
             for move in zip(

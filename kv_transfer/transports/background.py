@@ -134,16 +134,14 @@ class Closing:
         await settled_in_spite_of_cancellation(self._task)
 
 
-class JobThread(Generic[T]):
-    """One daemon thread that does jobs in order, out of a bounded queue."""
+class JobQueue(Generic[T]):
+    """Jobs for one thread, bounded."""
 
-    def __init__(self, name: str, do: Callable[[T], None], max_jobs: int = 1024) -> None:
-        self._do = do
+    def __init__(self, max_jobs: int) -> None:
         self._max_jobs = max_jobs
         self._jobs: deque[T] = deque()
         self._changed = threading.Condition()
         self._stopped = False
-        self._thread = start_thread(name, self._run)
 
     def submit(self, job: T) -> None:
         """Add a job; PeerLost after stop(), QueueFull at the bound."""
@@ -156,7 +154,7 @@ class JobThread(Generic[T]):
             self._changed.notify()
 
     def stop(self) -> list[T]:
-        """Refuse more and return the jobs that were never begun. Does not wait for the one that runs."""
+        """Refuse more and return the jobs that nobody took. Does not wait for what was taken."""
         with self._changed:
             self._stopped = True
             left = list(self._jobs)
@@ -164,18 +162,36 @@ class JobThread(Generic[T]):
             self._changed.notify()
             return left
 
+    def take(self, *, wait: bool) -> T | None:
+        """The next job; None after stop(), or when there is none and it shall not wait."""
+        with self._changed:
+            while wait and not self._jobs and not self._stopped:
+                self._changed.wait()
+            return self._jobs.popleft() if self._jobs else None
+
+
+class JobThread(Generic[T]):
+    """One daemon thread that does jobs in order, out of a bounded queue."""
+
+    def __init__(self, name: str, do: Callable[[T], None], max_jobs: int = 1024) -> None:
+        self._do = do
+        self._jobs: JobQueue[T] = JobQueue(max_jobs)
+        self._thread = start_thread(name, self._run)
+
+    def submit(self, job: T) -> None:
+        """Add a job; PeerLost after stop(), QueueFull at the bound."""
+        self._jobs.submit(job)
+
+    def stop(self) -> list[T]:
+        """Refuse more and return the jobs that were never begun. Does not wait for the one that runs."""
+        return self._jobs.stop()
+
     def join(self) -> None:
         """Wait until the running job is done and the thread has ended."""
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._jobs and not self._stopped:
-                    self._changed.wait()
-                if self._stopped:
-                    return
-                job = self._jobs.popleft()
+        while (job := self._jobs.take(wait=True)) is not None:
             self._do(job)
             del job  # holds memory and receipts while the queue is empty

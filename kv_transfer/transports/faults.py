@@ -18,10 +18,10 @@ def _unchanged(descriptor: Descriptor) -> Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Called once per block, on the transport's thread; the defaults do nothing."""
+    """Called on the transport's thread; the defaults do nothing."""
 
-    after_digest: Callable[[memoryview], None] = _unharmed  # given the payload between its digest and its departure
-    alter: Callable[[Descriptor], Descriptor] = _unchanged  # what is sent instead of the true descriptor
+    after_digest: Callable[[memoryview], None] = _unharmed  # given bytes between their digest and their departure
+    alter: Callable[[Descriptor], Descriptor] = _unchanged  # per frame: what is sent instead of the true descriptor
 
 
 NO_FAULTS = Faults()

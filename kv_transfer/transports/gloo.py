@@ -27,9 +27,16 @@ class GlooTransport:
     pushed = True
 
     def __init__(
-        self, *, host: str = "127.0.0.1", timeout_s: float = DEFAULT_TIMEOUT_S, faults: Faults = NO_FAULTS
+        self,
+        *,
+        host: str = "127.0.0.1",
+        digests: bool = True,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        faults: Faults = NO_FAULTS,
     ) -> None:
+        """Without `digests`, which both ends must be, TCP's checksum alone stands for the bytes."""
         self._device = GlooDevice(host)
+        self._digests = digests
         self._timeout_s = timeout_s
         self._faults = faults
 
@@ -38,11 +45,11 @@ class GlooTransport:
 
     async def open_source(self, pair: PairInfo, rendezvous: Rendezvous, memory: KvMemory) -> GlooSource:
         link = await self._meet(pair, SOURCE_RANK, rendezvous, memory)
-        return GlooSource(pair, link, memory, self._faults)
+        return GlooSource(pair, link, memory, self._faults, self._digests)
 
     async def open_target(self, pair: PairInfo, rendezvous: Rendezvous, memory: KvMemory) -> GlooTarget:
         link = await self._meet(pair, TARGET_RANK, rendezvous, memory)
-        return GlooTarget(pair, link, memory)
+        return GlooTarget(pair, link, memory, self._digests)
 
     async def _meet(self, pair: PairInfo, rank: int, rendezvous: Rendezvous, memory: KvMemory) -> GlooLink:
         assert pair.block_bytes == memory.block_bytes

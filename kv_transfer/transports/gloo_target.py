@@ -1,166 +1,107 @@
-"""The decode worker's end of a gloo pair: receives credited blocks in place and verifies each."""
+"""The decode worker's end of a gloo pair: receives credited blocks in place and verifies each frame of them."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
-from torch.distributed import Work
+import xxhash
 
-from kv_transfer.frame import FLAG_ACK_WANTED, Descriptor, FrameKind, expect, payload_digest
-from kv_transfer.transports.background import Closing, Flag, JobThread
+from kv_transfer.frame import FLAG_DIGEST, FrameKind, expect
+from kv_transfer.transports.framing import Bytes, Frame, Message, cut_messages
 from kv_transfer.transports.gloo_link import MAX_DATA_TAG, GlooLink, frame_tensor, read_frame
+from kv_transfer.transports.gloo_pipeline import Flight, Pipeline
 from kv_transfer.transports.interface import BlockMove, ChannelStats, PairInfo, Receipt
-from pdserve.errors import InvariantViolation, PeerLost, QueueFull, ServingError, TransferCorrupt
+from pdserve.errors import InvariantViolation, TransferCorrupt
 from pdserve.kv_memory import KvMemory
-
-MAX_POSTS = 1024
-"""Receipts outstanding on one pair."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Post:
-    transfer_id: int
-    moves: tuple[BlockMove, ...]
-    receipt: Receipt
-
-
-@dataclass(frozen=True, slots=True)
-class _Receive:
-    """One block's two posted receives. Kept until both finished or the link is shut down."""
-
-    move: BlockMove
-    payload: Work
-    frame: torch.Tensor
-    described: Work
 
 
 class GlooTarget:
-    """A TargetChannel; one thread posts receives, one verifies in order of posting, one watches for the peer's end.
+    """A TargetChannel; one thread posts receives and verifies what came, one watches for the peer's end.
 
-    Posting has its own thread because gloo's device thread holds the pair's lock for as long as bytes keep coming. Data
-    flows only into posted receives, so a credit may overtake its post.
+    Not the event loop, because gloo's network thread holds the pair's lock for as long as bytes keep coming. Data flows
+    only into posted receives, so a credit may overtake its post, and what is posted bounds what arrives.
     """
 
     pushed = True
 
-    def __init__(self, pair: PairInfo, link: GlooLink, memory: KvMemory) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._pair = pair
-        self._link = link
+    def __init__(self, pair: PairInfo, link: GlooLink, memory: KvMemory, digests: bool) -> None:
         self._memory = memory
-        self._pool = torch.frombuffer(memory.data, dtype=torch.uint8).view(memory.num_blocks, memory.block_bytes)
+        self._link = link
+        self._digests = digests
+        self._pool = np.frombuffer(memory.data, np.uint8)
         self._next_tag = 0
-        self._room = threading.BoundedSemaphore(MAX_POSTS)
-        self._stats = ChannelStats()
-        self._lost = Flag(self._loop)
-        self._verifier: JobThread[tuple[_Post, list[_Receive]]] = JobThread("gloo-verify", self._verify, MAX_POSTS)
-        self._poster: JobThread[_Post] = JobThread("gloo-post", self._post, MAX_POSTS)
-        self._closing = Closing("gloo-close", self._close)
-        link.start(self._lost.raise_)
+        self._corrupt_blocks = 0
+        self._pipeline = Pipeline("gloo-receive", pair, link, self._begin, self._finish)
 
     @property
     def stats(self) -> ChannelStats:
-        return self._stats
+        return replace(self._pipeline.moved, corrupt_blocks=self._corrupt_blocks)
 
     def post(self, transfer_id: int, moves: Sequence[BlockMove]) -> Receipt:
-        if self._lost.is_raised or self._closing.has_begun:
-            raise PeerLost("the pair is closed")
-        self._check(moves)
-        if not self._room.acquire(blocking=False):
-            raise QueueFull(f"{MAX_POSTS:,} transfers wait on one pair")
-        receipt = Receipt(self._loop)
-        self._poster.submit(_Post(transfer_id, tuple(moves), receipt))
+        self._pipeline.check_open()
+        next_tag = self._check(moves)
+        receipt = self._pipeline.submit(transfer_id, tuple(moves))
+        self._next_tag = next_tag
         return receipt
 
     async def wait_lost(self) -> None:
-        await self._lost.wait()
+        await self._pipeline.wait_lost()
 
     async def close(self) -> None:
-        await self._closing.run()
+        await self._pipeline.close()
 
-    def _check(self, moves: Sequence[BlockMove]) -> None:
-        next_tag = self._next_tag
+    def _check(self, moves: Sequence[BlockMove]) -> int:
+        """The next tag that nobody used; InvariantViolation when one was, or when one names blocks far apart."""
+        last = BlockMove(-1, self._next_tag - 2, -1, 0, -1)
         for move in moves:
             assert 0 <= move.target_block < self._memory.num_blocks
-            if move.tag % 2 or not self._next_tag <= move.tag < MAX_DATA_TAG:
+            shared = last.index >= 0 and move.tag == last.tag
+            if move.tag % 2 or not (shared or last.tag < move.tag < MAX_DATA_TAG):
                 raise InvariantViolation(f"tag {move.tag:,} is odd, was used, or is past {MAX_DATA_TAG:,}")
-            next_tag = max(next_tag, move.tag + 2)
-        self._next_tag = next_tag
+            if shared and move.target_block != last.target_block + 1:
+                raise InvariantViolation(f"tag {move.tag:,} is shared by blocks that are not neighbours")
+            last = move
+        return last.tag + 2
 
-    def _close(self) -> None:
-        self._lost.raise_()
-        self._link.shutdown()
-        for post in self._poster.stop():
-            self._settle(post, PeerLost("the pair was closed"))
-        self._poster.join()
-        for post, _ in self._verifier.stop():
-            self._settle(post, PeerLost("the pair was closed"))
-        self._verifier.join()
-        self._link.close()
+    def _begin(self, flight: Flight) -> None:
+        """Post the receives of a frame, in the order in which its messages come."""
+        frame = flight.frame
+        for message, payload in self._payloads(frame):
+            flight.works.append(self._link.receive(torch.from_numpy(payload), message.tag + 1))
+        flight.hearing = self._link.receive(flight.heard, frame.tag)
 
-    def _settle(self, post: _Post, error: ServingError | None) -> None:
-        self._room.release()
-        post.receipt.settle(error)
+    def _payloads(self, frame: Frame) -> Iterator[tuple[Message, Bytes]]:
+        for message in cut_messages(frame.tags, self._memory.block_bytes):
+            start = int(frame.targets[message.first]) * self._memory.block_bytes + message.offset
+            yield message, self._pool[start : start + message.length]
 
-    def _fail(self, post: _Post, error: ServingError) -> None:
-        """The pair is over; shut down first, so that nothing is written once the receipt is settled."""
-        self._link.shutdown()
-        self._lost.raise_()
-        self._settle(post, error)
-
-    def _post(self, post: _Post) -> None:
-        receives: list[_Receive] = []
+    def _finish(self, flight: Flight) -> None:
+        assert flight.hearing is not None
+        self._link.finish(flight.hearing)
         try:
-            for move in post.moves:
-                payload = self._link.receive(self._pool[move.target_block], move.tag + 1)
-                frame = frame_tensor()
-                receives.append(_Receive(move, payload, frame, self._link.receive(frame, move.tag)))
-            self._verifier.submit((post, receives))
-        except Exception as ended:  # gloo raises RuntimeError for everything
-            self._fail(post, ended if isinstance(ended, ServingError) else PeerLost(f"gloo receive: {ended}"))
+            self._verify(flight)
+        except TransferCorrupt:
+            self._corrupt_blocks += 1
+            raise
+        answer = frame_tensor(replace(flight.expected, kind=FrameKind.ACK).pack())
+        self._link.finish(self._link.send(answer, flight.frame.tag))  # its receive was posted before it was asked
 
-    def _verify(self, posted: tuple[_Post, list[_Receive]]) -> None:
-        post, receives = posted
-        began = time.perf_counter()
-        try:
-            for receive in receives:
-                self._verify_block(post.transfer_id, receive)
-            error: ServingError | None = None
-        except TransferCorrupt as refused:
-            error = refused
-            self._stats = replace(self._stats, corrupt_blocks=self._stats.corrupt_blocks + 1)
-        except Exception as ended:
-            error = PeerLost(f"gloo receive: {ended}")
-        moved = len(receives) if error is None else 0
-        self._stats = replace(
-            self._stats,
-            moved_bytes=self._stats.moved_bytes + moved * self._memory.block_bytes,
-            moved_blocks=self._stats.moved_blocks + moved,
-            busy_s=self._stats.busy_s + time.perf_counter() - began,
-        )
-        if error is None:
-            self._settle(post, None)
-        else:
-            self._fail(post, error)
+    def _verify(self, flight: Flight) -> None:
+        actual = read_frame(flight.heard)
+        expect(actual, flight.expected)
+        for work in flight.works:
+            self._link.finish(work)  # arrived before the descriptor
+        if self._digests and not (actual.flags & FLAG_DIGEST and self._digest(flight.frame) == actual.digest):
+            raise TransferCorrupt(
+                f"blocks {actual.index:,}+{actual.count:,} of transfer {actual.transfer_id:,} have another digest"
+            )
 
-    def _verify_block(self, transfer_id: int, receive: _Receive) -> None:
-        move = receive.move
-        expected = Descriptor(
-            kind=FrameKind.BLOCK, nonce=self._pair.nonce, epoch=self._pair.epoch, transfer_id=transfer_id,
-            index=move.index, tag=move.tag, source_block=move.source_block,
-            source_generation=move.source_generation, length=self._memory.block_bytes,
-        )  # fmt: skip
-        self._link.finish(receive.described)
-        actual = read_frame(receive.frame)
-        expect(actual, expected)
-        self._link.finish(receive.payload)  # arrived before its descriptor
-        if payload_digest(self._memory.block(move.target_block)) != actual.digest:
-            raise TransferCorrupt(f"block {move.index:,} of transfer {transfer_id:,} has another digest")
-        if actual.flags & FLAG_ACK_WANTED:
-            frame = frame_tensor(replace(actual, kind=FrameKind.ACK).pack())
-            self._link.finish(self._link.send(frame, move.tag))  # its receive was posted before it was asked for
+    def _digest(self, frame: Frame) -> int:
+        """Lets other threads run meanwhile."""
+        hashed = xxhash.xxh3_64()
+        for _, payload in self._payloads(frame):
+            hashed.update(payload.data)
+        return hashed.intdigest()

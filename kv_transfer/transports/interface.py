@@ -16,7 +16,7 @@ target's receipt is settled (fetched).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,7 +44,7 @@ class BlockMove:
     """One block of a transfer: from where to where."""
 
     index: int  # of the block within the transfer
-    tag: int  # even, pair-unique, never reused, given by the target; a transport may use tag and tag + 1
+    tag: int  # even, never reused, given by the target; one for neighbours on both sides (framing.give_tags)
     source_block: int
     source_generation: int
     target_block: int  # unused on the source
@@ -82,6 +82,10 @@ class Receipt:
     def is_settled(self) -> bool:
         return self._outcome.done()
 
+    def when_settled(self, function: Callable[[], None]) -> None:
+        """Call this on the loop once it is settled."""
+        self._outcome.add_done_callback(lambda _: function())
+
     def settle(self, error: ServingError | None) -> None:
         """For transports: all blocks verified in place (None), or why not. Any thread; later calls change nothing."""
         call_soon(self._loop, self._set, error)
@@ -108,9 +112,10 @@ class SourceChannel(Protocol):
     def stats(self) -> ChannelStats: ...
 
     async def send(self, transfer_id: int, moves: Sequence[BlockMove]) -> None:
-        """Send these blocks, which the target has credited; returns when they may be reused.
+        """Send the blocks of one post, which the target has credited; returns when they may be reused.
 
-        Pushed transports only. Raises PeerLost, or TransferCorrupt when a block is not of the generation named; either
+        Pushed transports only. Called once per post, in the order of the posts, with the same moves: both ends cut them
+        into messages alike. Raises PeerLost, or TransferCorrupt when a block is not of the generation named; either
         way the pair is over. A cancelled caller is cancelled only when the blocks are no longer read.
         """
 

@@ -30,7 +30,7 @@ from kv_transfer.transports.interface import PairInfo, Rendezvous
 from pdserve.errors import IncompatiblePeer, PeerLost
 from pdserve.kv_memory import KvMemory, MappedKvMemory
 
-MAX_PACKET_BYTES = 16 << 10
+MAX_PACKET_BYTES = 32 << 10
 _KEY = "shared-memory"
 _TOKEN_BYTES = 16
 _GREETING = struct.Struct("<4s4x16sQQQ")  # magic, nonce, epoch, blocks in the pool, bytes per block

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
+import xxhash
 
-from kv_transfer.frame import Descriptor, payload_digest
+from kv_transfer.frame import Descriptor
 from kv_transfer.transports.background import Closing, Flag, JobThread
+from kv_transfer.transports.framing import Bytes, Frame, Generations, cut_frames, runs
 from kv_transfer.transports.interface import BlockMove, ChannelStats, Receipt
 from pdserve.errors import PeerLost, ServingError, TransferCorrupt
 from pdserve.kv_memory import KvMemory
 
-MAX_RUN_BYTES = 16 << 20
-"""Longest single copy: bounds how long a close waits."""
+SPAN_BYTES = 1 << 20
+"""Copied at once: small enough to be hashed from the processor's cache."""
+
+ASKED_AHEAD = 2
+"""Frames asked about: the source hashes the next one while this one is copied."""
 
 
 class KvBlocks(Protocol):
@@ -28,35 +34,6 @@ class KvBlocks(Protocol):
     block_bytes: int
     data: memoryview
     generations: memoryview  # [num_blocks] of unsigned 64 bit
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Neighbouring moves whose source blocks and target blocks are both consecutive: one copy."""
-
-    moves: tuple[BlockMove, ...]
-
-    @property
-    def source_block(self) -> int:
-        return self.moves[0].source_block
-
-    @property
-    def target_block(self) -> int:
-        return self.moves[0].target_block
-
-
-def coalesce(moves: Sequence[BlockMove], max_blocks: int) -> Iterator[Run]:
-    """Cut moves into runs of at most `max_blocks`, in order."""
-    first = 0
-    for i in range(1, len(moves) + 1):
-        if (
-            i == len(moves)
-            or i - first == max_blocks
-            or moves[i].source_block != moves[i - 1].source_block + 1
-            or moves[i].target_block != moves[i - 1].target_block + 1
-        ):
-            yield Run(tuple(moves[first:i]))
-            first = i
 
 
 class _Stale(TransferCorrupt):
@@ -70,16 +47,17 @@ class _Fetch:
     receipt: Receipt = field(compare=False)
 
 
-Describe = Callable[[int, Sequence[BlockMove]], Sequence[Descriptor]]
-"""Asks the source for checked descriptors, one per move in order. Blocks; PeerLost or TransferCorrupt."""
+Ask = Callable[[int, Frame], Callable[[], Descriptor]]
+"""Asks the source for a frame's checked descriptor; calling what it returns waits for it. PeerLost, TransferCorrupt."""
 
 
 class PullTarget:
     """A TargetChannel that copies from `source` on a thread.
 
-    Each copy is enclosed by two looks at the source's generations: the source raises a block's before its next owner
-    writes, so equal before and after means that the copy is of the block that was named. With `describe` the bytes
-    that arrived are also hashed and compared with what the source hashed. A refused block fails its receipt only.
+    The copies of a frame are enclosed by two looks at the source's generations: the source raises a block's before its
+    next owner writes, so equal before and after means that the copy is of the block that was named. With `ask` the
+    bytes that arrived are also hashed and compared with what the source hashed, which it does one frame ahead. A
+    refused block fails its receipt only.
     """
 
     pushed = False
@@ -91,19 +69,19 @@ class PullTarget:
         memory: KvMemory,
         lost: Flag,
         release: Callable[[], None],
-        describe: Describe | None = None,
+        ask: Ask | None = None,
     ) -> None:
         """`lost` is raised when the source goes; `release` lets go of `source` and is called once, at close."""
         assert source.block_bytes == memory.block_bytes
         self._loop = asyncio.get_running_loop()
         self._source = source
         self._memory = memory
-        self._from: npt.NDArray[np.uint8] | None = np.frombuffer(source.data, np.uint8)
-        self._to: npt.NDArray[np.uint8] | None = np.frombuffer(memory.data, np.uint8)
+        self._from: Bytes | None = np.frombuffer(source.data, np.uint8)
+        self._to: Bytes | None = np.frombuffer(memory.data, np.uint8)
+        self._generations: Generations | None = np.asanyarray(source.generations)
         self._lost = lost
         self._release = release
-        self._describe = describe
-        self._max_blocks = max(1, MAX_RUN_BYTES // memory.block_bytes)
+        self._ask = ask
         self._stats = ChannelStats()
         self._jobs: JobThread[_Fetch] = JobThread(f"{name}-copy", self._fetch)
         self._closing = Closing(f"{name}-close", self._close)
@@ -133,7 +111,7 @@ class PullTarget:
         for fetch in self._jobs.stop():
             fetch.receipt.settle(PeerLost("the pair was closed"))
         self._jobs.join()
-        self._from = self._to = None
+        self._from = self._to = self._generations = None
         self._release()
 
     def _fetch(self, fetch: _Fetch) -> None:
@@ -157,35 +135,62 @@ class PullTarget:
         fetch.receipt.settle(error)
 
     def _copy_all(self, fetch: _Fetch) -> None:
-        for move in fetch.moves:
-            if not 0 <= move.source_block < self._source.num_blocks:
-                raise TransferCorrupt(f"source block {move.source_block:,} of a pool of {self._source.num_blocks:,}")
-        self._check_generations(fetch.moves)
-        described = self._describe(fetch.transfer_id, fetch.moves) if self._describe is not None else ()
-        for run in coalesce(fetch.moves, self._max_blocks):
+        frames = list(cut_frames(fetch.moves, self._memory.block_bytes))
+        for frame in frames:
+            self._check(frame)
+        answers: deque[Callable[[], Descriptor]] = deque()
+        try:
+            for position, frame in enumerate(frames):
+                if self._ask is not None:
+                    unasked = frames[position + len(answers) : position + ASKED_AHEAD]
+                    answers += [self._ask(fetch.transfer_id, ahead) for ahead in unasked]
+                told = answers.popleft()().digest if answers else None
+                digest = self._copy(frame)
+                self._check_generations(frame)
+                if digest != told:
+                    raise TransferCorrupt(
+                        f"blocks {frame.indices[0]:,}+{len(frame):,} of transfer {fetch.transfer_id:,} "
+                        "have another digest"
+                    )
+        finally:
+            for answer in answers:  # none may be left for a later question
+                with contextlib.suppress(ServingError):
+                    answer()
+
+    def _copy(self, frame: Frame) -> int | None:
+        """Copy runs of neighbours together; the digest of what arrived, hashed while it is in the cache."""
+        assert self._from is not None and self._to is not None
+        size = self._memory.block_bytes
+        hashed = xxhash.xxh3_64() if self._ask is not None else None
+        for first, end in runs(frame.sources, frame.targets):
             if self._lost.is_raised:
                 raise PeerLost("the source is gone")
-            self._check_generations(run.moves)
-            self._copy(run)
-            self._check_generations(run.moves)
-        for move, descriptor in zip(fetch.moves, described, strict=bool(described)):
-            if payload_digest(self._memory.block(move.target_block)) != descriptor.digest:
-                raise TransferCorrupt(f"block {move.index:,} of transfer {fetch.transfer_id:,} has another digest")
+            source, target = int(frame.sources[first]) * size, int(frame.targets[first]) * size
+            for offset in range(0, (end - first) * size, SPAN_BYTES):
+                length = min(SPAN_BYTES, (end - first) * size - offset)
+                arrived = self._to[target + offset : target + offset + length]
+                np.copyto(arrived, self._from[source + offset : source + offset + length])
+                if hashed is not None:
+                    hashed.update(arrived.data)
+        return None if hashed is None else hashed.intdigest()
 
-    def _copy(self, run: Run) -> None:
-        assert self._from is not None and self._to is not None
-        size = len(run.moves) * self._memory.block_bytes
-        source = run.source_block * self._memory.block_bytes
-        target = run.target_block * self._memory.block_bytes
-        np.copyto(self._to[target : target + size], self._from[source : source + size])
+    def _check(self, frame: Frame) -> None:
+        """Before anything of the source is touched."""
+        outside = (frame.sources < 0) | (frame.sources >= self._source.num_blocks)
+        if outside.any():
+            block = frame.sources[outside.argmax()]
+            raise TransferCorrupt(f"source block {block:,} of a pool of {self._source.num_blocks:,}")
+        self._check_generations(frame)
 
-    def _check_generations(self, moves: Sequence[BlockMove]) -> None:
-        for move in moves:
-            actual = self._source.generations[move.source_block]
-            if actual != move.source_generation:
-                raise _Stale(
-                    f"source block {move.source_block:,} is of generation {actual:,}, not {move.source_generation:,}"
-                )
+    def _check_generations(self, frame: Frame) -> None:
+        assert self._generations is not None
+        actual = self._generations[frame.sources]
+        wrong = actual != frame.generations
+        if wrong.any():
+            i = wrong.argmax()
+            raise _Stale(
+                f"source block {frame.sources[i]:,} is of generation {actual[i]:,}, not {frame.generations[i]:,}"
+            )
 
 
 class PullSource:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import asyncio
 import queue
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
 
-from kv_transfer.frame import DESCRIPTOR_BYTES, Descriptor, FrameKind, expect, payload_digest, unpack
+import numpy as np
+import xxhash
+
+from kv_transfer.frame import FLAG_DIGEST, Descriptor, expect, unpack
 from kv_transfer.transports.background import Flag, call_in_thread
 from kv_transfer.transports.faults import NO_FAULTS, Faults
-from kv_transfer.transports.interface import DEFAULT_TIMEOUT_S, BlockMove, PairInfo, Rendezvous
+from kv_transfer.transports.framing import MAX_FRAME_BLOCKS, Frame, runs
+from kv_transfer.transports.interface import DEFAULT_TIMEOUT_S, PairInfo, Rendezvous
 from kv_transfer.transports.pool_link import MAX_PACKET_BYTES, MappedPool, PoolLink, map_pool, offer_pool
 from kv_transfer.transports.pull import PullSource, PullTarget
-from pdserve.errors import PeerLost, TransferCorrupt
+from pdserve.errors import PeerLost
 from pdserve.kv_memory import KvMemory
 
-_QUESTION = struct.Struct("<QIIQ")  # transfer, index, tag, source block
-MAX_QUESTIONS = min(64, MAX_PACKET_BYTES // DESCRIPTOR_BYTES)
-"""Blocks asked about in one packet."""
+_QUESTION = struct.Struct("<QI4x")  # transfer, tag; behind it an index and a source block per block, 64 bit each
+assert _QUESTION.size + 16 * MAX_FRAME_BLOCKS <= MAX_PACKET_BYTES
 
 
 class SharedMemoryTransport:
@@ -64,8 +68,8 @@ class SharedMemoryTransport:
             questions.end()
 
         mapped.link.start(questions.receive, ended)
-        describe = questions.describe if self._digests else None
-        return PullTarget("shared-memory", mapped.pool, memory, lost, mapped.close, describe)
+        ask = questions.ask if self._digests else None
+        return PullTarget("shared-memory", mapped.pool, memory, lost, mapped.close, ask)
 
 
 class _Answers:
@@ -74,30 +78,35 @@ class _Answers:
     def __init__(self, pair: PairInfo, memory: KvMemory, link: PoolLink, faults: Faults) -> None:
         self._pair = pair
         self._memory = memory
+        self._generations = np.frombuffer(memory.generations, np.uint64)
         self._link = link
         self._faults = faults
 
     def answer(self, packet: bytes) -> None:
-        """On the link's thread; PeerLost, which ends the link, when the questions make no sense."""
-        if len(packet) % _QUESTION.size:
+        """On the link's thread; PeerLost, which ends the link, when the question makes no sense."""
+        if len(packet) <= _QUESTION.size or (len(packet) - _QUESTION.size) % 16:
             raise PeerLost("the target asked something else")
-        self._link.send(b"".join(self._describe(*question).pack() for question in _QUESTION.iter_unpack(packet)))
+        transfer_id, tag = _QUESTION.unpack_from(packet)
+        indices, sources = np.frombuffer(packet, np.int64, offset=_QUESTION.size).reshape(2, -1)
+        if sources.min() < 0 or sources.max() >= self._memory.num_blocks:
+            raise PeerLost(f"the target asked about block {sources.max():,} of {self._memory.num_blocks:,}")
+        frame = Frame(np.full(len(sources), tag), indices, sources, self._generations[sources], sources)
+        descriptor = replace(frame.describe(self._pair, transfer_id), digest=self._digest(frame), flags=FLAG_DIGEST)
+        self._link.send(self._faults.alter(descriptor).pack())
 
-    def _describe(self, transfer_id: int, index: int, tag: int, block: int) -> Descriptor:
-        if block >= self._memory.num_blocks:
-            raise PeerLost(f"the target asked about block {block:,} of {self._memory.num_blocks:,}")
-        payload = self._memory.block(block)
-        descriptor = Descriptor(
-            kind=FrameKind.BLOCK, nonce=self._pair.nonce, epoch=self._pair.epoch, transfer_id=transfer_id,
-            index=index, tag=tag, source_block=block, source_generation=self._memory.generations[block],
-            length=len(payload), digest=payload_digest(payload),
-        )  # fmt: skip
-        self._faults.after_digest(payload)
-        return self._faults.alter(descriptor)
+    def _digest(self, frame: Frame) -> int:
+        hashed = xxhash.xxh3_64()
+        size = self._memory.block_bytes
+        for first, end in runs(frame.sources, frame.sources):
+            start = int(frame.sources[first]) * size
+            payload = self._memory.data[start : start + (end - first) * size]
+            hashed.update(payload)
+            self._faults.after_digest(payload)
+        return hashed.intdigest()
 
 
 class _Questions:
-    """The target's half: asks, waits and checks. One question at a time, from the copying thread."""
+    """The target's half: asks, waits and checks. Answers come in the order of the questions, of the copying thread."""
 
     def __init__(self, pair: PairInfo, link: PoolLink, timeout_s: float) -> None:
         self._pair = pair
@@ -111,14 +120,13 @@ class _Questions:
     def end(self) -> None:
         self._answers.put(None)
 
-    def describe(self, transfer_id: int, moves: Sequence[BlockMove]) -> Sequence[Descriptor]:
-        described: list[Descriptor] = []
-        for first in range(0, len(moves), MAX_QUESTIONS):
-            described += self._ask(transfer_id, moves[first : first + MAX_QUESTIONS])
-        return described
+    def ask(self, transfer_id: int, frame: Frame) -> Callable[[], Descriptor]:
+        """Ask for one frame's descriptor; the result waits for it and must be called."""
+        columns = np.concatenate((frame.indices, frame.sources)).tobytes()
+        self._link.send(_QUESTION.pack(transfer_id, frame.tag) + columns)
+        return lambda: self._checked(frame.describe(self._pair, transfer_id))
 
-    def _ask(self, transfer_id: int, moves: Sequence[BlockMove]) -> list[Descriptor]:
-        self._link.send(b"".join(_QUESTION.pack(transfer_id, m.index, m.tag, m.source_block) for m in moves))
+    def _checked(self, expected: Descriptor) -> Descriptor:
         try:
             packet = self._answers.get(timeout=self._timeout_s)
         except queue.Empty:
@@ -126,17 +134,6 @@ class _Questions:
         if packet is None:
             self._link.shutdown()  # a late answer must never meet a later question
             raise PeerLost(f"no digests from the source within {self._timeout_s:g} s")
-        if len(packet) != DESCRIPTOR_BYTES * len(moves):
-            raise TransferCorrupt(f"{len(packet):,} bytes of descriptors for {len(moves):,} blocks")
-        frames = (packet[i : i + DESCRIPTOR_BYTES] for i in range(0, len(packet), DESCRIPTOR_BYTES))
-        described = [unpack(frame) for frame in frames]
-        for move, descriptor in zip(moves, described, strict=True):
-            expect(descriptor, self._expected(transfer_id, move))
-        return described
-
-    def _expected(self, transfer_id: int, move: BlockMove) -> Descriptor:
-        return Descriptor(
-            kind=FrameKind.BLOCK, nonce=self._pair.nonce, epoch=self._pair.epoch, transfer_id=transfer_id,
-            index=move.index, tag=move.tag, source_block=move.source_block,
-            source_generation=move.source_generation, length=self._pair.block_bytes,
-        )  # fmt: skip
+        descriptor = unpack(packet)
+        expect(descriptor, expected)
+        return descriptor

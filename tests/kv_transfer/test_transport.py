@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from kv_transfer.frame import Descriptor
 from kv_transfer.transports import BlockMove, Faults, TargetChannel
+from kv_transfer.transports.framing import FRAME_BYTES, MESSAGE_BYTES, give_tags
 from pdserve.errors import HandoffError, IncompatiblePeer, InvariantViolation, PeerLost, ServingError, TransferCorrupt
 
 T = TypeVar("T")
@@ -47,13 +49,17 @@ def test_bytes_arrive_whatever_the_blocks_and_their_order(wire: Wire, count: int
 
 
 def test_neighbouring_blocks_arrive(wire: Wire) -> None:
-    """Runs, where copies coalesce, and the places where a run breaks on one side only."""
+    """Runs, where copies and messages coalesce, and the places where a run breaks on one side only."""
 
     async def main() -> None:
+        sources, targets = [0, 1, 2, 3, 10, 11, 12, 63], [5, 6, 8, 9, 10, 11, 12, 62]
         async with wire.pair() as pair:
-            moves = pair.moves([0, 1, 2, 3, 10, 11, 12, 63], [5, 6, 8, 9, 10, 11, 12, 62])
-            await soon(pair.move(1, moves))
-            assert pair.has_arrived(moves)
+            await soon(pair.move(1, pair.moves(sources, targets)))
+            tags = give_tags(sources, targets, pair.info.block_bytes, itertools.count(pair.next_tag, 2))
+            moves = [replace(m, tag=tag) for m, tag in zip(pair.moves(sources, targets), tags, strict=True)]
+            pair.source_memory.data[:] = bytes(reversed(pair.source_memory.data))
+            await soon(pair.move(2, moves))
+            assert len(set(tags)) == 4 and pair.has_arrived(moves)
 
     asyncio.run(main())
 
@@ -72,7 +78,7 @@ def test_any_block_size(wire: Wire, block_bytes: int) -> None:
 
 
 def test_transfers_interleave(wire: Wire) -> None:
-    """Three transfers, cut in pieces, sent in another order than they were posted."""
+    """Three transfers, cut in pieces that take turns, all under way at once."""
 
     async def main() -> None:
         async with wire.pair() as pair:
@@ -80,7 +86,6 @@ def test_transfers_interleave(wire: Wire) -> None:
             pieces = [(i % 3, moves[5 * i : 5 * i + 5]) for i in range(12)]
             receipts = [pair.target.post(transfer, piece) for transfer, piece in pieces]
             if pair.target.pushed:
-                pair.random.shuffle(pieces)
                 await soon(asyncio.gather(*(pair.source.send(transfer, piece) for transfer, piece in pieces)))
             await soon(asyncio.gather(*(receipt.wait() for receipt in receipts)))
             assert pair.has_arrived(moves)
@@ -168,21 +173,22 @@ def test_a_flipped_byte_is_refused(digest_wire: Wire) -> None:
 
 
 def test_a_refused_block_makes_memory_quiet_before_the_receipt_says_so(pushed_wire: Wire) -> None:
-    """The blocks behind the refused one have receives posted: a sender let loose later writes into none of them."""
+    """The frame behind the refused one has receives posted: a sender let loose later writes into none of them."""
 
     async def main() -> None:
         let_go = threading.Event()
-        hashed = iter(range(1, 100))
+        messages = iter(range(100))
 
         def flip_first_hold_second(payload: memoryview) -> None:
-            number = next(hashed)
-            if number == 1:
+            number = next(messages)
+            if number == 0:
                 payload[0] ^= 1
-            elif number == 2:
+            elif number == FRAME_BYTES // MESSAGE_BYTES:
                 assert let_go.wait(10)
 
-        async with pushed_wire.pair(faults=Faults(after_digest=flip_first_hold_second)) as pair:
-            moves = pair.random_moves(8)
+        faults = Faults(after_digest=flip_first_hold_second)
+        async with pushed_wire.pair(num_blocks=4, block_bytes=FRAME_BYTES, faults=faults) as pair:
+            moves = pair.random_moves(4)
             receipt = pair.target.post(1, moves)
             sending = asyncio.ensure_future(pair.source.send(1, moves))
             with pytest.raises(TransferCorrupt, match="digest"):
@@ -198,8 +204,8 @@ def test_a_refused_block_makes_memory_quiet_before_the_receipt_says_so(pushed_wi
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("nonce", bytes(16)), ("epoch", 99), ("transfer_id", 99), ("index", 99), ("tag", 98), ("source_block", 63),
-     ("source_generation", 1), ("length", 8)],
+    [("nonce", bytes(16)), ("epoch", 99), ("transfer_id", 99), ("count", 2), ("index", 99), ("tag", 98),
+     ("source_block", 63), ("source_generation", 1), ("length", 8), ("blocks", 8)],
 )  # fmt: skip
 def test_a_descriptor_of_something_else_is_refused(digest_wire: Wire, field: str, value: object) -> None:
     """The right bytes under a wrong name do not count."""
@@ -359,6 +365,23 @@ def test_tags_are_never_used_again(pushed_wire: Wire) -> None:
             for bad in (moves, [replace(moves[0], tag=7)], [replace(moves[0], tag=2**31 - 2)]):
                 with pytest.raises(InvariantViolation, match="tag"):
                     pair.target.post(2, bad)
+
+    asyncio.run(main())
+
+
+def test_a_tag_is_shared_by_neighbours_only(pushed_wire: Wire) -> None:
+    """One message is one piece of memory on both ends: the target refuses to post others, the source to send them."""
+
+    async def main() -> None:
+        async with pushed_wire.pair(timeout_s=1.0) as pair:
+            for targets in ([4, 6], [5, 4]):
+                moves = pair.moves([1, 2], targets)
+                with pytest.raises(InvariantViolation, match="neighbours"):
+                    pair.target.post(1, [replace(move, tag=moves[0].tag) for move in moves])
+            moves = pair.moves([1, 3], [4, 5])
+            with pytest.raises(InvariantViolation, match="neighbours"):
+                await soon(pair.source.send(1, [replace(move, tag=moves[0].tag) for move in moves]))
+            await soon(pair.target.wait_lost())
 
     asyncio.run(main())
 
