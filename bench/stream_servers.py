@@ -12,7 +12,16 @@ from typing import Any
 import grpc
 
 from bench.step_worker import LEAST_STEP_S, SECRET, token_of
+from deploy.models.byte_bpe import write_tokenizer
+from pdserve.clock import MonotonicClock
 from pdserve.v1 import inference_pb2 as pb
+from router.core.core import Core
+from router.generation import FrontDesk
+from router.grpc_front import serve_grpc
+from router.http_front import build_app, serve_http
+from router.interface import ModelCard
+from router.limits import FrontConfig
+from router.text import load_tokenizer
 
 CONTEXT = 1 << 15
 
@@ -32,18 +41,9 @@ def run_router(addresses: list[str], pipe: Connection) -> None:
 
 
 async def _serve_router(addresses: list[str], pipe: Connection) -> None:
-    from deploy.models.byte_bpe import write_tokenizer
-    from pdserve.clock import MonotonicClock
-    from router.core.core import Core
-    from router.generation import FrontDesk
-    from router.grpc_front import serve_grpc
-    from router.http_front import build_app, serve_http
-    from router.interface import ModelCard
-    from router.limits import FrontConfig
-    from router.text import load_tokenizer
-
     with TemporaryDirectory() as name:
         write_tokenizer(Path(name), 512, CONTEXT, add_bos=True)
+        (Path(name) / "config.json").write_text('{"model_type": "llama"}')
         tokenizer = load_tokenizer(name)
     core = Core(addresses, SECRET)
     await core.start()

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from router.text.chat import ChatMessage, ChatTemplateError, render_chat
 from router.text.detokenizer import ByteLevelDetokenizer, Detokenizer, WindowedDetokenizer
 from router.text.literal import LiteralEncoder
+from router.text.plain_tokenizer import try_load_plain
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -35,7 +35,8 @@ class Tokenizer:
     take a space back (transformers itself ignores that setting for BPE).
     """
 
-    def __init__(self, hf_tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, hf_tokenizer: Any) -> None:
+        """`hf_tokenizer` is transformers' own, or a `PlainTokenizer`."""
         self._hf = hf_tokenizer
         self._backend: tokenizers.Tokenizer = hf_tokenizer.backend_tokenizer
         self._backend.no_truncation()  # some tokenizer.json files ship with it on
@@ -148,10 +149,18 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
 
     Raises ValueError when there is none, or none with a `tokenizers` backend.
     """
+    plain = try_load_plain(Path(directory))
+    return Tokenizer(load_with_transformers(directory) if plain is None else plain)
+
+
+def load_with_transformers(directory: Path | str) -> Any:
+    """Any tokenizer that transformers knows. Raises as `load_tokenizer`."""
+    from transformers import AutoTokenizer  # seconds, which most checkpoints need not wait for
+
     try:
         hf_tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"no tokenizer in {directory}: {str(error).splitlines()[0]}") from error
     if not isinstance(getattr(hf_tokenizer, "backend_tokenizer", None), tokenizers.Tokenizer):
         raise ValueError(f"the tokenizer in {directory} has no fast (tokenizer.json) form")
-    return Tokenizer(hf_tokenizer)
+    return hf_tokenizer
