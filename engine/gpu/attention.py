@@ -29,6 +29,7 @@ LOG2E = log2(2.718281828459045)
 WRITE_ROWS = 8  # of one program
 REDUCE_CHUNK = 16  # splits folded at once
 PROGRAMS_PER_PROCESSOR = 4  # of the decode kernel; they share out its work
+SCRATCH_BYTES = 256 << 20  # for the partial results of a captured step, at most
 INTERPRETED_PROGRAMS = 3  # where there is no GPU: not a divisor of anything
 
 
@@ -44,8 +45,7 @@ class _Scratch:
 class TritonAttention:
     """Owned by one thread. Nothing here waits for the device, and nothing allocates but the result.
 
-    A row's numbers depend on its own queries and KV alone: splits and tiles lie at absolute positions. Scratch grows
-    only in use(), never in attend(): what a CUDA graph captured keeps its address.
+    A row's numbers depend on its own queries and KV alone: splits and tiles lie at absolute positions.
     """
 
     def __init__(self, pool: KvPool, num_heads: Seq[int], max_model_len: int) -> None:
@@ -63,7 +63,8 @@ class TritonAttention:
         self._precision = "ieee" if pool.dtype == torch.float32 else "tf32"  # without effect on 16-bit operands
         self._stride_block = pool.data.stride(0)
         self._plan: AttentionPlan | None = None
-        self._scratch = self._make_scratch(1)
+        self.reserve(1)
+        self._scratch = self._reserved  # or larger, for one step
         self._nothing = torch.zeros(1, device=pool.device)  # stands for sinks where there are none
         on_gpu = pool.device.type == "cuda"
         processors = torch.cuda.get_device_properties(pool.device).multi_processor_count if on_gpu else 0
@@ -96,13 +97,17 @@ class TritonAttention:
     def use(self, plan: AttentionPlan) -> None:
         """Attend by this plan until the next; called before the step's first layer."""
         self._plan = plan
-        if plan.max_items > len(self._scratch.maxima) // self._num_heads:
-            self._scratch = self._make_scratch(plan.max_items)
+        fits = plan.max_items <= self._reserved_items
+        self._scratch = self._reserved if fits else self._make_scratch(plan.max_items)
 
     def reserve(self, max_items: int) -> None:
-        """Make scratch for so many items. Called before graphs are captured: they keep its address."""
-        if max_items > len(self._scratch.maxima) // self._num_heads:
-            self._scratch = self._make_scratch(max_items)
+        """Keep scratch for so many items. Called before graphs are captured, never after: they know its address."""
+        self._reserved_items, self._reserved = max_items, self._make_scratch(max_items)
+
+    @property
+    def affordable_items(self) -> int:
+        """Items whose scratch takes SCRATCH_BYTES."""
+        return SCRATCH_BYTES // (4 * self._num_heads * (self._max_value_size + 2))
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Put the step's keys and values where the plan's seats and positions say; padding rows write nothing.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine.gpu.splits import Int64s
 from pdserve.ids import SequenceKey
@@ -40,7 +41,7 @@ class Seats:
     def __init__(self, num_seats: int, max_blocks: int, block_size: int, device: torch.device) -> None:
         """`num_seats` is at least twice the sequences of a step: the last step's are never turned out."""
         self.tables = torch.zeros(num_seats, max_blocks, dtype=torch.int32, device=device)
-        self.last_tokens = torch.zeros(num_seats, dtype=torch.int64, device=device)
+        self._last_tokens = torch.zeros(num_seats + 1, dtype=torch.int64, device=device)  # the last is padding's
         self._block_size = block_size
         self._taken: OrderedDict[SequenceKey, _Seat] = OrderedDict()  # the longest unused first
         self._free = list(range(num_seats))
@@ -67,6 +68,21 @@ class Seats:
             blocks=np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.int64),
             first_blocks=np.array(first_blocks, dtype=np.int64),
         )
+
+    def resolve(self, input_ids: Tensor, seats: Tensor) -> Tensor:
+        """The step's tokens; where the host does not know one yet (negative), the last that its sequence chose.
+
+        Shapes:  all [T]; seats negative where a row is padding.
+        """
+        return torch.where(input_ids < 0, self._last_tokens[seats], input_ids)
+
+    def remember(self, seats: Tensor, chosen: Tensor) -> None:
+        """What these sequences chose; instead of an error (negative) token 0, whose results will be thrown away.
+
+        Shapes:  both [n] int64; no seat twice, but -1, padding's.
+        """
+        at = torch.where(seats < 0, len(self._last_tokens) - 1, seats)
+        self._last_tokens.index_copy_(0, at, chosen.clamp_min(0))
 
     def _find(self, step: SequenceStep) -> _Seat:
         seat = self._taken.get(step.key)

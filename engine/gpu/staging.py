@@ -12,6 +12,7 @@ from engine.gpu.queue import DeviceQueue, Mark
 from engine.gpu.splits import Int64s
 
 RING = 3  # host buffers of each kind: the step in flight, the one being made, and one to spare
+ALIGNMENT = 16  # numbers: a kernel is compiled anew for every pattern of pointers that are not multiples of 16 bytes
 
 
 class Stager:
@@ -23,31 +24,45 @@ class Stager:
         self._make(capacity)
 
     def place(self, sizes: Seq[int]) -> list[Tensor]:
-        """Where arrays of these sizes will lie, if they come first and in this order: what a graph may be made with."""
-        assert sum(sizes) <= len(self._device)
-        return list(torch.split(self._device[: sum(sizes)], list(sizes)))
+        """Where arrays of these sizes will lie if they come first and in this order: what a graph may be made with."""
+        starts, total = _layout(sizes)
+        assert total <= len(self._device)
+        return [self._device[at : at + size] for at, size in zip(starts, sizes, strict=True)]
 
     def stage(self, parts: Seq[Int64s], *, may_move: bool = True) -> list[Tensor]:
         """One copy to the device; the views of it. `may_move`: where they lie is nobody's business."""
-        total = sum(len(part) for part in parts)
+        sizes = [len(part) for part in parts]
+        starts, total = _layout(sizes)
         if total > len(self._device):
             assert may_move, "graphs were made with less room"
             self._make(2 * total)
         buffer, mark = self._ring[self._next]
         self._next = (self._next + 1) % RING
-        mark.wait()  # two steps ago: it is past, or the device is far behind
-        host, at = buffer.numpy(), 0
-        for part in parts:
-            host[at : at + len(part)] = part
-            at += len(part)
-        on_device = self._device[:total]
-        on_device.copy_(buffer[:total], non_blocking=True)
+        mark.wait()  # RING copies ago: it is past, or the device is far behind
+        host = buffer.numpy()
+        for at, size, part in zip(starts, sizes, parts, strict=True):
+            host[at : at + size] = part
+        self._device[:total].copy_(buffer[:total], non_blocking=True)
         mark.set()
-        return list(torch.split(on_device, [len(part) for part in parts]))
+        return [self._device[at : at + size] for at, size in zip(starts, sizes, strict=True)]
 
     def _make(self, capacity: int) -> None:
         self._device = torch.zeros(capacity, dtype=torch.int64, device=self._queue.device)
         self._ring = [(self._queue.host_buffer(capacity), self._queue.mark()) for _ in range(RING)]
+
+
+def _layout(sizes: Seq[int]) -> tuple[list[int], int]:
+    """Where each array starts, and the end of the last."""
+    starts, at = [], 0
+    for size in sizes:
+        starts.append(at)
+        at += -(-size // ALIGNMENT) * ALIGNMENT
+    return starts, starts[-1] + sizes[-1] if starts else 0
+
+
+def staged_size(sizes: Seq[int]) -> int:
+    """Capacity that arrays of these sizes need."""
+    return _layout(sizes)[1]
 
 
 @dataclass(frozen=True, slots=True)
