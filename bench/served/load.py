@@ -17,7 +17,7 @@ from bench.served.systems import MODEL_NAME
 
 FIRST_TOKEN_ID, END_TOKEN_ID = 4, 4096  # ids with text in every made tokenizer of that size
 REQUEST_LIMIT_S = 180.0
-WARM_TOKENS = 8
+WARM_REQUESTS, WARM_TOKENS = 8, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def prompts_of(load: Load, num_prompts: int, seed: str) -> list[list[int]]:
 
 def run_load(server: Server, load: Load, seed: str) -> Outcome:
     """Warm the server at this load with a few short requests, then measure."""
-    warm = prompts_of(load, load.concurrency, f"warm {seed}")
+    warm = prompts_of(load, min(load.concurrency, WARM_REQUESTS), f"warm {seed}")
     asyncio.run(closed_loop(server.port, [completion_request(MODEL_NAME, p, WARM_TOKENS) for p in warm], len(warm)))
     requests = [
         completion_request(MODEL_NAME, p, load.output_tokens) for p in prompts_of(load, load.num_requests, seed)
