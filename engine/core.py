@@ -108,13 +108,13 @@ class EngineLoad:
 
 @dataclass(slots=True)
 class Report:
-    """Everything since the last report; one message to the event loop per step."""
+    """Everything since the last report; one message to the event loop per step. Nobody writes it once it is posted."""
 
     updates: list[SequenceUpdate] = field(default_factory=list)
     room: list[Room] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     stats: StepStats | None = None
-    load: EngineLoad | None = None
+    load: EngineLoad | None = None  # now and then, and always before the engine rests
 
 
 class EngineCore:
@@ -123,7 +123,7 @@ class EngineCore:
     def __init__(self, scheduler: Scheduler, runner: StepRunner, clock: Clock) -> None:
         self.scheduler = scheduler
         self.runner = runner
-        self._clock = clock
+        self.clock = clock
         self._lost_steps = 0
 
     def apply(self, command: Command, report: Report) -> None:
@@ -152,14 +152,20 @@ class EngineCore:
             room = Room(sequence.key, tuple(sequence.block_ids[:num_blocks]), sequence.num_cached_blocks)
             report.room.append(room)
         if batch.steps:
-            start = self._clock.now()
+            start = self.clock.now()
             results = self._execute(batch)
-            report.stats = _stats(batch, self._clock.now() - start)
+            seconds = self.clock.now() - start
+            counts = (batch.prefill_tokens, batch.decode_sequences, batch.context_tokens)
+            report.stats = StepStats(seconds, *counts, num_sequences=len(batch.steps))
             report.updates += self.scheduler.complete(batch, results)
         return bool(expired or batch.reserved or batch.steps)
 
+    def idle_s(self, most_s: float) -> float:
+        """How long to wait for commands, `most_s` at most, before a step has something to do again: to a deadline."""
+        return max(0.0, min(most_s, self.scheduler.next_deadline_s - self.clock.now()))
+
     def load(self) -> EngineLoad:
-        """State now."""
+        """State now. Cost: O(live)."""
         scheduler = self.scheduler
         return EngineLoad(
             scheduler.block_counts(), scheduler.leaked_blocks(), scheduler.num_waiting, scheduler.num_running,
@@ -179,14 +185,3 @@ class EngineCore:
             return [error for _ in batch.steps]
         self._lost_steps = 0
         return results
-
-
-def _stats(batch: Batch, seconds: float) -> StepStats:
-    prefill = decode = context = 0
-    for step in batch.steps:
-        if len(step.token_ids) == 1 and step.start > 0:
-            decode += 1
-        else:
-            prefill += len(step.token_ids)
-        context += step.start + len(step.token_ids)
-    return StepStats(seconds, prefill, decode, context, len(batch.steps))

@@ -14,7 +14,8 @@ from pdserve.errors import QueueFull
 
 log = logging.getLogger(__name__)
 
-IDLE_WAIT_S = 0.2
+MAX_IDLE_WAIT_S = 600.0  # without a deadline there is nothing to wake up for
+LOAD_PERIOD_S = 0.25  # busy, the load is counted this often: it costs a look at every sequence
 MAX_COMMANDS = 65536
 
 
@@ -32,8 +33,9 @@ class EngineThread:
         self._loop = loop
         self._on_report = on_report
         self._on_death = on_death
-        self._commands: queue.Queue[Command | None] = queue.Queue(MAX_COMMANDS)
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()  # bounded by `put`, its only writer
         self._idle = True
+        self._next_load_s = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -41,15 +43,14 @@ class EngineThread:
 
     def put(self, command: Command) -> None:
         """Hand in a command; QueueFull when the engine is that far behind."""
-        try:
-            self._commands.put_nowait(command)
-        except queue.Full:
-            raise QueueFull(f"engine has {MAX_COMMANDS:,} commands waiting") from None
+        if self._commands.qsize() >= MAX_COMMANDS:
+            raise QueueFull(f"engine has {MAX_COMMANDS:,} commands waiting")
+        self._commands.put(command)
 
     def stop(self, timeout_s: float = 10.0) -> bool:
         """End after the current step; True when the thread has ended. Safe to repeat."""
         if self._thread.is_alive():
-            self._commands.put(None, timeout=timeout_s)
+            self._commands.put(None)
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -67,35 +68,30 @@ class EngineThread:
         Where the last step found nothing to do, only a command or a deadline can change that: wait, never spin.
         """
         report = Report()
-        command = self._next(wait=self._idle)
-        changed = command is not _NOTHING
-        while command is not _NOTHING:
+        if self._idle:
+            try:
+                command = self._commands.get(timeout=self._core.idle_s(MAX_IDLE_WAIT_S))
+            except queue.Empty:
+                pass  # a deadline
+            else:
+                if command is None:
+                    return False
+                self._core.apply(command, report)
+        while not self._commands.empty():
+            command = self._commands.get_nowait()
             if command is None:
                 return False
-            assert not isinstance(command, _Nothing)
             self._core.apply(command, report)
-            command = self._next(wait=False)
         self._idle = not self._core.step(report)
-        if changed or not self._idle:
+        now_s = self._core.clock.now()
+        if self._idle or now_s >= self._next_load_s:
+            self._next_load_s = now_s + LOAD_PERIOD_S
             report.load = self._core.load()
-            self._post(self._on_report, report)
+        self._post(self._on_report, report)
         return True
-
-    def _next(self, *, wait: bool) -> Command | _Nothing | None:
-        try:
-            return self._commands.get(timeout=IDLE_WAIT_S) if wait else self._commands.get_nowait()
-        except queue.Empty:
-            return _NOTHING
 
     def _post(self, function: Callable[[Any], None], value: object) -> None:
         try:
             self._loop.call_soon_threadsafe(function, value)
         except RuntimeError:
             pass  # the loop is closed: the process ends
-
-
-class _Nothing:
-    """No command was waiting."""
-
-
-_NOTHING = _Nothing()

@@ -90,5 +90,17 @@ class SequenceUpdate:
     )
 
     @property
+    def is_plain(self) -> bool:
+        """A token's id, and the sequence goes on: nothing else."""
+        return (
+            self.token is not None
+            and self.token.logprobs is None
+            and self.finish_reason is None
+            and self.first_token_timing is None
+            and self.ready_blocks is None
+            and self.error is None
+        )
+
+    @property
     def ended(self) -> bool:
         return self.finish_reason is not None or self.error is not None

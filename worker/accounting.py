@@ -9,10 +9,17 @@ from pdserve.wire import key_to_proto
 from worker.telemetry import BATCH_SIZE, STEP_SECONDS, Telemetry
 
 
-def count_step(telemetry: Telemetry, role: str, stats: StepStats) -> None:
-    """One step of the engine."""
-    telemetry.observe("step_seconds", stats.seconds, STEP_SECONDS, role=role)
-    telemetry.observe("batch_size", stats.num_sequences, BATCH_SIZE, role=role)
+class StepBooks:
+    """The series that every step of the engine is counted in."""
+
+    def __init__(self, telemetry: Telemetry, role: str) -> None:
+        self._seconds = telemetry.histogram("step_seconds", STEP_SECONDS, role=role)
+        self._sequences = telemetry.histogram("batch_size", BATCH_SIZE, role=role)
+
+    def count(self, stats: StepStats) -> None:
+        """One step."""
+        self._seconds.observe(stats.seconds)
+        self._sequences.observe(stats.num_sequences)
 
 
 def count_transfer(telemetry: Telemetry, worker_id: str, notice: Committed) -> None:

@@ -20,15 +20,16 @@ from pdserve.clock import Clock
 from pdserve.errors import IncompatiblePeer, LeaseExpired, ServingError
 from pdserve.ids import SequenceKey
 from pdserve.v1 import worker_pb2 as pb
-from pdserve.wire import key_from_proto, key_to_proto, output_to_proto, sampling_from_proto
+from pdserve.wire import key_from_proto, key_to_proto, sampling_from_proto
 from scheduling.batching import SequenceUpdate
 from scheduling.latency import OnlineLatencyEstimator
 from scheduling.lease import LEASE_S, LeaseTable
 from scheduling.sequence import Sequence, SequenceMode
-from worker.accounting import committed_event, count_step, count_transfer
+from worker.accounting import StepBooks, committed_event, count_transfer
 from worker.outbox import Outbox
 from worker.policy import RolePolicy
 from worker.status import status_message
+from worker.step_message import StepMessage
 from worker.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -66,8 +67,9 @@ class Worker:
     ) -> None:
         self.policy = policy
         self.telemetry = Telemetry()
+        self._books = StepBooks(self.telemetry, policy.role)
         self.latency = OnlineLatencyEstimator()
-        self.last_report = Report(load=engine.load())
+        self.load = engine.load()  # as it was when the engine counted it last
         self.died: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._source, self._target, self._notices, self._clock = source, target, notices, clock
         self._block_size = engine.scheduler.blocks.block_size
@@ -190,18 +192,28 @@ class Worker:
             self.died.set_result(error)
 
     def _on_report(self, report: Report) -> None:
-        self.last_report = report
+        self.load = report.load or self.load
         for rejected in report.rejected:
             self._fail(rejected.key, rejected.error)
         for room in report.room:
             self._on_room(room)
-        outputs: dict[Outbox, list[pb.SequenceOutput]] = {}
+        messages: dict[Outbox, StepMessage] = {}
         for update in report.updates:
-            self._on_update(update, outputs)
-        for outbox, batch in outputs.items():
-            outbox.put(pb.WorkerMessage(step=pb.StepOutput(outputs=batch)))
+            tracked = self._tracked.get(update.key)
+            if tracked is None or tracked.told_end:
+                continue
+            message = messages.get(tracked.outbox)
+            if message is None:
+                message = messages[tracked.outbox] = StepMessage()
+            if update.is_plain:
+                message.add_plain(update)
+            else:
+                self._on_update(update, tracked, message)
+        for outbox, message in messages.items():
+            if not message.is_empty:
+                outbox.put(message.to_proto())
         if report.stats is not None:
-            count_step(self.telemetry, self.policy.role, report.stats)
+            self._books.count(report.stats)
             self.latency.observe(*report.stats.shape, report.stats.seconds)
 
     def _on_room(self, room: Room) -> None:
@@ -211,10 +223,7 @@ class Worker:
             event = pb.HandoffEvent(key=key_to_proto(room.key), progress=pb.HANDOFF_PROGRESS_RESERVED)
             self._tell_progress(tracked, event)
 
-    def _on_update(self, update: SequenceUpdate, outputs: dict[Outbox, list[pb.SequenceOutput]]) -> None:
-        tracked = self._tracked.get(update.key)
-        if tracked is None or tracked.told_end:
-            return
+    def _on_update(self, update: SequenceUpdate, tracked: Tracked, message: StepMessage) -> None:
         if update.error is not None:
             self._fail(update.key, update.error)
             return
@@ -222,25 +231,11 @@ class Worker:
         if ready is not None:
             self._source.on_blocks_ready(update.key, ready.first, ready.block_ids, ready.generations)
         if update.token is not None:
-            outputs.setdefault(tracked.outbox, []).append(self._output(update))
+            message.add(update)
             if tracked.mode is SequenceMode.PREFILL and update.finish_reason is None:
                 self._source.on_first_token(update.key, update.token.token_id)
         if update.finish_reason is not None:
             self._finish(update.key, tracked)
-
-    def _output(self, update: SequenceUpdate) -> pb.SequenceOutput:
-        assert update.token is not None and update.output_index is not None
-        timing = None
-        if update.first_token_timing is not None:
-            first = update.first_token_timing
-            timing = pb.SequenceTiming(
-                queue_s=first.queue_s, first_token_s=first.first_token_s, cached_tokens=first.cached_tokens
-            )
-        logprobs = () if update.token.logprobs is None else (update.token.logprobs,)
-        return output_to_proto(
-            update.key, update.output_index, (update.token.token_id,),
-            logprobs=logprobs, finish_reason=update.finish_reason, timing=timing,
-        )  # fmt: skip
 
     def _finish(self, key: SequenceKey, tracked: Tracked) -> None:
         """The engine ended it; a prefill's blocks wait until its handoff is called off."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from engine.core import Report
+from engine.core import EngineLoad
 from pdserve.v1 import worker_pb2 as pb
 from scheduling.latency import OnlineLatencyEstimator
 from worker.telemetry import Telemetry
@@ -13,15 +13,14 @@ from worker.telemetry import Telemetry
 class HasStatus(Protocol):
     """The parts of a worker that a status is made of."""
 
-    last_report: Report
+    load: EngineLoad
     telemetry: Telemetry
     latency: OnlineLatencyEstimator
 
 
 def status_message(worker: HasStatus) -> pb.WorkerStatus:
-    """State after the last step, and every counter since the start."""
-    load = worker.last_report.load
-    assert load is not None
+    """State when the engine counted it last, and every counter since the start."""
+    load = worker.load
     blocks = pb.BlockCounts(
         free=load.blocks.free, used=load.blocks.used, cached=load.blocks.cached, leased=load.blocks.leased,
         quarantined=load.blocks.quarantined, leaked=load.leaked_blocks,

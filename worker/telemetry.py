@@ -42,13 +42,12 @@ class Telemetry:
         """Set a gauge."""
         self._values[(name, tuple(sorted(labels.items())))] = value
 
-    def observe(self, name: str, value: float, bounds: tuple[float, ...], **labels: str) -> None:
-        """Count a value in a histogram; the bounds of the first call stay."""
+    def histogram(self, name: str, bounds: tuple[float, ...], **labels: str) -> Histogram:
+        """The histogram of that name and labels, to count values in; called once for each."""
         key = (name, tuple(sorted(labels.items())))
-        histogram = self._histograms.get(key)
-        if histogram is None:
-            histogram = self._histograms[key] = Histogram(bounds)
-        histogram.observe(value)
+        assert key not in self._histograms
+        histogram = self._histograms[key] = Histogram(bounds)
+        return histogram
 
     def samples(self) -> Iterable[pb.Sample]:
         return [
@@ -59,4 +58,5 @@ class Telemetry:
         return [
             pb.HistogramSample(name=name, labels=dict(labels), upper_bounds=h.upper_bounds, counts=h.counts, sum=h.sum)
             for (name, labels), h in self._histograms.items()
+            if any(h.counts)
         ]
