@@ -1,5 +1,7 @@
 #include "linear.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <new>
@@ -9,9 +11,14 @@
 namespace pdserve {
 namespace {
 
-constexpr int64_t CHUNK_BYTES = 1 << 20;         // of rows: half of a second-level cache
-constexpr int64_t SERIAL_ROWS = 64;              // as few are packed sooner than other threads are woken
-constexpr int64_t PIECES_PER_THREAD = 4;         // so that a thread which is held up does not hold up the others
+constexpr int64_t SERIAL_ROWS = 64;       // as few are packed sooner than other threads are woken
+constexpr int64_t PIECES_PER_THREAD = 4;  // so that a thread which is held up does not hold up the others
+
+// Of the second-level cache, what rows may fill.
+int64_t cache_bytes() {
+  const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return (found > 0 ? int64_t(found) : 1 << 20) / 4 * 3;
+}
 
 // Kept between calls by each calling thread.
 struct RowBuffer {
@@ -30,45 +37,48 @@ struct RowBuffer {
   }
 };
 
-void pack_rows(const Call& call, const Kernel& kernel, Threads& threads) {
+void multiply_chunk(const Call& call, const Kernel& kernel, Threads& threads) {
   if (call.rows <= SERIAL_ROWS) {
     for (int64_t block = 0; block < call.blocks; ++block) kernel.pack_block(call, block);
   } else {
     threads.run(call.blocks, [&](int64_t block, int) { kernel.pack_block(call, block); });
   }
+  const int64_t wanted = threads.count() == 1 ? 1 : threads.count() * PIECES_PER_THREAD;
+  const int64_t piece_strips = (call.strips + wanted - 1) / wanted;
+  threads.run((call.strips + piece_strips - 1) / piece_strips, [&](int64_t piece, int) {
+    kernel.compute(call, piece * piece_strips, std::min(call.strips, (piece + 1) * piece_strips));
+  });
 }
 
-void compute(const Call& call, const Kernel& kernel, Threads& threads) {
-  const int64_t row_bytes = call.block_bytes / call.block_rows;
-  const int64_t chunk_rows = std::clamp<int64_t>(CHUNK_BYTES / row_bytes, 2 * call.block_rows, MAX_CHUNK_ROWS);
-  const int64_t pairs = (call.blocks + 1) / 2, most_pairs = chunk_rows / (2 * call.block_rows);
-  const int64_t fewest = (pairs + most_pairs - 1) / most_pairs;
-  const int64_t chunk_blocks = (pairs + fewest - 1) / fewest * 2;
-  const int64_t chunks = (call.blocks + chunk_blocks - 1) / chunk_blocks;
-  const int64_t wanted = threads.count() == 1 ? 1 : threads.count() * PIECES_PER_THREAD;
-  const int64_t group_strips = (call.strips + wanted - 1) / wanted;
-  const int64_t groups = (call.strips + group_strips - 1) / group_strips;
-  threads.run(chunks * groups, [&](int64_t piece, int) {
-    const int64_t first_block = piece / groups * chunk_blocks, first_strip = piece % groups * group_strips;
-    kernel.compute(call, first_block, std::min(call.blocks, first_block + chunk_blocks), first_strip,
-                   std::min(call.strips, first_strip + group_strips));
-  });
+// Chunks of equal size, and in them blocks of equal size: a last one of a single row would cost as much as a full one.
+int64_t rows_in_chunk(const Kernel& kernel, int64_t row_bytes, int64_t rows) {
+  static const int64_t cache = cache_bytes();
+  const int64_t unit = kernel.max_block_rows;
+  const int64_t most = std::clamp<int64_t>(cache / row_bytes, unit, MAX_CALL_ROWS) / unit * unit;
+  const int64_t chunks = (rows + most - 1) / most;
+  return std::min(most, rounded_up((rows + chunks - 1) / chunks, unit));
 }
 
 void multiply_by(const Kernel& kernel, const PackedLinear& matrix, const void* x, int64_t x_stride, int64_t rows,
                  void* y, int64_t y_stride, DType y_dtype, Store store, Threads& threads) {
   if (rows <= 0) return;
   static thread_local RowBuffer buffer;
-  const int64_t records = num_records(matrix.dtype, matrix.depth), strips = num_strips(matrix.width, matrix.gated);
-  // Blocks of equal size: a last one of a single row would cost as much as a full one.
-  const int64_t fewest = (rows + kernel.max_block_rows - 1) / kernel.max_block_rows;
-  const int64_t block_rows = (rows + fewest - 1) / fewest, blocks = (rows + block_rows - 1) / block_rows;
-  const int64_t block_bytes = rounded_up(records * block_rows * kernel.row_record_bytes, 64);
-  const Call call{matrix, static_cast<const char*>(x), x_stride * (matrix.dtype == F32 ? 4 : 2), rows,
-                  static_cast<char*>(y), y_stride, y_dtype, store, records, strips, records * RECORD_BYTES,
-                  block_rows, blocks, block_bytes, buffer.get(blocks * block_bytes)};
-  pack_rows(call, kernel, threads);
-  compute(call, kernel, threads);
+  const int64_t records = num_records(matrix.dtype, matrix.depth), row_bytes = records * kernel.row_record_bytes;
+  const int64_t chunk_rows = rows_in_chunk(kernel, row_bytes, rows);
+  const int64_t x_row_bytes = x_stride * (matrix.dtype == F32 ? 4 : 2), y_row_bytes = y_stride * (y_dtype == F32 ? 4 : 2);
+  for (int64_t first = 0; first < rows; first += chunk_rows) {
+    const int64_t count = std::min(chunk_rows, rows - first);
+    const int64_t fewest = (count + kernel.max_block_rows - 1) / kernel.max_block_rows;
+    int64_t block_rows = (count + fewest - 1) / fewest;
+    if (block_rows > 16) block_rows += block_rows % 2;
+    const int64_t blocks = (count + block_rows - 1) / block_rows;
+    const int64_t block_bytes = rounded_up(block_rows * row_bytes, 64);
+    multiply_chunk({matrix, static_cast<const char*>(x) + first * x_row_bytes, x_row_bytes, count,
+                    static_cast<char*>(y) + first * y_row_bytes, y_row_bytes, y_dtype, store, records,
+                    num_strips(matrix.width, matrix.gated), records * RECORD_BYTES, block_rows, blocks, block_bytes,
+                    buffer.get(blocks * block_bytes)},
+                   kernel, threads);
+  }
 }
 
 enum KernelName : int32_t { BEST = 0, AMX = 1, DOT = 2, PLAIN = 3 };

@@ -1,22 +1,19 @@
-// bf16 by AMX: a block of rows is a row of tiles; two blocks by one strip are four tiles of sums.
+// bf16 by AMX: a block of rows is one or two tiles, a strip two; their sums are two or four.
+#include "amx.h"
 #include "linear_call.h"
 
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__linux__)
-
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#if PDSERVE_AMX
 
 #include <algorithm>
 
 namespace pdserve {
 namespace {
 
-constexpr int64_t ROW_TILE_BYTES = 64;                               // of one row in a tile: 16 pairs
-constexpr int64_t STEP_BYTES = TILE_RECORDS * RECORD_BYTES;          // of a strip: two tiles
-constexpr int64_t STEPS_IN_CACHE = 16;                               // 32 KiB of a strip stay in the first-level cache
-constexpr int64_t AHEAD_BYTES = 2048;                                // of reading, into the second-level cache
+constexpr int64_t ROW_TILE_BYTES = 64;                       // of one row in a tile: 16 pairs
+constexpr int64_t STEP_BYTES = TILE_RECORDS * RECORD_BYTES;  // of a strip: two tiles
 constexpr int64_t STEP_LINES = STEP_BYTES / 64;
+constexpr int64_t SPAN_STEPS = 8;      // of a strip and of a block: 32 KiB, which stay in the first-level cache
+constexpr int64_t AHEAD_BYTES = 2048;  // of reading, into the second-level cache
 
 // Tiles 0 to 3: sums, 4 and 5: rows, 6 and 7: the matrix.
 struct alignas(64) TileConfig {
@@ -24,118 +21,122 @@ struct alignas(64) TileConfig {
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
 
-  explicit TileConfig(int64_t block_rows) {
+  explicit TileConfig(int64_t tile_rows) {
     for (int tile = 0; tile < 8; ++tile) {
       row_bytes[tile] = 64;
-      rows[tile] = tile < 6 ? uint8_t(block_rows) : 16;
+      rows[tile] = tile < 6 ? uint8_t(tile_rows) : 16;
     }
   }
 };
 
+// A block of more than 16 rows, always an even number, is two tiles.
+int64_t rows_in_tile(const Call& call) { return call.block_rows > 16 ? call.block_rows / 2 : call.block_rows; }
+
+// Spans of depth, in each the blocks, in each the steps of 32 depths, in each the rows: as they are read.
+char* rows_of(const Call& call, int64_t block, int64_t step) {
+  const int64_t span = step / SPAN_STEPS, steps = call.records / TILE_RECORDS;
+  const int64_t span_steps = std::min(SPAN_STEPS, steps - span * SPAN_STEPS);
+  const int64_t before = span * SPAN_STEPS * call.blocks + block * span_steps + step % SPAN_STEPS;
+  return call.packed_rows + before * call.block_rows * ROW_TILE_BYTES;
+}
+
 void pack_block(const Call& call, int64_t block) {
   const int64_t first_row = block * call.block_rows, rows = std::min(call.block_rows, call.rows - first_row);
-  const int64_t depth_bytes = call.matrix.depth * 2, whole = depth_bytes / ROW_TILE_BYTES;
-  char* to = call.packed_rows + block * call.block_bytes;
-  if (rows < call.block_rows || whole * ROW_TILE_BYTES < depth_bytes) memset(to, 0, call.block_bytes);
-  const int64_t tile_bytes = call.block_rows * ROW_TILE_BYTES;
-  for (int64_t row = 0; row < rows; ++row) {
-    const char* x = call.x + (first_row + row) * call.x_row_bytes;
-    char* at = to + row * ROW_TILE_BYTES;
-    for (int64_t tile = 0; tile < whole; ++tile, at += tile_bytes, x += ROW_TILE_BYTES) memcpy(at, x, ROW_TILE_BYTES);
-    memcpy(at, x, depth_bytes - whole * ROW_TILE_BYTES);
+  const int64_t depth_bytes = call.matrix.depth * 2, steps = call.records / TILE_RECORDS;
+  const char* x = call.x + first_row * call.x_row_bytes;
+  for (int64_t step = 0; step < steps; ++step, x += ROW_TILE_BYTES) {
+    char* to = rows_of(call, block, step);
+    const int64_t bytes = std::min(ROW_TILE_BYTES, depth_bytes - step * ROW_TILE_BYTES);
+    for (int64_t row = 0; row < rows; ++row, to += ROW_TILE_BYTES) {
+      if (bytes == ROW_TILE_BYTES) {
+        memcpy(to, x + row * call.x_row_bytes, ROW_TILE_BYTES);
+      } else {
+        memset(to, 0, ROW_TILE_BYTES);
+        memcpy(to, x + row * call.x_row_bytes, bytes);
+      }
+    }
   }
 }
 
-struct Span {  // of depth, in steps of 32
-  int64_t first, last;
+struct Fetch {  // lines of the strip to fetch at each step
+  int64_t ahead, lines;
 };
 
-// Adds the products of a span of depth to the sums [BLOCKS * block_rows, 32] of one strip.
-template <int BLOCKS>
-void multiply_span(const Call& call, int64_t block, const char* strip, Span span, int64_t ahead, int64_t first_line,
-                   int64_t lines, float* sums) {
-  const int64_t tile_bytes = call.block_rows * ROW_TILE_BYTES, block_sums = call.block_rows * STRIP;
-  const char* rows = call.packed_rows + block * call.block_bytes + span.first * tile_bytes;
-  const char* at = strip + span.first * STEP_BYTES;
-  if (span.first) {
+// Adds the products of a span of depth to the sums [TILES * tile_rows, 32] of one strip.
+template <int TILES>
+void multiply_span(const char* rows, const char* strip, int64_t steps, int64_t tile_rows, bool first, Fetch fetch,
+                   float* sums) {
+  const int64_t tile_bytes = tile_rows * ROW_TILE_BYTES, tile_sums = tile_rows * STRIP;
+  if (!first) {
     _tile_loadd(0, sums, RECORD_BYTES);
     _tile_loadd(1, sums + LANES, RECORD_BYTES);
-    if constexpr (BLOCKS == 2) {
-      _tile_loadd(2, sums + block_sums, RECORD_BYTES);
-      _tile_loadd(3, sums + block_sums + LANES, RECORD_BYTES);
+    if constexpr (TILES == 2) {
+      _tile_loadd(2, sums + tile_sums, RECORD_BYTES);
+      _tile_loadd(3, sums + tile_sums + LANES, RECORD_BYTES);
     }
   } else {
     _tile_zero(0);
     _tile_zero(1);
-    if constexpr (BLOCKS == 2) {
+    if constexpr (TILES == 2) {
       _tile_zero(2);
       _tile_zero(3);
     }
   }
-  for (int64_t step = span.first; step < span.last; ++step, at += STEP_BYTES, rows += tile_bytes) {
-    const char* later = at + ahead + first_line * 64;
-    for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(later + line * 64, 0, 2);
+  for (int64_t step = 0; step < steps; ++step, strip += STEP_BYTES, rows += TILES * tile_bytes) {
+    for (int64_t line = 0; line < fetch.lines; ++line) __builtin_prefetch(strip + fetch.ahead + line * 64, 0, 2);
     _tile_loadd(4, rows, ROW_TILE_BYTES);
-    _tile_loadd(6, at, RECORD_BYTES);
-    _tile_loadd(7, at + 64, RECORD_BYTES);
+    _tile_loadd(6, strip, RECORD_BYTES);
+    _tile_loadd(7, strip + 64, RECORD_BYTES);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
-    if constexpr (BLOCKS == 2) {
-      _tile_loadd(5, rows + call.block_bytes, ROW_TILE_BYTES);
+    if constexpr (TILES == 2) {
+      _tile_loadd(5, rows + tile_bytes, ROW_TILE_BYTES);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
   }
   _tile_stored(0, sums, RECORD_BYTES);
   _tile_stored(1, sums + LANES, RECORD_BYTES);
-  if constexpr (BLOCKS == 2) {
-    _tile_stored(2, sums + block_sums, RECORD_BYTES);
-    _tile_stored(3, sums + block_sums + LANES, RECORD_BYTES);
+  if constexpr (TILES == 2) {
+    _tile_stored(2, sums + tile_sums, RECORD_BYTES);
+    _tile_stored(3, sums + tile_sums + LANES, RECORD_BYTES);
   }
 }
 
-// While one span of the strip is multiplied with every pair of blocks, the next one is fetched, a share with each pair.
-void multiply_strip(const Call& call, int64_t first_block, int64_t last_block, int64_t strip, float* sums) {
+// While one span of the strip is multiplied with every block, the next one is fetched, a share with each.
+void multiply_strip(const Call& call, int64_t strip, float* sums) {
   const char* data = static_cast<const char*>(call.matrix.data) + strip * call.strip_bytes;
-  const int64_t steps = call.records / TILE_RECORDS, pairs = (last_block - first_block + 1) / 2;
-  const int64_t in_cache = pairs == 1 ? steps : STEPS_IN_CACHE, lines = (STEP_LINES + pairs - 1) / pairs;
+  const int64_t steps = call.records / TILE_RECORDS, tile_rows = rows_in_tile(call);
+  const int64_t in_cache = call.blocks == 1 ? steps : SPAN_STEPS, lines = (STEP_LINES + call.blocks - 1) / call.blocks;
+  const auto multiply_one = call.block_rows > 16 ? multiply_span<2> : multiply_span<1>;
   for (int64_t first = 0; first < steps; first += in_cache) {
-    const Span span{first, std::min(steps, first + in_cache)};
-    const int64_t ahead = pairs == 1 ? AHEAD_BYTES : (span.last - span.first) * STEP_BYTES;
-    for (int64_t pair = 0; pair < pairs; ++pair) {
-      const int64_t block = first_block + 2 * pair, first_line = pair * lines;
-      const int64_t my_lines = std::min(lines, STEP_LINES - first_line);
-      float* mine = sums + (block - first_block) * call.block_rows * STRIP;
-      if (block + 1 < last_block) multiply_span<2>(call, block, data, span, ahead, first_line, my_lines, mine);
-      else multiply_span<1>(call, block, data, span, ahead, first_line, my_lines, mine);
+    const int64_t count = std::min(in_cache, steps - first);
+    Fetch fetch{call.blocks == 1 ? AHEAD_BYTES : count * STEP_BYTES, lines};
+    for (int64_t block = 0; block < call.blocks; ++block, fetch.ahead += lines * 64) {
+      const int64_t first_row = block * call.block_rows;
+      float* mine = sums + first_row * STRIP;
+      multiply_one(rows_of(call, block, first), data + first * STEP_BYTES, count, tile_rows, first == 0, fetch, mine);
+      if (first + count == steps)
+        finish(call, strip, first_row, std::min(call.rows - first_row, call.block_rows), mine);
     }
   }
-  const int64_t first_row = first_block * call.block_rows;
-  finish(call, strip, first_row, std::min(call.rows, last_block * call.block_rows) - first_row, sums);
 }
 
-void compute(const Call& call, int64_t first_block, int64_t last_block, int64_t first_strip, int64_t last_strip) {
-  alignas(64) float sums[MAX_CHUNK_ROWS * STRIP];
-  const TileConfig config(call.block_rows);
-  __asm__ volatile("" ::: "memory");  // GCC's intrinsics do not say that they read all of what they point at
+void compute(const Call& call, int64_t first_strip, int64_t last_strip) {
+  alignas(64) float sums[MAX_CALL_ROWS * STRIP];
+  const TileConfig config(rows_in_tile(call));
+  stores_done();
   _tile_loadconfig(&config);
-  for (int64_t strip = first_strip; strip < last_strip; ++strip)
-    multiply_strip(call, first_block, last_block, strip, sums);
+  for (int64_t strip = first_strip; strip < last_strip; ++strip) multiply_strip(call, strip, sums);
   _tile_release();
 }
 
-bool tiles_granted() {
-  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, for all threads of the process
-  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
-}
-
-constexpr Kernel KERNEL{16, ROW_TILE_BYTES / TILE_RECORDS, pack_block, compute};
+constexpr Kernel KERNEL{32, ROW_TILE_BYTES / TILE_RECORDS, pack_block, compute};
 
 }  // namespace
 
 const Kernel* amx_kernel() {
-  static const bool granted = tiles_granted();
-  return granted ? &KERNEL : nullptr;
+  return amx_ready() ? &KERNEL : nullptr;
 }
 
 }  // namespace pdserve

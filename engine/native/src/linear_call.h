@@ -21,14 +21,16 @@ inline int64_t num_strips(int64_t width, bool gated) {
   return gated ? (width / 2 + LANES - 1) / LANES : (width + STRIP - 1) / STRIP;
 }
 
-// Rows are copied into blocks first, each as its kernel reads it. The rows of a chunk of blocks stay in the second-level
-// cache while strips pass by.
+// The rows of one call are few enough that, copied into blocks as the kernel reads them, they stay in the second-level
+// cache while the strips pass by.
+constexpr int64_t MAX_CALL_ROWS = 512;
+
 struct Call {
   const PackedLinear& matrix;
   const char* x;
   int64_t x_row_bytes, rows;
   char* y;
-  int64_t y_stride;
+  int64_t y_row_bytes;
   DType y_dtype;
   Store store;
   int64_t records, strips, strip_bytes;
@@ -36,14 +38,11 @@ struct Call {
   char* packed_rows;  // [blocks, block_bytes]; where the last block has fewer rows, the rest is zero
 };
 
-constexpr int64_t MAX_CHUNK_ROWS = 512;
-
 struct Kernel {
   int64_t max_block_rows;
   int64_t row_record_bytes;  // of one row in a packed block, per record
   void (*pack_block)(const Call& call, int64_t block);
-  // Blocks [first_block, last_block) by strips [first_strip, last_strip).
-  void (*compute)(const Call& call, int64_t first_block, int64_t last_block, int64_t first_strip, int64_t last_strip);
+  void (*compute)(const Call& call, int64_t first_strip, int64_t last_strip);  // all rows by these strips
 };
 
 // Sums [rows, 32] of one strip, rows from first_row on: bias, activation, store.

@@ -56,8 +56,9 @@ void finish_as(const Call& call, int64_t strip, int64_t first_row, int64_t rows,
   const int64_t first = strip * (GATED ? LANES : STRIP), second = GATED ? width + first : first + LANES;
   const int64_t left = width - first, second_left = GATED ? left : left - LANES;
   const Floats bias = bias_of(call, first, left), second_bias = bias_of(call, second, second_left);
-  Number* y = reinterpret_cast<Number*>(call.y) + first_row * call.y_stride + first;
-  for (int64_t row = 0; row < rows; ++row, y += call.y_stride, sums += STRIP) {
+  char* y_row = call.y + first_row * call.y_row_bytes + first * sizeof(Number);
+  for (int64_t row = 0; row < rows; ++row, y_row += call.y_row_bytes, sums += STRIP) {
+    Number* y = reinterpret_cast<Number*>(y_row);
     const Floats a = load(sums) + bias, b = load(sums + LANES) + second_bias;
     if constexpr (GATED) {
       put<false>(y, activated<STORE_AS>(a) * b, left);

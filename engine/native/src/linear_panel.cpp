@@ -119,11 +119,11 @@ constexpr auto multiply_blocks(std::integer_sequence<int, ROWS...>) {
 }
 
 template <class Record>
-void compute(const Call& call, int64_t first_block, int64_t last_block, int64_t first_strip, int64_t last_strip) {
+void compute(const Call& call, int64_t first_strip, int64_t last_strip) {
   static constexpr auto BY_ROWS = multiply_blocks<Record>(std::make_integer_sequence<int, MAX_ROWS>());
   const auto multiply_one = BY_ROWS[call.block_rows - 1];
   for (int64_t strip = first_strip; strip < last_strip; ++strip)
-    for (int64_t block = first_block; block < last_block; ++block) multiply_one(call, block, strip);
+    for (int64_t block = 0; block < call.blocks; ++block) multiply_one(call, block, strip);
 }
 
 template <class Record>
