@@ -9,6 +9,7 @@ nothing ever waits.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -21,10 +22,15 @@ OFF_TIME = 1.0
 class Doorbell:
     """Of one event loop. Everyone who rings is called once, in order, soon."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, now_s: Callable[[], float] = time.monotonic, busy_s: Callable[[], float] = time.thread_time
+    ) -> None:
+        """`busy_s`: how long the loop's thread has worked so far."""
+        self._now_s = now_s
+        self._busy_s = busy_s
         self._callers: list[Callable[[], None]] = []
-        self._answered_s = 0.0
-        self._answered_cpu_s = 0.0  # this thread's
+        self._answered_at_s = -math.inf
+        self._busy_before_s = 0.0  # when it answered last
 
     def ring(self, answer: Callable[[], None]) -> None:
         """Have `answer` called; it must not raise. Who rings again before that is called again."""
@@ -40,12 +46,11 @@ class Doorbell:
 
     def _hold_s(self) -> float:
         """How long the loop should do other things first."""
-        away_s = time.monotonic() - self._answered_s
-        busy_s = time.thread_time() - self._answered_cpu_s
-        return min(MAX_HOLD_S, (1.0 + OFF_TIME) * busy_s - away_s)
+        busy_s = self._busy_s() - self._busy_before_s
+        return min(MAX_HOLD_S, self._answered_at_s + (1.0 + OFF_TIME) * busy_s - self._now_s())
 
     def _answer(self) -> None:
         callers, self._callers = self._callers, []
-        self._answered_s, self._answered_cpu_s = time.monotonic(), time.thread_time()
+        self._answered_at_s, self._busy_before_s = self._now_s(), self._busy_s()
         for answer in callers:
             answer()

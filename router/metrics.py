@@ -47,6 +47,7 @@ class RouterMetrics:
         self.registry.register(self._gap)
         self._phase = self._histogram("request_phase_seconds", "Where a request's time went.", _SECONDS, ["phase"])
         self._transfer = self._histogram("kv_transfer_seconds", "First byte expected until commit.", _TRANSFER_SECONDS)
+        self._lag = self._histogram("event_loop_lag_seconds", "How late the router's loop ran a timer.", _SECONDS)
         self._requests = self._counter("requests", "Requests by how they ended.", ["outcome"])
         self._slo = self._counter(
             "slo_requests", "Requests by SLO verdict.", ["verdict", "blame", "slo_class", "tenant"]
@@ -90,6 +91,10 @@ class RouterMetrics:
 
     def transferred(self, seconds: float) -> None:
         self._transfer.observe(seconds)
+
+    def loop_was_late(self, lag_s: float) -> None:
+        """A timer of the router's loop ran so late; a few samples a second."""
+        self._lag.observe(lag_s)
 
     def stale(self, kind: str, count: int = 1) -> None:
         """`kind` is one of a few words of ours."""

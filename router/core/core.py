@@ -189,9 +189,10 @@ class Core:
         while True:
             await asyncio.sleep(self.config.tick_s)
             now_s = self.clock.now()
-            late = now_s - last_s > self.config.tick_s + 1.0
+            lag_s = max(0.0, now_s - last_s - self.config.tick_s)
+            self.metrics.loop_was_late(lag_s)
+            self._watch_workers(now_s, late=lag_s > 1.0)
             last_s = now_s
-            self._watch_workers(now_s, late)
             self.requests.check_stalled()
             if now_s - renewed_s >= self.config.renew_s:
                 renewed_s = now_s
@@ -204,7 +205,7 @@ class Core:
                 if line is not None:
                     log.info("%s", line)
 
-    def _watch_workers(self, now_s: float, late: bool) -> None:
+    def _watch_workers(self, now_s: float, *, late: bool) -> None:
         """End the sessions of silent workers; when we ourselves stood still, nobody's silence counts."""
         for worker in self.fleet:
             if late:

@@ -19,10 +19,23 @@ class ReadinessHealth(health.aio.HealthServicer):  # type: ignore[misc]  # grpc 
         super().__init__()
         self._names = ("", *service_names)
         self._is_ready = is_ready
+        self._num_watchers = 0
+        self._watched = asyncio.Event()  # somebody watches
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext) -> object:
         await self.refresh()
         return await super().Check(request, context)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext) -> None:
+        self._num_watchers += 1
+        self._watched.set()
+        try:
+            await self.refresh()
+            await super().Watch(request, context)
+        finally:
+            self._num_watchers -= 1
+            if not self._num_watchers:
+                self._watched.clear()
 
     async def refresh(self) -> None:
         status = health_pb2.HealthCheckResponse
@@ -34,5 +47,6 @@ class ReadinessHealth(health.aio.HealthServicer):  # type: ignore[misc]  # grpc 
     async def refresh_forever(self) -> None:
         """For those who watch: readiness is a question, so somebody has to ask it."""
         while True:
+            await self._watched.wait()  # an idle router sleeps
             await self.refresh()
             await asyncio.sleep(REFRESH_S)

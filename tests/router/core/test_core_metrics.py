@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,6 +15,7 @@ from router.core.config import CoreConfig
 from router.core.fleet import Worker
 from router.core.messages import BlockCounts, StatusReport, WorkerIdentity
 from router.core.stats import StatsLine
+from router.token_gaps import GapHistogram
 from scheduling.latency import LatencyCoefficients
 from scheduling.routing import Role
 
@@ -22,7 +24,7 @@ ROUTERS_OWN = {
     "pdserve_inter_token_latency_seconds", "pdserve_request_phase_seconds", "pdserve_requests",
     "pdserve_slo_requests", "pdserve_queue_depth", "pdserve_running_sequences", "pdserve_kv_blocks",
     "pdserve_kv_leaked_blocks", "pdserve_kv_transfer_seconds", "pdserve_prompt_tokens", "pdserve_generation_tokens",
-    "pdserve_prefix_cache_hit_tokens", "pdserve_worker_up",
+    "pdserve_prefix_cache_hit_tokens", "pdserve_worker_up", "pdserve_event_loop_lag_seconds",
 }  # fmt: skip
 WORKERS = {
     "pdserve_kv_transfer_bytes", "pdserve_kv_transfer_failures", "pdserve_link_bandwidth_bytes_per_second",
@@ -179,3 +181,47 @@ def test_the_line_in_the_log_says_only_news() -> None:
     assert text == "running 2, 5.0 tokens/s, decode-0 KV 75 % running 3 waiting 2"
     assert line.next(0, 50, 10.0, []) == "running 0, 0.0 tokens/s"
     assert line.next(0, 50, 10.0, []) is None
+
+
+def test_a_loop_that_stood_still_is_seen(harness: Any) -> None:
+    """The lag is that of the housekeeping timer: sampled with every tick, late by what held the loop."""
+
+    async def walk(cluster: Any) -> None:
+        metrics, ticks = cluster.core.metrics, asyncio.Queue[float]()
+        keep = metrics.loop_was_late
+
+        def note(lag_s: float) -> None:
+            keep(lag_s)
+            ticks.put_nowait(lag_s)
+
+        metrics.loop_was_late = note
+        await ticks.get()
+        before = value(cluster.metrics(), "event_loop_lag_seconds_sum")
+        hold_the_loop(0.3)
+        lag_s = await ticks.get()
+        assert lag_s >= 0.2 and value(cluster.metrics(), "event_loop_lag_seconds_sum") >= before + lag_s
+
+    harness.run(0, 1, walk, CoreConfig(tick_s=0.05))
+
+
+def hold_the_loop(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def test_gaps_between_tokens_fall_into_their_buckets() -> None:
+    """As prometheus_client counts: a bound belongs to its bucket, buckets are cumulative."""
+    gaps = GapHistogram("pdserve_gap_seconds", "Gaps.", (0.1, 1.0))
+    gaps.observe(0.1)
+    gaps.observe(0.0, 3)
+    gaps.observe(0.5)
+    gaps.observe(7.0)
+    (family,) = gaps.collect()
+    assert [(s.name, s.labels.get("le"), s.value) for s in family.samples if s.name.endswith("_bucket")] == [
+        ("pdserve_gap_seconds_bucket", "0.1", 4),
+        ("pdserve_gap_seconds_bucket", "1.0", 5),
+        ("pdserve_gap_seconds_bucket", "+Inf", 6),
+    ]
+    assert {s.name: s.value for s in family.samples if not s.labels} == {
+        "pdserve_gap_seconds_count": 6,
+        "pdserve_gap_seconds_sum": 7.6,
+    }
