@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from engine.attention import ReferenceAttention
+from engine.families import TESTED
 from engine.kv_pool import KvPool
 from engine.model import LoadedModel, load_model
 from engine.runner import TorchRunner
@@ -69,9 +71,10 @@ class Case:
         pool = self.pool()
         return TorchRunner(self.model, pool, ReferenceAttention(pool))
 
-    def gpu_runner(self, capture: bool = True) -> Any:
+    def gpu_runner(self, max_seqs: int = MAX_SEQS, capture: bool = True) -> Any:
+        """By name: where Triton is missing this file is still collected."""
         module = importlib.import_module("engine.gpu.runner")
-        runner = module.GpuRunner(self.model.kernels.module, self.pool(), MAX_LEN, MAX_SEQS, 512)
+        runner = module.GpuRunner(self.model.kernels.module, self.pool(), MAX_LEN, max_seqs, 512)
         assert runner.capture() if capture else True
         return runner
 
@@ -144,3 +147,91 @@ def test_tokens_equal_the_reference_runner(case: Callable[..., Case], arch: str)
             assert (mine.logprobs is None) == (expected.logprobs is None)
             if mine.logprobs is not None and expected.logprobs is not None:
                 assert abs(mine.logprobs.logprob - expected.logprobs.logprob) < 1e-4
+
+
+def test_a_step_is_launched_before_the_last_is_collected(case: Callable[..., Case]) -> None:
+    """Tokens that the host does not know yet are fed on the device: the same tokens as one step after the other."""
+    tiny = case("llama")
+    pending = importlib.import_module("engine.gpu.runner").PENDING
+    samplings = [SamplingParams(max_tokens=5), *(replace(one, max_tokens=5) for one in mixture(2, seed=9))]
+    expected = tiny.run(tiny.reference(), samplings, seed=2, longest=20)
+    chance, runner = random.Random(2), tiny.gpu_runner(3)
+    blocks = chance.sample(range(tiny.num_blocks), tiny.num_blocks)
+    per = MAX_LEN // BLOCK_SIZE
+    ours = [
+        Sequence(str(i), one.tokens[: one.num_prompt], one.sampling, blocks[i * per : (i + 1) * per])
+        for i, one in enumerate(expected)
+    ]
+    before = runner.launch([one.share(100) for one in ours])
+    for turn in range(1, 5):
+        for one in ours:
+            one.computed = len(one.tokens)
+            one.tokens.append(pending)
+        launched = runner.launch([one.share(1) for one in ours])
+        for one, result in zip(ours, runner.collect(before), strict=True):
+            one.tokens[one.num_prompt + turn - 1] = result.token_id
+        before = launched
+    for one, result, other in zip(ours, runner.collect(before), expected, strict=True):
+        assert [*one.tokens, result.token_id] == other.tokens
+    with pytest.raises(AssertionError, match="never collected"):
+        for _ in range(3):
+            runner.launch([ours[0].share(1)])
+
+
+def test_steps_too_long_for_a_graph_run_eagerly(case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hardly any scratch for captured steps the tokens are the same."""
+    tiny = case("llama")
+    samplings = [SamplingParams(max_tokens=4)] * 2
+    expected = [one.tokens for one in tiny.run(tiny.reference(), samplings, seed=4)]
+    monkeypatch.setattr("engine.gpu.splits.FIRST_SPLIT", 16)  # positions of a split, on the host
+    monkeypatch.setattr("engine.gpu.attention.FIRST_SPLIT", 16)  # and on the device
+    monkeypatch.setattr("engine.gpu.attention.SCRATCH_BYTES", 0)
+    found = tiny.run(tiny.gpu_runner(2), samplings, seed=4)
+    assert [one.tokens for one in found] == expected
+
+
+def test_a_model_that_asks_the_device_runs_without_graphs(
+    case: Callable[..., Case], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pass that reads a number is found before it is captured; its steps run eagerly, and the log says why."""
+    tiny = case("llama")
+    head = tiny.model.kernels.module.lm_head
+
+    def reads(_module: Any, inputs: Any) -> None:
+        assert float(inputs[0].sum()) is not None
+
+    handle = head.register_forward_pre_hook(reads)
+    try:
+        runner = tiny.gpu_runner(capture=False)
+        assert not runner.capture()
+        assert "without CUDA graphs: the forward pass reads a number" in caplog.text
+        found = tiny.run(runner, [SamplingParams(max_tokens=3)], seed=5)
+    finally:
+        handle.remove()
+    assert found[0].tokens == tiny.run(tiny.reference(), [SamplingParams(max_tokens=3)], seed=5)[0].tokens
+
+
+def test_seats_are_reused_when_many_sequences_came_and_went(case: Callable[..., Case]) -> None:
+    """More sequences than seats, one after the other, some coming back after their seat was given away."""
+    tiny = case("llama")
+    samplings = [SamplingParams(max_tokens=2)] * 3
+    expected = [tiny.run(tiny.reference(), [one], seed=seed)[0].tokens for seed, one in enumerate(samplings)]
+    runner = tiny.gpu_runner(1, capture=False)
+    for _ in range(2):
+        found = [tiny.run(runner, [one], seed=seed)[0].tokens for seed, one in enumerate(samplings)]
+        assert found == expected
+
+
+CANNOT_BE_CAPTURED: frozenset[str] = frozenset()
+
+
+@pytest.mark.parametrize("arch", TESTED)
+def test_families_never_ask_the_device(case: Callable[..., Case], arch: str) -> None:
+    """A decode pass of every tested family holds nothing that a graph cannot, as far as a CPU shows."""
+    made = {"gemma3_text": "gemma3"}.get(arch, arch)
+    tiny = case(made)
+    runner = tiny.gpu_runner(1, capture=False)
+    assert runner.capture() is (arch not in CANNOT_BE_CAPTURED)
+    sampling = [SamplingParams(max_tokens=2)]
+    found, expected = (tiny.run(one, sampling, seed=6, longest=20)[0].tokens for one in (runner, tiny.reference()))
+    assert found == expected
