@@ -24,7 +24,7 @@ from pathlib import Path
 from bench.served.comparison import agreement_lines, median_lines, outcome_lines, ratio_lines
 from bench.served.load import Load, Outcome, greedy_tokens, prompts_of, run_load
 from bench.served.process_tree import adopt_orphans
-from bench.served.server import Server, ServerFailed
+from bench.served.server import Server, ServerFailed, stop_all
 from bench.served.systems import OURS, THEIRS, Setting, make_server, settle
 
 SHAPES = {
@@ -100,8 +100,7 @@ def all_started(names: Sequence[str], setting: Setting, log_dir: Path) -> Iterat
             print(f"{name} was ready after {took_s:.0f} s", flush=True)
         yield servers
     finally:
-        for server in servers:
-            server.stop()
+        stop_all(servers)
 
 
 def measure(servers: Sequence[Server], loads: Sequence[Load], num_rounds: int) -> dict[tuple[str, Load], list[Outcome]]:

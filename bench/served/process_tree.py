@@ -6,7 +6,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PR_SET_CHILD_SUBREAPER = 36  # <sys/prctl.h>
 PROC = Path("/proc")
+SHARED_MEMORY = "/dev/shm/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,32 @@ def pin(root_pid: int, core: int) -> None:
                     os.sched_setaffinity(int(task.name), {core})
 
 
-def end_tree(root_pid: int, grace_s: float) -> None:
-    """Ask the root to stop, wait, then kill what is left of its tree; returns when all of it is gone or reaped."""
-    tree = tree_of(root_pid)
+def end_trees(root_pids: Sequence[int], grace_s: float) -> None:
+    """Ask every root to stop, wait, then kill what is left of the trees; returns when all of it is gone.
+
+    Also gone is the shared memory that only they had mapped: a process that is killed cannot unlink its own.
+    """
+    tree = [process for pid in root_pids for process in tree_of(pid)]
+    shared = {path for process in tree for path in _shared_memory(process.pid)}
     signal_all(tree, signal.SIGCONT)
-    signal_all(tree[:1], signal.SIGINT)
+    signal_all([process for process in tree if process.pid in root_pids], signal.SIGINT)
     _wait_for(tree, grace_s)
+    tree += [process for pid in root_pids for process in tree_of(pid)]  # what was started meanwhile
+    shared |= {path for process in tree for path in _shared_memory(process.pid)}
     signal_all(tree, signal.SIGKILL)
     _wait_for(tree, 5.0)
+    for path in shared:
+        path.unlink(missing_ok=True)
+
+
+def _shared_memory(pid: int) -> list[Path]:
+    """The named segments that a process has mapped; none for a process that is gone."""
+    try:
+        lines = (PROC / str(pid) / "maps").read_text().splitlines()
+    except OSError:
+        return []
+    paths = {line.partition(SHARED_MEMORY)[2] for line in lines if SHARED_MEMORY in line}
+    return [Path(SHARED_MEMORY + path) for path in paths if not path.endswith(" (deleted)")]
 
 
 def _wait_for(processes: list[ProcessStat], limit_s: float) -> None:

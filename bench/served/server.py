@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from bench.served.process_tree import end_tree, signal_all, tree_of
+from bench.served.process_tree import end_trees, signal_all, tree_of
 
-STOP_GRACE_S = 20.0
+STOP_GRACE_S = 12.0
 POLL_S = 0.25
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM")  # should the benchmark be killed; kept through exec
 
@@ -40,7 +40,7 @@ class Server:
     name: str
     parts: Sequence[Part]
     log_dir: Path
-    _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def port(self) -> int:
@@ -51,7 +51,7 @@ class Server:
         """Start all parts at once, each in a session of its own: Ctrl-C reaches only the benchmark."""
         for part in self.parts:
             with self._log(part).open("wb") as log:
-                self._children.append(
+                self.children.append(
                     subprocess.Popen(
                         [*DIE_WITH_PARENT, *part.command],
                         stdin=subprocess.DEVNULL,
@@ -64,7 +64,7 @@ class Server:
     def await_ready(self, limit_s: float) -> float:
         """Seconds until every part answered; raises ServerFailed when one ends or the limit passes."""
         begin_s = time.monotonic()
-        for part, child in zip(self.parts, self._children, strict=True):
+        for part, child in zip(self.parts, self.children, strict=True):
             while not _answers(part):
                 if child.poll() is not None:
                     raise ServerFailed(f"{self.name} ended while it started:\n{self.last_words(part)}")
@@ -76,14 +76,14 @@ class Server:
     def processor_s(self) -> dict[str, float]:
         """Processor seconds so far, by process: `part/name`, or the pid's own name; equal names are added up."""
         found: dict[str, float] = {}
-        for part, child in zip(self.parts, self._children, strict=True):
+        for part, child in zip(self.parts, self.children, strict=True):
             for process in tree_of(child.pid):
                 name = "/".join(filter(None, (part.label, process_name(process.pid, process.name))))
                 found[name] = found.get(name, 0.0) + process.processor_s
         return found
 
     def root_pid(self, part: Part) -> int:
-        return self._children[list(self.parts).index(part)].pid
+        return self.children[list(self.parts).index(part)].pid
 
     def park(self) -> None:
         """Stop all processes in place: parked, a server costs memory and no processor time."""
@@ -93,16 +93,8 @@ class Server:
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
-        for child in self._children:
+        for child in self.children:
             signal_all(tree_of(child.pid), number)
-
-    def stop(self) -> None:
-        """End every process of every part. Safe to repeat."""
-        for child in reversed(self._children):
-            end_tree(child.pid, STOP_GRACE_S)
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(1.0)
-        self._children.clear()
 
     def last_words(self, part: Part, num_lines: int = 15) -> str:
         lines = self._log(part).read_text("utf-8", "replace").splitlines()
@@ -110,6 +102,17 @@ class Server:
 
     def _log(self, part: Part) -> Path:
         return self.log_dir / f"{self.name}{f'-{part.label}' if part.label else ''}.log"
+
+
+def stop_all(servers: Sequence[Server]) -> None:
+    """End every process of every server, all at once. Safe to repeat."""
+    children = [child for server in servers for child in server.children]
+    end_trees([child.pid for child in children], STOP_GRACE_S)
+    for child in children:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(1.0)
+    for server in servers:
+        server.children.clear()
 
 
 def process_name(pid: int, comm: str) -> str:

@@ -14,8 +14,8 @@ from bench.served.__main__ import usable_systems
 from bench.served.comparison import FIGURES, REQUESTS, TPOT, TTFT, agreement_lines, outcome_lines, ratio_lines
 from bench.served.load import Load, Outcome, Spread, prompts_of
 from bench.served.make_vllm_env import let_nixl_pause, name_as_vllm
-from bench.served.process_tree import busy_s, end_tree, pin, read_stat, tree_of
-from bench.served.server import Part, Server, ServerFailed
+from bench.served.process_tree import busy_s, end_trees, pin, read_stat, tree_of
+from bench.served.server import Part, Server, ServerFailed, stop_all
 
 LOAD = Load(512, 64, 32, 96)
 FORKS = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
@@ -103,22 +103,24 @@ def test_vllm_is_left_out_without_its_environment(capsys: pytest.CaptureFixture[
 
 
 def test_a_tree_is_ended_with_what_it_started() -> None:
-    """Parent and child are seen, timed, pinned, and gone afterwards, although the parent ignores Ctrl-C."""
+    """Parent and child are seen, timed, pinned, and gone with their shared memory, although one ignores Ctrl-C."""
     ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-    code = ignore + FORKS + "print(1, flush=True); time.sleep(60)"
+    share = "from multiprocessing import shared_memory; m = shared_memory.SharedMemory(create=True, size=64); "
+    code = ignore + FORKS + share + "print(m._name, flush=True); time.sleep(60)"
     root = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
     assert root.stdout is not None
-    root.stdout.readline()
+    segment = root.stdout.readline().decode().strip()
+    assert Path(f"/dev/shm{segment}").exists()
     tree = tree_of(root.pid)
-    assert len(tree) == 2
+    assert [stat.parent_pid for stat in tree[1:]] == [root.pid] * 2  # what it forked, and its resource tracker
     assert tree[0].pid == root.pid
-    assert tree[1].parent_pid == root.pid
     assert tree[0].processor_s >= 0
     assert busy_s() > 0
     core = max(os.sched_getaffinity(0))
     pin(root.pid, core)
-    assert [os.sched_getaffinity(stat.pid) for stat in tree] == [{core}, {core}]
-    end_tree(root.pid, grace_s=0.2)
+    assert [os.sched_getaffinity(stat.pid) for stat in tree] == [{core}] * 3
+    end_trees([root.pid], grace_s=0.2)
+    assert not Path(f"/dev/shm{segment}").exists()
     root.wait(5)
     root.stdout.close()
     assert not any((now := read_stat(stat.pid)) and now.started_ticks == stat.started_ticks for stat in tree)
@@ -131,8 +133,8 @@ def test_a_server_that_ends_early_gives_its_last_words(tmp_path: Path) -> None:
     server.start()
     with pytest.raises(ServerFailed, match="no such model"):
         server.await_ready(20.0)
-    server.stop()
-    server.stop()
+    stop_all([server])
+    stop_all([server])
 
 
 def test_the_environment_of_vllm_is_changed_in_two_places(tmp_path: Path) -> None:
