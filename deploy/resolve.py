@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.checkpoint import Checkpoint, check_checkpoint
+from deploy.cores import Share, divide, shown, this_machine
 from deploy.hub import model_directory
-from deploy.machine import available_bytes, num_cores, num_gpus
+from deploy.machine import available_bytes, num_gpus
 from deploy.models.demo_model import demo_model_directory
 from deploy.safetensors_headers import BadCheckpoint
 from pdserve.config import ServeConfig, WorkerConfig, WorkerStart
@@ -39,6 +40,7 @@ class ResolvedServe:
     max_model_len: int
     worker: WorkerConfig  # nothing left open but kv_bytes on a GPU
     devices: tuple[str, ...]  # one per worker, prefill workers first
+    shares: tuple[Share, ...]  # of this machine's cores, in the same order
 
     def starts(self, cluster_secret: str) -> list[WorkerStart]:
         """Every worker of the cluster."""
@@ -54,8 +56,9 @@ class ResolvedServe:
                 cluster_secret=cluster_secret,
                 listen="127.0.0.1:0",
                 config=self._share(device),
+                processors=share.processors,
             )
-            for (role, n), device in zip(named, self.devices, strict=True)
+            for (role, n), device, share in zip(named, self.devices, self.shares, strict=True)
         ]
 
     def _share(self, device: str) -> WorkerConfig:
@@ -82,9 +85,11 @@ def resolve(config: ServeConfig) -> ResolvedServe:
     devices = _devices(config, num_workers)
     max_model_len = _context(config.worker, checkpoint)
     dtype = _dtype(config.worker, checkpoint)
-    worker = _defaults(replace(config.worker, dtype=dtype, max_model_len=max_model_len), num_workers)
+    shares = _shares(config, dtype, num_workers)
+    worker = replace(config.worker, dtype=dtype, max_model_len=max_model_len, threads=shares[0].threads)
+    worker = _defaults(worker, num_workers)
     name = config.router.served_model_name or ("mock" if mock_only else config.model)
-    return ResolvedServe(config, checkpoint, name, max_model_len, worker, devices)
+    return ResolvedServe(config, checkpoint, name, max_model_len, worker, devices, shares)
 
 
 def _devices(config: ServeConfig, num_workers: int) -> tuple[str, ...]:
@@ -128,17 +133,39 @@ def _dtype(worker: WorkerConfig, checkpoint: Checkpoint) -> str:
     return checkpoint.stored_dtype if checkpoint.stored_dtype == "float16" else "bfloat16"
 
 
+def _shares(config: ServeConfig, dtype: str, num_workers: int) -> tuple[Share, ...]:
+    """Threads and cores of each worker; equal, whatever its role."""
+    worker = config.worker
+    threads, pin = worker.threads, worker.pin_cores
+    if worker.device == "cpu" and dtype == "float32":
+        if threads is not None and threads > 1:
+            log.warning(
+                "--threads is %d: float32 on a CPU is computed by one thread, so that tokens are deterministic", threads
+            )
+        threads = 1
+    if config.ray is not None or worker.device != "cpu" or worker.mock is not None:
+        pin = "off"  # Ray knows the machines; a GPU's workers need no core for long
+    machine = this_machine()
+    shares = tuple(divide(machine, num_workers, threads, pin))
+    if threads is not None and shares[0].threads < threads:
+        log.warning(
+            "--threads is %d: each worker has %d cores of its own and computes with as many threads; --pin-cores off "
+            "gives it more",
+            threads, shares[0].threads,
+        )  # fmt: skip
+    where = "; ".join(shown(share.processors) for share in shares) if shares[0].processors else "not pinned"
+    quota = "" if machine.quota is None else f", of which a quota grants {machine.quota:g}"
+    log.info(
+        "%d cores%s: %d threads in each worker, processors: %s",
+        len(machine.cores), quota, shares[0].threads, where,
+    )  # fmt: skip
+    return shares
+
+
 def _defaults(worker: WorkerConfig, num_workers: int) -> WorkerConfig:
     """What depends on the device and on how many share the machine."""
     cpu = worker.device == "cpu"
-    threads, kv_bytes = worker.threads, worker.kv_bytes
-    if threads is None:
-        threads = 1 if cpu and worker.dtype == "float32" else max(1, num_cores() // num_workers)
-    elif cpu and worker.dtype == "float32" and threads > 1:
-        log.warning(
-            "--threads is %d: float32 on a CPU is computed by one thread, so that tokens are deterministic", threads
-        )
-        threads = 1
+    kv_bytes = worker.kv_bytes
     if kv_bytes is None and (cpu or worker.mock is not None):
         kv_bytes = min(
             CPU_KV_BYTES if worker.mock is None else MOCK_KV_BYTES, int(available_bytes() * CPU_KV_SHARE) // num_workers
@@ -156,7 +183,6 @@ def _defaults(worker: WorkerConfig, num_workers: int) -> WorkerConfig:
         raise ConfigError([f"{given}; it must be at least max-num-seqs, {max_num_seqs}: every decode is in every step"])
     return replace(
         worker,
-        threads=threads,
         kv_bytes=kv_bytes,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,

@@ -59,9 +59,14 @@ class WorkerConfig:
     kv_transport: str = setting("auto", "how KV moves between workers", choices=("auto", "shm", "gloo", "nccl"))
     threads: int | None = setting(
         None,
-        "torch threads of each worker on a CPU; float32 always uses 1 (default: its share of cores)",
+        "threads that compute in each worker on a CPU; float32 always uses 1 (default: its share of cores)",
         low=1,
         high=1024,
+    )
+    pin_cores: str = setting(
+        "auto",
+        "keep each worker on cores of its own (a CPU, no Ray); auto: where each has at least 4",
+        choices=("auto", "on", "off"),
     )
     kernels: str = setting(
         "auto", "what computes on a CPU; auto: native kernels where they are built", choices=("auto", "torch")
@@ -175,6 +180,7 @@ class WorkerStart:
     cluster_secret: str = field(repr=False)  # what the worker's service asks of its callers
     listen: str  # HOST:PORT of the worker's service; port 0 picks a free one
     config: WorkerConfig  # every None and "auto" decided, but for kv_bytes on a GPU
+    processors: tuple[int, ...] = ()  # that the process keeps to; empty: any
 
     def to_json(self) -> str:
         """One line."""
@@ -190,8 +196,10 @@ class WorkerStart:
         names = {one.name for one in fields(cls)}
         if not isinstance(data, dict) or set(data) != names or not isinstance(data["config"], dict):
             raise ConfigError([f"the worker's start line must be an object with {', '.join(sorted(names))}"])
-        config = from_mapping(WorkerConfig, data.pop("config"))
-        start = cls(**data, config=config)
+        config, processors = from_mapping(WorkerConfig, data.pop("config")), data.pop("processors")
+        if not isinstance(processors, list) or not all(type(one) is int and one >= 0 for one in processors):
+            raise ConfigError([f"processors is {processors!r}; it must be a list of whole numbers from 0"])
+        start = cls(**data, config=config, processors=tuple(processors))
         problems = limits(start) + config.check()
         if problems:
             raise ConfigError(problems)

@@ -117,6 +117,7 @@ def main(policy: RolePolicy, log_level: str) -> int:
     logging.basicConfig(level=log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         start = WorkerStart.from_json(sys.stdin.buffer.readline().decode())
+        _keep_to(start.processors)
         built = build_engine(start, MonotonicClock())
         asyncio.run(_serve(policy, start, built, lambda ready: _say_ready(answer.write, ready)))
     except (ConfigError, StartError, ValueError, OSError) as error:
@@ -128,6 +129,15 @@ def main(policy: RolePolicy, log_level: str) -> int:
         _say(answer.write, {"ready": False, "error": f"{type(error).__name__}: {error}", "exit_code": 1})
         return int(ExitCode.FAILED)
     return 0
+
+
+def _keep_to(processors: tuple[int, ...]) -> None:
+    """Run on these only, if any are given: the threads that imports made, and by inheritance all later ones."""
+    for task in os.listdir("/proc/self/task") if processors else ():
+        try:
+            os.sched_setaffinity(int(task), processors)
+        except ProcessLookupError:
+            pass  # it has ended
 
 
 def _exit_code(error: Exception) -> ExitCode:

@@ -246,11 +246,12 @@ def test_the_start_line_of_a_worker_survives_json(tmp_path: Path) -> None:
     """And nothing but what was written is taken."""
     from pdserve.config import WorkerConfig, WorkerStart
 
-    start = WorkerStart("decode-0", "decode", "/m", "cpu", "s", "127.0.0.1:0", WorkerConfig(threads=2))
+    start = WorkerStart("decode-0", "decode", "/m", "cpu", "s", "127.0.0.1:0", WorkerConfig(threads=2), (0, 3))
     assert WorkerStart.from_json(start.to_json()) == start
     assert "'s'" not in repr(start)
     data = json.loads(start.to_json())
     for bad in ("{", "[]", json.dumps({**data, "x": 1}), json.dumps({**data, "config": {"x": 1}}),
+                json.dumps({**data, "processors": ["0"]}), json.dumps({**data, "processors": 0}),
                 json.dumps({**data, "config": {"block_size": 3}}), json.dumps({**data, "role": 1})):  # fmt: skip
         with pytest.raises(ConfigError):
             WorkerStart.from_json(bad)
