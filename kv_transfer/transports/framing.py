@@ -22,10 +22,10 @@ import xxhash
 from kv_transfer.frame import Descriptor, FrameKind
 from kv_transfer.transports.interface import BlockMove, PairInfo
 
-FRAME_BYTES = 4 << 20
+FRAME_BYTES = 8 << 20
 """At most, but for a single message: enough that a descriptor and its answer cost nothing beside it, little enough that
 hashing the last one is soon done."""
-MESSAGE_BYTES = 1 << 20
+MESSAGE_BYTES = 512 << 10
 """At most: smaller ones cost calls, larger ones leave the processor's caches."""
 MAX_FRAME_BLOCKS = 1024
 """So that the questions about one frame fit in a packet (shared_memory)."""

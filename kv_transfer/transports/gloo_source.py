@@ -11,7 +11,7 @@ import xxhash
 
 from kv_transfer.frame import FLAG_DIGEST, Descriptor, FrameKind, expect
 from kv_transfer.transports.faults import Faults
-from kv_transfer.transports.framing import Frame, are_neighbours, cut_messages
+from kv_transfer.transports.framing import Bytes, Frame, Message, are_neighbours, cut_messages
 from kv_transfer.transports.gloo_link import MAX_DATA_TAG, GlooLink, frame_tensor, read_frame
 from kv_transfer.transports.gloo_pipeline import Flight, Pipeline
 from kv_transfer.transports.interface import BlockMove, ChannelStats, PairInfo
@@ -48,26 +48,38 @@ class GlooSource:
         await self._pipeline.close()
 
     def _begin(self, flight: Flight) -> None:
-        """Send the payload, hashing each message before it leaves, and the descriptor behind it."""
+        """Hash the payload while the frame before it is on the wire, then send it, and the descriptor behind it.
+
+        All sends in a row: each may have to wait for the network thread to let go of the pair.
+        """
         frame = flight.frame
         self._check_ids(frame)
         flight.hearing = self._link.receive(flight.heard, frame.tag)  # before it is asked for
-        hashed = xxhash.xxh3_64()
-        for message in cut_messages(frame.tags, self._memory.block_bytes):
-            start = int(frame.sources[message.first]) * self._memory.block_bytes + message.offset
-            payload = self._pool[start : start + message.length]
-            if self._digests:
-                hashed.update(payload.data)
+        payloads = [
+            (message.tag, self._payload(frame, message))
+            for message in cut_messages(frame.tags, self._memory.block_bytes)
+        ]
+        descriptor = self._described(flight.expected, [payload for _, payload in payloads])
+        for tag, payload in payloads:
             self._faults.after_digest(payload.data)
-            flight.works.append(self._link.send(torch.from_numpy(payload), message.tag + 1))
+            flight.works.append(self._link.send(torch.from_numpy(payload), tag + 1))
         self._check_generations(frame)
-        descriptor = self._faults.alter(self._described(flight.expected, hashed.intdigest()))
+        descriptor = self._faults.alter(descriptor)
         flight.expected = replace(flight.expected, kind=FrameKind.ACK)
         flight.told = frame_tensor(descriptor.pack())
         flight.works.append(self._link.send(flight.told, frame.tag))
 
-    def _described(self, descriptor: Descriptor, digest: int) -> Descriptor:
-        return replace(descriptor, digest=digest, flags=FLAG_DIGEST) if self._digests else descriptor
+    def _described(self, descriptor: Descriptor, payloads: list[Bytes]) -> Descriptor:
+        if not self._digests:
+            return descriptor
+        hashed = xxhash.xxh3_64()
+        for payload in payloads:
+            hashed.update(payload.data)
+        return replace(descriptor, digest=hashed.intdigest(), flags=FLAG_DIGEST)
+
+    def _payload(self, frame: Frame, message: Message) -> Bytes:
+        start = int(frame.sources[message.first]) * self._memory.block_bytes + message.offset
+        return self._pool[start : start + message.length]
 
     def _finish(self, flight: Flight) -> None:
         assert flight.hearing is not None
