@@ -86,7 +86,7 @@ class Answer:
         ends: dict[int, ChoiceEnd] = {}
         while len(ends) < len(generation.requests):
             updates = await generation.take()
-            await send_event(b"".join(_event(to_json(dialect.chunk(update))) for update in updates))
+            await send_event(b"".join([_event(dialect.event(update)) for update in updates]))
             ends |= {update.index: update.end for update in updates if update.end is not None}
         if self._asked.include_usage:
             await send_event(_event(to_json(dialect.usage_chunk([ends[n] for n in sorted(ends)]))))

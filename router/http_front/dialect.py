@@ -8,18 +8,23 @@ Dialect              id, usage, timing: what both share
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pdserve.sampling import TokenLogprobs
 from router.choice import ChoiceEnd, ChoiceUpdate
 from router.generation import Generation
 from router.http_front.parsing import Asked
+from router.http_front.problem import to_json
 from router.interface import RouterRequest
 from router.text import Tokenizer
 
+TEXT_MARK = "\ue000"
+"""Stands for the text of an event, which is the last string in it that is not ours."""
 LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON has no number for (as vLLM)."""
 
@@ -48,8 +53,23 @@ class Dialect(ABC):
         self._model = model
         self._num_tokens = [0] * len(generation.requests)
         self._cached_tokens = [0] * len(generation.requests)
+        self._around_text: dict[int, tuple[bytes, bytes]] = {}  # choice -> an event's bytes before and after its text
+        self._says_more = asked.return_token_ids or asked.continuous_usage or self.with_logprobs
 
     # ---- streamed ----
+
+    def event(self, update: ChoiceUpdate) -> bytes:
+        """`chunk` as JSON. Events with nothing new but text differ in that alone: the rest is made once."""
+        if self._says_more or update.end is not None or self._num_tokens[update.index] == 0:
+            return to_json(self.chunk(update))
+        around = self._around_text.get(update.index)
+        if around is None:
+            whole = to_json(self.chunk(replace(update, text=TEXT_MARK)))
+            head, _, tail = whole.rpartition(json.encoder.encode_basestring(TEXT_MARK).encode())
+            around = self._around_text[update.index] = (head, tail)
+        else:
+            self._count(update)
+        return b"%b%b%b" % (around[0], json.encoder.encode_basestring(update.text).encode(), around[1])
 
     def chunk(self, update: ChoiceUpdate) -> dict[str, Any]:
         """One event of the stream: the news of one choice."""

@@ -9,10 +9,20 @@ import openai
 import pytest
 
 from pdserve.errors import DeadlineExceeded, PeerLost, QueueFull
+from pdserve.sampling import FinishReason, SamplingParams
+from pdserve.slo import Blame, Slo, Timing, Verdict
+from router.choice import ChoiceEnd, ChoiceUpdate
+from router.generation import Generation
+from router.http_front.dialect import ChatDialect, CompletionDialect
+from router.http_front.parsing import parse_chat, parse_completion
+from router.http_front.problem import to_json
+from router.interface import RouterRequest
+from router.limits import Limits
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 HELLO = [{"role": "user", "content": "hello"}]
+TIMING = Timing(0.1, 0.2, 0.3, 0.0, 0.4, 0.3, 0.1, "p", "d", 1)
 
 
 def events_of(text):
@@ -52,6 +62,27 @@ def test_a_whole_completion(core, open_http, tokenizer):
         "total_tokens": num_prompt + len(ids),
         "prompt_tokens_details": {"cached_tokens": 3},
     }
+
+
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": True}}, {"return_token_ids": True}])
+@pytest.mark.parametrize("kind", [CompletionDialect, ChatDialect])
+def test_an_event_made_from_the_last_ones_bytes_is_the_event(tokenizer, kind, options):
+    """Most events of a stream differ in their text alone."""
+    prompt = {"messages": HELLO} if kind is ChatDialect else {"prompt": "x"}
+    parse = parse_chat if kind is ChatDialect else parse_completion
+    asked = parse(prompt | options | {"stream": True, "n": 2}, "", Limits())
+    request = RouterRequest("r", (1, 2), SamplingParams(max_tokens=99), Slo(), 0, "", 0.0, 9.0)
+    generation = Generation("r-\ue000", [request, request], None)
+    quick, slow = (kind(asked, generation, 'a "model" \ue000', tokenizer) for _ in range(2))
+    slow._created = quick._created
+    texts = ["", 'quotes "x"', "\\ back", "\n \t \x01 \x7f", "é漢\U0001f600 \u2028", "{braces} \ue000 </tag>", "", "x"]
+    for number, text in enumerate(texts * 2):
+        update = ChoiceUpdate(number // 3 % 2, (number,), text, (), 0, None)
+        assert quick.event(update) == to_json(slow.chunk(update))
+    end = ChoiceEnd(FinishReason.STOP, (1,), "x", 2, 0, TIMING, Verdict(True, True, Blame.NONE))
+    last = ChoiceUpdate(1, (1,), "x", (), 0, end)
+    assert quick.event(last) == to_json(slow.chunk(last))
+    assert quick.usage_chunk([end]) == slow.usage_chunk([end])
 
 
 def test_defaults_are_openais_and_the_checkpoints(core, open_http, card):
