@@ -9,18 +9,17 @@ Definitions and order are vLLM's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.selection import Float64s, draw, drop_beyond, highest
 from engine.uniform import uniform
 from pdserve.errors import BadSampling, ServingError
 from pdserve.sampling import SampledToken, SamplingParams, TokenLogprobs
 from scheduling.step import SampleRequest
-
-Float64s = NDArray[np.float64]
 
 
 def sample(logits: Tensor, requests: Seq[SampleRequest]) -> list[SampledToken | ServingError]:
@@ -32,7 +31,7 @@ def sample(logits: Tensor, requests: Seq[SampleRequest]) -> list[SampledToken | 
     best, token_ids = (part.tolist() for part in logits.max(-1))
     results: list[SampledToken | ServingError] = []
     for row, (request, top, token_id) in enumerate(zip(requests, best, token_ids, strict=True)):
-        if not np.isfinite(top):
+        if not math.isfinite(top):
             results.append(ServingError(f"the model's logits are not finite (highest is {top})"))
         elif _is_plain(request):
             results.append(SampledToken(token_id))
@@ -43,6 +42,8 @@ def sample(logits: Tensor, requests: Seq[SampleRequest]) -> list[SampledToken | 
 
 def _is_plain(request: SampleRequest) -> bool:
     """Greedy and nothing else: the highest logit is the answer."""
+    if request.always_plain:
+        return True
     sampling = request.sampling
     bare = sampling.greedy and not sampling.has_penalties and not sampling.logit_bias and sampling.logprobs is None
     return bare and not _too_early_to_end(request)
@@ -54,22 +55,32 @@ def _too_early_to_end(request: SampleRequest) -> bool:
 
 def _sample_row(raw: Float64s, request: SampleRequest) -> SampledToken | ServingError:
     sampling = request.sampling
-    scores = raw.copy()
-    _penalize(scores, request)
-    for token_id, bias in sampling.logit_bias:
-        if token_id < len(scores):
-            scores[token_id] += bias
-    if _too_early_to_end(request):
-        scores[[token_id for token_id in sampling.end_token_ids if token_id < len(scores)]] = -np.inf
-    if not np.isfinite(scores.max()):
+    scores = _bent(raw, request)
+    best = float(scores.max())
+    if not np.isfinite(best):
         return BadSampling("no token is possible: every one is ruled out by the sampling parameters")
     if sampling.greedy:
         token_id = int(scores.argmax())
     else:
         number = uniform(sampling.seed, sampling.choice_index, request.output_index)
-        token_id = _draw(_distribution(scores, sampling), number)
+        token_id = _choose(scores, best, sampling, number)
     logprobs = None if sampling.logprobs is None else token_logprobs(raw, token_id, sampling.logprobs)
     return SampledToken(token_id, logprobs)
+
+
+def _bent(raw: Float64s, request: SampleRequest) -> Float64s:
+    """The scores to choose by: a copy where any parameter changes one."""
+    sampling, early = request.sampling, _too_early_to_end(request)
+    if not (sampling.has_penalties or sampling.logit_bias or early):
+        return raw
+    scores = raw.copy()
+    _penalize(scores, request)
+    for token_id, bias in sampling.logit_bias:
+        if token_id < len(scores):
+            scores[token_id] += bias
+    if early:
+        scores[[token_id for token_id in sampling.end_token_ids if token_id < len(scores)]] = -np.inf
+    return scores
 
 
 def _penalize(scores: Float64s, request: SampleRequest) -> None:
@@ -78,50 +89,43 @@ def _penalize(scores: Float64s, request: SampleRequest) -> None:
     if not sampling.has_penalties:
         return
     token_ids = np.asarray(request.token_ids, dtype=np.int64)
-    token_ids, outputs = token_ids[token_ids < len(scores)], token_ids[request.num_prompt_tokens :]
     if sampling.repetition_penalty != 1.0:
-        seen = np.unique(token_ids)
+        seen = token_ids[token_ids < len(scores)]  # one that is there twice is set twice to the same
         of_seen = scores[seen]
         penalty = sampling.repetition_penalty
         scores[seen] = np.where(of_seen > 0, of_seen / penalty, of_seen * penalty)
-    chosen, counts = np.unique(outputs[outputs < len(scores)], return_counts=True)
-    scores[chosen] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+    if sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0:
+        outputs = token_ids[request.num_prompt_tokens :]
+        chosen, counts = np.unique(outputs[outputs < len(scores)], return_counts=True)
+        scores[chosen] -= sampling.frequency_penalty * counts + sampling.presence_penalty
 
 
-def _distribution(scores: Float64s, sampling: SamplingParams) -> Float64s:
-    """[V], weights that sum to about 1; zero where a token is out."""
-    weights: Float64s = np.exp((scores - scores.max()) / sampling.temperature)
+def _choose(scores: Float64s, best: float, sampling: SamplingParams, number: float) -> int:
+    """The token at `number` of the distribution that the scores and the parameters make. `best`: the highest score."""
+    token_ids = None  # all
+    if 0 < sampling.top_k < len(scores):
+        token_ids = highest(scores, sampling.top_k)  # ties with the k-th stay, as in vLLM
+        scores = scores[token_ids]
+    weights = scores - best
+    if sampling.temperature != 1.0:
+        weights /= sampling.temperature
+    np.exp(weights, out=weights)  # the highest weight is 1
     if sampling.min_p > 0.0:
-        weights[weights < sampling.min_p] = 0.0  # the highest weight is 1
-    if 0 < sampling.top_k < len(weights):
-        least = np.partition(weights, -sampling.top_k)[-sampling.top_k]
-        weights[weights < least] = 0.0  # ties with the k-th stay, as in vLLM
-    weights /= weights.sum()
+        weights[weights < sampling.min_p] = 0.0
     if sampling.top_p < 1.0:
-        order = np.argsort(-weights, kind="stable")
-        before = np.cumsum(weights[order]) - weights[order]
-        out = order[before >= sampling.top_p]
-        weights[out[out != order[0]]] = 0.0
-    return weights
-
-
-def _draw(weights: Float64s, number: float) -> int:
-    """Inverse CDF over the token ids in order; never a token of weight 0."""
-    possible = np.flatnonzero(weights)
-    edges = np.cumsum(weights[possible])
-    at = int(np.searchsorted(edges, number * edges[-1], side="right"))
-    return int(possible[min(at, len(possible) - 1)])
+        drop_beyond(weights, sampling.top_p)
+    at = draw(weights, number)
+    return at if token_ids is None else int(token_ids[at])
 
 
 def token_logprobs(raw: Float64s, token_id: int, count: int) -> TokenLogprobs:
     """The chosen token's log-probability and the `count` best, of the model's own distribution."""
-    highest = raw.max()
-    logprobs = raw - highest - np.log(np.exp(raw - highest).sum())
-    count = min(count, len(raw))
+    best = float(raw.max())
+    shifted = raw - best
+    total = float(np.log(np.exp(shifted, out=shifted).sum()))
     top: tuple[tuple[int, float], ...] = ()
     if count:
-        least = np.partition(raw, -count)[-count]
-        candidates = np.flatnonzero(raw >= least)
-        best = candidates[np.argsort(-raw[candidates], kind="stable")][:count]
-        top = tuple((int(i), float(logprobs[i])) for i in best)
-    return TokenLogprobs(token_id, float(logprobs[token_id]), top)
+        candidates = highest(raw, count)
+        ordered = candidates[np.argsort(-raw[candidates], kind="stable")][:count]
+        top = tuple((int(i), float(raw[i]) - best - total) for i in ordered)
+    return TokenLogprobs(token_id, float(raw[token_id]) - best - total, top)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class FinishReason(Enum):
@@ -57,9 +58,8 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]  # (token id, logprob), best first
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
-    """One token as a sampler chose it."""
+class SampledToken(NamedTuple):
+    """One token as a sampler chose it; a tuple, because there are many and frozen dataclasses are slow to make."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None  # None unless asked for

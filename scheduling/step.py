@@ -6,7 +6,7 @@ The engine's model runner, the mock runner and the simulator all stand behind `S
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pdserve.errors import ServingError
@@ -21,6 +21,12 @@ class SampleRequest:
     sampling: SamplingParams
     token_ids: Seq[int]  # prompt and output so far; the sampler only reads it, and only during the step
     num_prompt_tokens: int  # the first ones of token_ids
+    always_plain: bool = field(init=False)  # at every step the highest logit is the answer, and nothing else is asked
+
+    def __post_init__(self) -> None:
+        sampling = self.sampling
+        bare = sampling.greedy and not sampling.has_penalties and not sampling.logit_bias and sampling.logprobs is None
+        object.__setattr__(self, "always_plain", bare and not (sampling.min_tokens and sampling.end_token_ids))
 
     @property
     def output_index(self) -> int:
