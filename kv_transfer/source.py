@@ -245,23 +245,27 @@ class SourcePair:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             self._channel = await transport.open_source(pair, rendezvous, self.source.memory)
         group.create_task(self._watch(self._channel))
-        group.create_task(self._send_credited(self._channel))
+        group.create_task(self._send_credited(self._channel, group))
 
     async def _watch(self, channel: SourceChannel) -> None:
         await channel.wait_lost()
         raise PeerLost(f"{self.peer.worker_id} is gone")
 
-    async def _send_credited(self, channel: SourceChannel) -> None:
+    async def _send_credited(self, channel: SourceChannel, group: asyncio.TaskGroup) -> None:
+        """Begins the sends in the order of their credits; none waits for the one before to be answered."""
         while True:
             transfer, send = await self._sends.get()
-            moves = [
-                BlockMove(index, tag, block, generation, -1)
-                for index, tag, block, generation in zip(
-                    send.indices, send.tags, send.block_ids, send.generations, strict=True
-                )
-            ]
-            await channel.send(transfer.transfer_id, moves)
-            self.carry_out(transfer, transfer.on_sent(len(moves)))
+            group.create_task(self._send(channel, transfer, send))
+
+    async def _send(self, channel: SourceChannel, transfer: SourceTransfer, send: Send) -> None:
+        moves = [
+            BlockMove(index, tag, block, generation, -1)
+            for index, tag, block, generation in zip(
+                send.indices, send.tags, send.block_ids, send.generations, strict=True
+            )
+        ]
+        await channel.send(transfer.transfer_id, moves)
+        self.carry_out(transfer, transfer.on_sent(len(moves)))
 
     async def _read(self, messages: AsyncIterator[pb.TargetMessage], rendezvous: StreamRendezvous) -> None:
         async for message in messages:

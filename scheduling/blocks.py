@@ -102,7 +102,10 @@ class BlockPool:
         return matched
 
     def allocate(self, n: int) -> list[int]:
-        """`n` blocks with one reference each, their content undefined; nothing happens on NoFreeBlocks."""
+        """`n` blocks with one reference each, their content undefined; nothing happens on NoFreeBlocks.
+
+        In ascending order: what was freed together lies together, and neighbours are moved as one.
+        """
         if n > self.num_free:
             raise NoFreeBlocks(f"{n} KV blocks wanted, {self.num_free} of {self.num_blocks} free")
         block_ids: list[int] = []
@@ -116,6 +119,7 @@ class BlockPool:
             self.generations[block_id] += 1
             block_ids.append(block_id)
         self.num_references += n
+        block_ids.sort()
         return block_ids
 
     def free(self, block_ids: Seq[int]) -> None:

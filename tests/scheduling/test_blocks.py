@@ -40,6 +40,20 @@ def test_allocation_is_all_or_nothing() -> None:
     pool.check()
 
 
+def test_blocks_freed_together_lie_together() -> None:
+    """Whether they come from the free list or out of the cache, an allocation is in ascending order: one run."""
+    pool = BlockPool(8, 4)
+    first, second = pool.allocate(4), pool.allocate(4)
+    assert (first, second) == ([0, 1, 2, 3], [4, 5, 6, 7])
+    for index, block_id in enumerate(second):
+        pool.publish(block_id, name(index))
+    pool.free(second)
+    pool.free(first)
+    assert pool.allocate(4) == first
+    assert pool.allocate(4) == second
+    pool.check()
+
+
 def test_generation_rises_with_every_new_owner_and_only_then() -> None:
     """Allocation raises it, by one; freeing, publishing and matching do not."""
     pool = BlockPool(1, 4)
