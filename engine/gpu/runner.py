@@ -29,10 +29,16 @@ from engine.gpu.seats import Seating, Seats
 from engine.gpu.splits import Int64s
 from engine.gpu.staging import Arriving, Fetcher, Stager
 from engine.kv_pool import KvPool
-from scheduling.step import SequenceStep, StepResult
+from pdserve.ids import SequenceKey
+from pdserve.sampling import SamplingParams
+from scheduling.step import SampleRequest, SequenceStep, StepResult
 
 PENDING = -1  # in place of a token: the one that the sequence's step before this chose
 MAX_IN_FLIGHT = 2  # launches that were not collected
+EVERYTHING = SamplingParams(
+    max_tokens=1, temperature=1.0, top_p=0.9, top_k=10, min_p=0.01, repetition_penalty=1.1, presence_penalty=0.1,
+    frequency_penalty=0.1, logit_bias=((0, 1.0),), min_tokens=1, stop_token_ids=(0,), logprobs=5,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,22 @@ class GpuRunner:
         """Make the graphs of decode steps; False: this model's run eagerly, and the log says why."""
         with self._queue.active():
             return self._graphs.capture()
+
+    def warm_up(self, max_num_batched_tokens: int) -> bool:
+        """Capture, and run the largest prompt and every kind of sampling once, so that no request pays for first calls.
+
+        Uses the pool's first blocks and clears them: called once, before the pool holds anything. False: no graphs.
+        """
+        captured = self.capture()
+        size = self.pool.layout.block_size
+        length = min(max_num_batched_tokens, self._seats.tables.shape[1] * size, self.pool.num_blocks * size)
+        blocks = list(range(-(-length // size)))
+        for params in (SamplingParams(max_tokens=1), EVERYTHING):
+            request = SampleRequest(params, [0] * length, length)
+            self.execute([SequenceStep(SequenceKey("warm-up"), request.token_ids, 0, blocks, request)])
+        with self._queue.active():
+            self.pool.clear(torch.arange(len(blocks), device=self.pool.device))
+        return captured
 
     def execute(self, steps: Seq[SequenceStep]) -> list[StepResult]:
         """See `StepRunner`."""

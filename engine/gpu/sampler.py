@@ -93,7 +93,7 @@ def _distribution(scores: Tensor, highest: Tensor, tensors: SamplingTensors, fla
         shares = ordered / weights.sum(-1, keepdim=True)
         before = shares.cumsum(-1) - shares
         out = (before >= tensors.top_p[:, None]) & (tensors.top_p < 1.0)[:, None]
-        out[:, 0] = False
+        out[:, 0].fill_(False)
         weights = weights.scatter(1, order, torch.where(out, 0.0, ordered))
     return weights
 

@@ -14,6 +14,7 @@ import torch
 
 from engine.attention import ReferenceAttention
 from engine.families import TESTED
+from engine.gpu.host_reads import no_host_reads
 from engine.kv_pool import KvPool
 from engine.model import LoadedModel, load_model
 from engine.runner import TorchRunner
@@ -220,6 +221,26 @@ def test_seats_are_reused_when_many_sequences_came_and_went(case: Callable[..., 
     for _ in range(2):
         found = [tiny.run(runner, [one], seed=seed)[0].tokens for seed, one in enumerate(samplings)]
         assert found == expected
+
+
+def test_a_launch_asks_the_device_nothing(case: Callable[..., Case]) -> None:
+    """Prompts, decodes fed on the device, every kind of sampling: what would wait for a device is refused here."""
+    tiny = case("llama")
+    module = importlib.import_module("engine.gpu.runner")
+    runner = tiny.gpu_runner(2, capture=False)
+    assert runner.warm_up(64)
+    assert not runner.pool.data[:4].count_nonzero()
+    everything = replace(module.EVERYTHING, max_tokens=9, min_tokens=3)
+    ours = [Sequence("a", [1, 2, 3], everything, [4]), Sequence("b", [5], SamplingParams(max_tokens=9), [9])]
+    launched = []
+    for chunk in (100, 1):
+        with no_host_reads():
+            launched.append(runner.launch([one.share(chunk) for one in ours]))
+        for one in ours:
+            one.computed = len(one.tokens)
+            one.tokens.append(module.PENDING)
+    for one in launched:
+        assert all(isinstance(result, SampledToken) for result in runner.collect(one))
 
 
 CANNOT_BE_CAPTURED: frozenset[str] = frozenset()
