@@ -22,7 +22,7 @@ from engine.gpu.kernels.prefill import prefill_kernel
 from engine.gpu.kernels.write import write_kernel
 from engine.gpu.plan import AttentionPlan, plan_step
 from engine.gpu.splits import FIRST_SPLIT, SPLITS_PER_LEVEL, SplitTable
-from engine.gpu.tiling import tiling_for
+from engine.gpu.tiling import PREFILL_WARPS, tiling_for
 from engine.kv_pool import KvPool
 
 LOG2E = log2(2.718281828459045)
@@ -171,7 +171,7 @@ class TritonAttention:
             plan.tables, plan.positions, plan.seats, tiles, *_factors(call),
             query.stride(0), query.stride(1), plan.tables.stride(0), self._stride_block,
             ROWS=self.tile_rows[common["SHARE"]], SINKS=call.sinks is not None, **common,
-            num_warps=tiling.prefill_warps, num_stages=tiling.prefill_stages,
+            num_warps=PREFILL_WARPS, num_stages=tiling.prefill_stages,
         )  # fmt: skip
 
     def _common(self, call: AttentionCall, share: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ STAGE_BYTES = 32 << 10  # keys and values of one tile, at most where that leaves
 PIPELINE_BYTES = 100 << 10  # so that two programs share a multiprocessor
 LEAST_SIDE = 16  # of a matrix product on tensor cores
 MAX_TILE = 64
+PREFILL_WARPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,6 @@ class Tiling:
     decode_stages: int
     prefill_rows: int  # query rows of a prefill tile: tokens times the query heads that share a KV head
     prefill_stages: int
-    prefill_warps: int
 
 
 def tiling_for(layer: LayerLayout, element_bytes: int) -> Tiling:
@@ -47,7 +47,6 @@ def tiling_for(layer: LayerLayout, element_bytes: int) -> Tiling:
         decode_stages=stages,
         prefill_rows=rows,
         prefill_stages=2,
-        prefill_warps=4 if rows == 16 and largest <= 256 else 8,
     )
 
 

@@ -23,6 +23,7 @@ def _import_triton() -> Any:
     triton = importlib.import_module("triton")
     if DEVICE.type == "cuda":
         return triton
+    triton.knobs.propagate_env = False  # child processes are not to interpret
     triton.knobs.runtime.interpret = True
     interpreter = importlib.import_module("triton.runtime.interpreter")
     for library in (triton.language, triton.language.standard):

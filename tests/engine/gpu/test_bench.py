@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench.gpu_model import Shape, random_model
-from bench.gpu_step import BLOCK_SIZE, Decodes, pipelined_seconds, prefill_step
+from bench.gpu_step import BLOCK_SIZE, Decodes, main, pipelined_seconds, prefill_step
 from engine.kv_pool import KvPool
 from pdserve.sampling import SampledToken
 
@@ -35,10 +35,21 @@ def test_the_random_model_steps(kernel_device: torch.device) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_benchmark_says_so() -> None:
+def test_without_a_gpu_the_benchmark_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One clear line, and no failure."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu_step"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "")
-    assert "no GPU here" in done.stderr
+    monkeypatch.setattr(sys, "argv", ["gpu_step"])
+    assert main() == 0
+    assert "no GPU here" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("kernel_device")
+def test_the_kernels_compile_for_a_gpu_that_is_not_here() -> None:
+    """For Hopper, with nothing spilled and no more shared memory than it has."""
+    command = [sys.executable, "-m", "bench.gpu_kernels", "llama-8b"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[1] for line in lines] == ["decode", "reduce", "prefill", "write"]
+    assert "mma.sync" in lines[0] and "wgmma" in lines[2]  # products on tensor cores
