@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -107,26 +108,39 @@ def _frame(moves: Sequence[BlockMove]) -> Frame:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One operation's share of a frame."""
 
     tag: int
-    first: int  # position in the frame of its first block
-    offset: int  # bytes into that block; 0 when there are several
+    start: int  # byte in this end's pool
     length: int  # bytes
 
 
-def cut_messages(tags: Ids, block_bytes: int) -> Iterator[Message]:
-    """The messages of a frame, in order. A large block's parts are equal but for the last, and share its tag."""
+def cut_messages(tags: Ids, block_ids: Ids, block_bytes: int) -> list[Message]:
+    """The messages of a frame whose blocks are these here, in order.
+
+    A large block's parts are equal but for the last, and share its tag.
+    """
+    bounds = np.array(_bounds(np.diff(tags) != 0))
+    firsts, lengths = bounds[:-1], np.diff(bounds) * block_bytes
+    columns = (tags[firsts], block_ids[firsts] * block_bytes, lengths)
+    whole = [Message(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    if block_bytes <= MESSAGE_BYTES:
+        return whole
     part = -(-block_bytes // -(-block_bytes // MESSAGE_BYTES))
-    for first, end in itertools.pairwise(_bounds(np.diff(tags) != 0)):
-        tag = int(tags[first])
-        if end - first > 1 or block_bytes <= MESSAGE_BYTES:
-            yield Message(tag, first, 0, (end - first) * block_bytes)
-            continue
-        for offset in range(0, block_bytes, part):
-            yield Message(tag, first, offset, min(part, block_bytes - offset))
+    return [
+        Message(tag, start + offset, min(part, length - offset))
+        for tag, start, length in whole
+        for offset in range(0, length, part)
+    ]
+
+
+def payload_digest(pool: memoryview, messages: list[Message]) -> int:
+    """xxh3_64 of a frame's payload; lets other threads run meanwhile."""
+    hashed = xxhash.xxh3_64()
+    for _, start, length in messages:
+        hashed.update(pool[start : start + length])
+    return hashed.intdigest()
 
 
 def are_neighbours(block_ids: Ids, tags: Ids) -> bool:

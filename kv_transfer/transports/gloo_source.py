@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import xxhash
 
 from kv_transfer.frame import FLAG_DIGEST, Descriptor, FrameKind, expect
 from kv_transfer.transports.faults import Faults
-from kv_transfer.transports.framing import Bytes, Frame, Message, are_neighbours, cut_messages
+from kv_transfer.transports.framing import Frame, Message, are_neighbours, cut_messages, payload_digest
 from kv_transfer.transports.gloo_link import MAX_DATA_TAG, GlooLink, frame_tensor, read_frame
 from kv_transfer.transports.gloo_pipeline import Flight, Pipeline
 from kv_transfer.transports.interface import BlockMove, ChannelStats, PairInfo
@@ -27,7 +26,7 @@ class GlooSource:
         self._link = link
         self._faults = faults
         self._digests = digests
-        self._pool = np.frombuffer(memory.data, np.uint8)
+        self._pool = torch.frombuffer(memory.data, dtype=torch.uint8)
         self._generations = np.frombuffer(memory.generations, np.uint64)
         self._stale_blocks = 0
         self._pipeline = Pipeline("gloo-send", pair, link, self._begin, self._finish)
@@ -55,31 +54,22 @@ class GlooSource:
         frame = flight.frame
         self._check_ids(frame)
         flight.hearing = self._link.receive(flight.heard, frame.tag)  # before it is asked for
-        payloads = [
-            (message.tag, self._payload(frame, message))
-            for message in cut_messages(frame.tags, self._memory.block_bytes)
-        ]
-        descriptor = self._described(flight.expected, [payload for _, payload in payloads])
-        for tag, payload in payloads:
-            self._faults.after_digest(payload.data)
-            flight.works.append(self._link.send(torch.from_numpy(payload), tag + 1))
+        messages = cut_messages(frame.tags, frame.sources, self._memory.block_bytes)
+        descriptor = self._described(flight.expected, messages)
+        for tag, start, length in messages:
+            self._faults.after_digest(self._memory.data[start : start + length])
+            flight.works.append(self._link.send(self._pool[start : start + length], tag + 1))
         self._check_generations(frame)
         descriptor = self._faults.alter(descriptor)
         flight.expected = replace(flight.expected, kind=FrameKind.ACK)
         flight.told = frame_tensor(descriptor.pack())
         flight.works.append(self._link.send(flight.told, frame.tag))
 
-    def _described(self, descriptor: Descriptor, payloads: list[Bytes]) -> Descriptor:
+    def _described(self, descriptor: Descriptor, messages: list[Message]) -> Descriptor:
         if not self._digests:
             return descriptor
-        hashed = xxhash.xxh3_64()
-        for payload in payloads:
-            hashed.update(payload.data)
-        return replace(descriptor, digest=hashed.intdigest(), flags=FLAG_DIGEST)
-
-    def _payload(self, frame: Frame, message: Message) -> Bytes:
-        start = int(frame.sources[message.first]) * self._memory.block_bytes + message.offset
-        return self._pool[start : start + message.length]
+        digest = payload_digest(self._memory.data, messages)
+        return replace(descriptor, digest=digest, flags=FLAG_DIGEST)
 
     def _finish(self, flight: Flight) -> None:
         assert flight.hearing is not None

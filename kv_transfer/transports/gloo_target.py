@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
-import xxhash
 
 from kv_transfer.frame import FLAG_DIGEST, FrameKind, expect
-from kv_transfer.transports.framing import Bytes, Frame, Message, cut_messages
+from kv_transfer.transports.framing import Frame, Message, cut_messages, payload_digest
 from kv_transfer.transports.gloo_link import MAX_DATA_TAG, GlooLink, frame_tensor, read_frame
 from kv_transfer.transports.gloo_pipeline import Flight, Pipeline
 from kv_transfer.transports.interface import BlockMove, ChannelStats, PairInfo, Receipt
@@ -31,7 +29,7 @@ class GlooTarget:
         self._memory = memory
         self._link = link
         self._digests = digests
-        self._pool = np.frombuffer(memory.data, np.uint8)
+        self._pool = torch.frombuffer(memory.data, dtype=torch.uint8)
         self._next_tag = 0
         self._corrupt_blocks = 0
         self._pipeline = Pipeline("gloo-receive", pair, link, self._begin, self._finish)
@@ -69,14 +67,12 @@ class GlooTarget:
     def _begin(self, flight: Flight) -> None:
         """Post the receives of a frame, in the order in which its messages come."""
         frame = flight.frame
-        for message, payload in self._payloads(frame):
-            flight.works.append(self._link.receive(torch.from_numpy(payload), message.tag + 1))
+        for tag, start, length in self._messages(frame):
+            flight.works.append(self._link.receive(self._pool[start : start + length], tag + 1))
         flight.hearing = self._link.receive(flight.heard, frame.tag)
 
-    def _payloads(self, frame: Frame) -> Iterator[tuple[Message, Bytes]]:
-        for message in cut_messages(frame.tags, self._memory.block_bytes):
-            start = int(frame.targets[message.first]) * self._memory.block_bytes + message.offset
-            yield message, self._pool[start : start + message.length]
+    def _messages(self, frame: Frame) -> list[Message]:
+        return cut_messages(frame.tags, frame.targets, self._memory.block_bytes)
 
     def _finish(self, flight: Flight) -> None:
         assert flight.hearing is not None
@@ -100,8 +96,4 @@ class GlooTarget:
             )
 
     def _digest(self, frame: Frame) -> int:
-        """Lets other threads run meanwhile."""
-        hashed = xxhash.xxh3_64()
-        for _, payload in self._payloads(frame):
-            hashed.update(payload.data)
-        return hashed.intdigest()
+        return payload_digest(self._memory.data, self._messages(frame))

@@ -62,10 +62,11 @@ def test_messages_cover_the_frame_once(count: int, jumps: float, block_bytes: in
     """In order, without gap; the blocks of one tag, or parts of a large one."""
     for frame in cut_frames(moves_of(count, block_bytes, jumps), block_bytes):
         position = 0
-        for message in cut_messages(frame.tags, block_bytes):
-            assert message.first * block_bytes + message.offset == position
+        for message in cut_messages(frame.tags, frame.targets, block_bytes):
+            block, offset = divmod(position, block_bytes)
+            assert message.start == frame.targets[block] * block_bytes + offset
             assert 0 < message.length <= MESSAGE_BYTES
-            assert message.tag == frame.tags[position // block_bytes]
+            assert message.tag == frame.tags[block]
             position += message.length
             assert message.tag == frame.tags[(position - 1) // block_bytes]
         assert position == len(frame) * block_bytes
