@@ -8,6 +8,7 @@ output. Everything else goes to standard error. SIGINT is ignored (the launcher 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -119,6 +120,9 @@ def main(policy: RolePolicy, log_level: str) -> int:
         start = WorkerStart.from_json(sys.stdin.buffer.readline().decode())
         _keep_to(start.processors)
         built = build_engine(start, MonotonicClock())
+        # What is loaded stays: a full collection would look at its 350,000 objects, for 150 ms in the midst of a step.
+        gc.collect()
+        gc.freeze()
         asyncio.run(_serve(policy, start, built, lambda ready: _say_ready(answer.write, ready)))
     except (ConfigError, StartError, ValueError, OSError) as error:
         code = error.exit_code if isinstance(error, StartError) else _exit_code(error)
