@@ -68,7 +68,9 @@ class Outbox:
 
     def _ring(self) -> None:
         """A stream has something; called by the core in the midst of its work."""
-        if not self._is_ringing:
+        if self._is_ringing:
+            self._doorbell.has_more = True
+        else:
             self._is_ringing = True
             self._doorbell.ring(self._answer)
 
