@@ -6,7 +6,16 @@ import os
 import subprocess
 import sys
 
-NAMES = ("scheduler_step", "host_overhead", "idle_cpu", "sampling", "transport", "engine_step", "router_stream")
+NAMES = (
+    "scheduler_step",
+    "host_overhead",
+    "idle_cpu",
+    "sampling",
+    "transport",
+    "exposed_transfer",
+    "engine_step",
+    "router_stream",
+)
 
 
 def run(names: list[str]) -> int:

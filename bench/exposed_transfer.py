@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import statistics
 import sys
@@ -108,9 +107,8 @@ async def worker(role: str, model: Path, config: WorkerConfig) -> AsyncIterator[
     """A worker process, warm; it ends with its standard input."""
     start = WorkerStart(f"{role}-0", role, str(model), "cpu", SECRET, "127.0.0.1:0", config)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", f"{role}_worker",
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PDSERVE_LOG_LEVEL": "WARNING"},
+        sys.executable, "-m", f"{role}_worker", cwd=Path(__file__).parents[1],
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None
     try:
