@@ -165,7 +165,8 @@ def main() -> int:
     library = load_library()
     if library is None:
         return 1
-    shape = Shape(*args.heads, args.dtype)
+    heads, kv_heads, size = args.heads
+    shape = Shape(heads, kv_heads, size, args.dtype)
     bandwidth, rate = read_bandwidth(), product_rate(TORCH_DTYPES[shape.dtype])
     print(f"{shape.heads} heads over {shape.kv_heads} of {shape.size}, {shape.dtype}, blocks of {BLOCK_SIZE}")
     print(f"machine: reads {bandwidth / 1e9:.1f} GB/s, multiplies {rate / 1e9:.0f} GFLOP/s", flush=True)

@@ -50,13 +50,12 @@ inline Floats load_halves(const bf16* row, __mmask32 mask) { return (Floats)_mm5
 
 // Q^T of a piece: tile [column tile][32 dimensions], row = pair of dimensions.
 void pack_queries(const Attention& call, const Piece& piece, const Work& work) {
-  int share = group(call);
   for (int64_t tile = 0; tile < work.tiles; ++tile)
     for (int part = 0; part < work.key_tiles; ++part) {
       Floats square[LANES] = {};
       __mmask32 mask = lanes_left(call.key_size, part * PAIRED);
       for (int64_t row = tile * LANES; row < std::min(work.rows, (tile + 1) * LANES); ++row) {
-        const bf16* query = query_row<bf16>(call, piece, row / share, int(row % share));
+        const bf16* query = query_row<bf16>(call, piece, find_row(call, piece, row));
         square[row % LANES] = load_halves(query + part * PAIRED, mask);
       }
       transpose(square);
@@ -224,7 +223,9 @@ void fold_tile(const Attention& call, const Piece& piece, Work& work, int64_t ba
   int64_t first = position_of(call, piece, 0), last = position_of(call, piece, piece.tokens - 1);
   int from = int(std::max<int64_t>(0, first_seen(call, first) - base)), to = int(std::min<int64_t>(WIDE, last + 1 - base));
   const bf16 *keys[WIDE], *values[WIDE];
-  find_rows<bf16>(call, piece, {base + from, base + to}, keys + from, values + from);
+  Runs<bf16, WIDE> runs;
+  runs.find(call, piece, {base + from, base + to});
+  runs.rows(call, piece.kv_head, keys + from, values + from);
   stage_keys(call, work, keys, from, to);
   stage_values(call, work, values, from, to);
   for (int64_t tile = 0; tile < work.tiles; tile += 2) {
@@ -236,7 +237,6 @@ void fold_tile(const Attention& call, const Piece& piece, Work& work, int64_t ba
 }
 
 void write_out(const Attention& call, const Piece& piece, const Work& work) {
-  int share = group(call);
   for (int64_t tile = 0; tile < work.tiles; ++tile)
     for (int value_tile = 0; value_tile * LANES < call.value_size; ++value_tile) {
       const float* sums = work.sums + (tile * work.value_tiles + value_tile) * TILE_FLOATS;
@@ -247,7 +247,7 @@ void write_out(const Attention& call, const Piece& piece, const Work& work) {
       for (int64_t row = tile * LANES; row < std::min(work.rows, (tile + 1) * LANES); ++row) {
         bf16 halves[LANES];
         store(halves, square[row % LANES]);
-        memcpy(out_row<bf16>(call, piece, row / share, int(row % share)) + value_tile * LANES, halves, size * 2);
+        memcpy(out_row<bf16>(call, piece, find_row(call, piece, row)) + value_tile * LANES, halves, size * 2);
       }
     }
 }

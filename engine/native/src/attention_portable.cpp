@@ -9,15 +9,13 @@
 // or block size.
 //
 // Source: online softmax (Milakov and Gimelshein 2018); FlashAttention-2 (Dao 2023), section 3.
-#include "attention_math.h"
 #include "attention_pieces.h"
+#include "attention_row.h"
 #include "attention_scratch.h"
 #include "attention_transpose.h"
 
 namespace pdserve {
 namespace {
-
-constexpr int STRIPS = TILE / LANES;
 
 struct Memory {
   Scratch<float> queries, keys, values, scores, sums, state;
@@ -26,6 +24,7 @@ struct Memory {
 // A piece on its way: `rows` rows, row = token * group + head.
 struct Work {
   int64_t rows, key_size, value_size, padded;  // padded: value_size in whole vectors
+  int fetches;  // cache lines of 16 positions, keys and values, for 16 dimensions
   float *queries, *keys, *scores, *sums, *max, *total;
   const float* values[TILE];  // row of each position of the tile
 };
@@ -71,30 +70,8 @@ void add_values(const Work& work, int64_t row, int from, int to) {
   for (; column < work.padded; column += LANES) add_values<R, 1>(work, row, column, from, to);
 }
 
-// Scores of a row become weights; positions outside [from, to) of the tile get 0.
 void fold(const Attention& call, const Work& work, int64_t row, int from, int to) {
-  const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  float* scores = work.scores + row * TILE;
-  Floats strips[STRIPS], most = splat(LOWEST);
-  Ints visible[STRIPS];
-  for (int c = 0; c < STRIPS; ++c) {
-    Floats score = load(scores + c * LANES) * call.scale;
-    if (call.softcap > 0) score = call.softcap * tangent_h(score / call.softcap);
-    visible[c] = (lane >= from - c * LANES) & (lane < to - c * LANES);
-    strips[c] = score;
-    most = greater(visible[c] ? score : splat(LOWEST), most);
-  }
-  float old = work.max[row], now = highest(most);
-  now = now > old ? now : old;
-  Floats sums{};
-  for (int c = 0; c < STRIPS; ++c) {
-    Floats weight = visible[c] ? exponential(strips[c] - now) : Floats{};
-    store(scores + c * LANES, weight);
-    sums += weight;
-  }
-  float shrink = exponential(splat(old - now))[0];
-  work.total[row] = work.total[row] * shrink + sum(sums);
-  work.max[row] = now;
+  float shrink = weigh_row(call, work.scores + row * TILE, from, to, work.max[row], work.total[row]);
   if (shrink == 1) return;
   float* values = work.sums + row * work.padded;
   for (int64_t d = 0; d < work.padded; d += LANES) store(values + d, load(values + d) * shrink);
@@ -122,54 +99,50 @@ void turn(const T* const* rows, int64_t d, float* to) {
 static inline float widen(float value) { return value; }
 static inline float widen(bf16 value) { return to_float(value); }
 
-// Keys of [from, to) of a tile, dimension-major; the rest is 0: what lies in slots that nobody wrote is not read.
+// Keys, dimension-major; where the tile has none it is 0: what lies in slots that nobody wrote is not read.
 template <class T>
-void stage_keys(const T* const* rows, const Work& work, int from, int to) {
-  int strip = 0;
-  if (from > 0 || to < TILE) memset(work.keys, 0, size_t(work.key_size) * TILE * sizeof(float));
-  for (; strip < TILE; strip += LANES) {
-    int first = std::max(from, strip), last = std::min(to, strip + LANES);
+void stage_keys(const Work& work, const Tile<T>& tile, Tile<T>& next) {
+  if (tile.from > 0 || tile.to < TILE) memset(work.keys, 0, size_t(work.key_size) * TILE * sizeof(float));
+  for (int strip = 0; strip < TILE; strip += LANES) {
+    int first = std::max(tile.from, strip), last = std::min(tile.to, strip + LANES);
     int64_t d = 0;
 #if defined(__AVX512F__)
     if (last - first == LANES)
-      for (; d + LANES <= work.key_size; d += LANES) turn(rows + strip, d, work.keys + d * TILE + strip);
+      for (; d + LANES <= work.key_size; d += LANES) {
+        next.ahead.step(work.fetches);
+        turn(tile.keys + strip, d, work.keys + d * TILE + strip);
+      }
 #endif
     for (int i = first; i < last; ++i)
-      for (int64_t rest = d; rest < work.key_size; ++rest) work.keys[rest * TILE + i] = widen(rows[i][rest]);
+      for (int64_t rest = d; rest < work.key_size; ++rest) work.keys[rest * TILE + i] = widen(tile.keys[i][rest]);
   }
 }
 
 // Values in whole vectors: where they lie if that is what they are, else a widened copy.
 template <class T>
-void stage_values(const T* const* rows, Work& work, Memory& memory, int from, int to) {
+void stage_values(Work& work, Memory& memory, const Tile<T>& tile) {
   if (sizeof(T) == sizeof(float) && work.padded == work.value_size) {
-    memcpy(work.values, rows, sizeof work.values);
+    memcpy(work.values, tile.values, sizeof work.values);
     return;
   }
   float* copy = memory.values.get(TILE * work.padded);
-  for (int i = from; i < to; ++i) {
+  for (int i = tile.from; i < tile.to; ++i) {
     float* row = copy + i * work.padded;
     int64_t d = 0;
-    for (; d + LANES <= work.value_size; d += LANES) store(row + d, load(rows[i] + d));
-    for (; d < work.padded; ++d) row[d] = d < work.value_size ? widen(rows[i][d]) : 0;
+    for (; d + LANES <= work.value_size; d += LANES) store(row + d, load(tile.values[i] + d));
+    for (; d < work.padded; ++d) row[d] = d < work.value_size ? widen(tile.values[i][d]) : 0;
     work.values[i] = row;
   }
 }
 
 template <class T>
-void fold_tile(const Attention& call, const Piece& piece, Work& work, Memory& memory, int64_t base) {
-  // Tokens [early, late) see something of the tile, and together [from, to) of it.
-  int64_t early = std::max<int64_t>(0, base - position_of(call, piece, 0)), late = piece.tokens;
+void fold_tile(const Attention& call, const Piece& piece, const Work& work, const Tile<T>& tile) {
+  // Tokens [early, late) see something of the tile.
+  int64_t base = tile.base, early = std::max<int64_t>(0, base - position_of(call, piece, 0)), late = piece.tokens;
   while (late > early && first_seen(call, position_of(call, piece, late - 1)) >= base + TILE) --late;
-  if (late <= early) return;
-  int from = int(seen(call, position_of(call, piece, early), base).from - base);
-  int to = int(seen(call, position_of(call, piece, late - 1), base).to - base);
-  const T *keys[TILE] = {}, *values[TILE] = {};
-  find_rows<T>(call, piece, {base + from, base + to}, keys + from, values + from);
-  stage_keys(keys, work, from, to);
-  stage_values(values, work, memory, from, to);
   int share = group(call);
-  int64_t row = early * share, last = late * share;
+  int64_t head_row = int64_t(tile.head) * piece.tokens * share, row = head_row + early * share;
+  int64_t last = head_row + late * share;
   for (; row + 4 <= last; row += 4) score_rows<4>(work, row);
   for (; row + 2 <= last; row += 2) score_rows<2>(work, row);
   if (row < last) score_rows<1>(work, row);
@@ -179,18 +152,17 @@ void fold_tile(const Attention& call, const Piece& piece, Work& work, Memory& me
       Span other = seen(call, position_of(call, piece, next), base);
       if (other.from != span.from || other.to != span.to) break;
     }
-    fold_rows(call, work, token * share, (next - token) * share, int(span.from - base), int(span.to - base));
+    fold_rows(call, work, head_row + token * share, (next - token) * share, int(span.from - base), int(span.to - base));
   }
 }
 
 template <class T>
-void attend_piece(const Attention& call, const Piece& piece) {
-  thread_local Memory memory;
+Work begin(const Attention& call, const Piece& piece, Memory& memory) {
   Work work;
-  int share = group(call);
-  work.rows = int64_t(piece.tokens) * share;
+  work.rows = int64_t(piece.kv_heads) * piece.tokens * group(call);
   work.key_size = call.key_size, work.value_size = call.value_size;
   work.padded = (work.value_size + LANES - 1) / LANES * LANES;
+  work.fetches = int((work.key_size + work.value_size) * LANES * sizeof(T) / (64 * (work.key_size / LANES + 1))) + 1;
   work.queries = memory.queries.get(work.rows * work.key_size);
   work.keys = memory.keys.get(work.key_size * TILE);
   work.scores = memory.scores.get(work.rows * TILE);
@@ -198,27 +170,39 @@ void attend_piece(const Attention& call, const Piece& piece) {
   work.max = memory.state.get(2 * work.rows), work.total = work.max + work.rows;
   memset(work.sums, 0, size_t(work.rows * work.padded) * sizeof(float));
   for (int64_t row = 0; row < work.rows; ++row) {
-    int head = int(row % share);
-    const T* query = query_row<T>(call, piece, row / share, head);
+    Row at = find_row(call, piece, row);
+    const T* query = query_row<T>(call, piece, at);
     for (int64_t d = 0; d < work.key_size; ++d) work.queries[row * work.key_size + d] = widen(query[d]);
     // A sink is one more score, already folded: its weight is exp(sink - sink) = 1, its value 0.
-    work.max[row] = call.sinks ? call.sinks[int64_t(piece.kv_head) * share + head] : LOWEST;
+    work.max[row] = call.sinks ? call.sinks[at.head] : LOWEST;
     work.total[row] = call.sinks ? 1 : 0;
   }
-  int64_t last = position_of(call, piece, piece.tokens - 1);
-  for (int64_t base = first_seen(call, position_of(call, piece, 0)) / TILE * TILE; base <= last; base += TILE)
-    fold_tile<T>(call, piece, work, memory, base);
+  return work;
+}
+
+static inline void narrow(float value, float* to) { *to = value; }
+static inline void narrow(float value, bf16* to) { *to = to_bf16(value); }
+
+template <class T>
+void write_out(const Attention& call, const Piece& piece, const Work& work) {
   for (int64_t row = 0; row < work.rows; ++row) {
-    T* out = out_row<T>(call, piece, row / share, int(row % share));
+    T* out = out_row<T>(call, piece, find_row(call, piece, row));
     float* sums = work.sums + row * work.padded;
     for (int64_t d = 0; d < work.padded; d += LANES) store(sums + d, load(sums + d) / work.total[row]);
-    for (int64_t d = 0; d < work.value_size; ++d) {
-      if constexpr (sizeof(T) == sizeof(float))
-        out[d] = sums[d];
-      else
-        out[d] = to_bf16(sums[d]);
-    }
+    for (int64_t d = 0; d < work.value_size; ++d) narrow(sums[d], out + d);
   }
+}
+
+template <class T>
+void attend_piece(const Attention& call, const Piece& piece) {
+  thread_local Memory memory;
+  Work work = begin<T>(call, piece, memory);
+  walk<T>(call, piece, [&](Tile<T>& tile, Tile<T>& next) {
+    stage_keys(work, tile, next);
+    stage_values(work, memory, tile);
+    fold_tile(call, piece, work, tile);
+  });
+  write_out<T>(call, piece, work);
 }
 
 }  // namespace
