@@ -14,6 +14,7 @@ Indexes = NDArray[np.int64]
 _GROUP = 64  # of numbers whose maximum is looked at first
 _BLOCK = 256  # of weights that are summed before a draw looks closer
 _SORTED = 2048  # so few are simply sorted
+_SHIFTS = (46, 34, 22, 10)  # of a float64's bits, those above are compared in each round; the last are left to the sort
 
 
 def highest(scores: Float64s, count: int) -> Indexes:
@@ -27,39 +28,43 @@ def highest(scores: Float64s, count: int) -> Indexes:
     else:
         indexes = np.arange(len(scores))
     candidates = scores[indexes]
-    return indexes[candidates >= np.partition(candidates, -count)[-count]]
+    reached: Indexes = indexes[candidates >= np.partition(candidates, -count)[-count]]
+    return reached
 
 
 def drop_beyond(weights: Float64s, share: float) -> None:
     """Zero every weight before which, from the heaviest down, `share` (below 1) of the total is reached. In place.
 
-    The heaviest stays in any case. Cost: O(n); only the border is sorted.
+    Positive floats are in the order of their bits, so the border is found by their leading bits, then by the next ones
+    of those that are equal so far. Cost: O(n); only what is left at the border is sorted.
     """
+    bits = weights.view(np.int64)
     total = float(weights.sum())
-    wanted = share * total
+    wanted, above = share * total, 0.0  # above: of those that stay for certain; all are heavier than those still open
+    staying = np.zeros(len(weights), dtype=np.bool_)
     # All weights below this together are less than 1 - share: the others reach it without them.
-    indexes = np.flatnonzero(weights >= (1.0 - share) * total / len(weights))
-    kept: list[Indexes] = [np.array([weights.argmax()])]
-    above = 0.0  # sum of the weights that are in for certain; all of them are heavier than those still open
-    while len(indexes) > _SORTED:
-        open_weights = weights[indexes]
-        heavy = open_weights > np.median(open_weights[:: len(indexes) // 255])
-        heavy_sum = float(open_weights[heavy].sum())
-        if not heavy.any():
-            break  # many equal ones: sorting them is cheap
-        if above + heavy_sum >= wanted:
-            indexes = indexes[heavy]
-        else:
-            kept.append(indexes[heavy])
-            above += heavy_sum
-            indexes = indexes[~heavy]
-    order = indexes[np.argsort(-weights[indexes], kind="stable")]
-    edges = above + np.cumsum(weights[order])
-    kept.append(order[edges - weights[order] < wanted])
-    staying = np.concatenate(kept)
-    values = weights[staying]
-    weights[:] = 0.0
-    weights[staying] = values
+    open_ones = np.flatnonzero(weights >= (1.0 - share) * total / len(weights))
+    for shift in _SHIFTS:
+        if len(open_ones) <= _SORTED:
+            break
+        keys = bits[open_ones] >> shift
+        keys -= keys.min()
+        key, heavier = _border(keys, weights[open_ones], wanted - above)
+        above += heavier
+        staying[open_ones[keys > key]] = True
+        open_ones = open_ones[keys == key]
+    order = open_ones[np.argsort(-weights[open_ones], kind="stable")]
+    before = above + np.cumsum(weights[order]) - weights[order]
+    staying[order[before < wanted]] = True
+    staying[weights.argmax()] = True
+    weights *= staying
+
+
+def _border(keys: Indexes, weights: Float64s, wanted: float) -> tuple[int, float]:
+    """The key at which, from the greatest down, the weights reach `wanted`; the weights of those above it."""
+    edges = np.cumsum(np.bincount(keys, weights)[::-1])
+    at = min(int(np.searchsorted(edges, wanted)), len(edges) - 1)
+    return len(edges) - 1 - at, float(edges[at - 1]) if at else 0.0
 
 
 def draw(weights: Float64s, number: float) -> int:
