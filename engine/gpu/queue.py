@@ -63,6 +63,7 @@ class CudaQueue:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         with torch.cuda.device(device):
+            torch.cuda.synchronize()  # weights and pool were made in another stream, which ours does not wait for
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._pool = torch.cuda.graph_pool_handle()
 

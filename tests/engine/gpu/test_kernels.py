@@ -147,6 +147,27 @@ def test_a_row_does_not_depend_on_its_company(kernel_device: torch.device) -> No
             first = last
 
 
+def test_who_computes_a_split_changes_no_bit(kernel_device: torch.device) -> None:
+    """The number of programs that share out decode's work is the card's; the numbers are not."""
+    case = Case(kernel_device, (4, 2, 16, 16), "float32", 16, SEQUENCES[:5])
+    backend, call, chosen = make_backend(case), make_call(case), [3, 0, 4, 2, 1]
+    first = attend(backend, case, call, chosen)
+    for count in (1, 8):
+        backend._num_programs = count
+        assert torch.equal(attend(backend, case, call, chosen), first)
+
+
+def test_what_is_not_a_number_shows_and_stays_with_its_sequence(kernel_device: torch.device) -> None:
+    """Not-a-number in a sequence's own KV reaches its output, where the sampler finds it; neighbours are untouched."""
+    case = Case(kernel_device, (4, 2, 16, 16), "float32", 16, [(300, 1), (290, 1), (20, 5), (21, 5)])
+    for sick in (0, 2):
+        case.pool.key(1)[case.steps[sick].block_ids[0], :, 3] = float("nan")
+    out = attend(make_backend(case), case, make_call(case), [0, 1, 2, 3])
+    sick_rows = torch.tensor([True, False, *[True] * 5, *[False] * 5])
+    assert torch.equal(out.isnan().flatten(1).all(1).cpu(), sick_rows)
+    assert torch.equal(out.isfinite().flatten(1).all(1).cpu(), ~sick_rows)
+
+
 def test_nothing_else_is_written(kernel_device: torch.device) -> None:
     """A step's keys and values land in their slots and nowhere else, bit for bit as KvPool.write puts them."""
     case = Case(kernel_device, (3, 3, 24, 16), "bfloat16", 16, SEQUENCES)

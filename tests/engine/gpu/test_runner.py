@@ -13,14 +13,20 @@ import pytest
 import torch
 
 from engine.attention import ReferenceAttention
+from engine.core import EngineCore, Report, Submit
 from engine.families import TESTED
 from engine.gpu.host_reads import no_host_reads
 from engine.kv_pool import KvPool
 from engine.model import LoadedModel, load_model
 from engine.runner import TorchRunner
+from pdserve.clock import MonotonicClock
 from pdserve.errors import ServingError
 from pdserve.ids import SequenceKey
 from pdserve.sampling import SampledToken, SamplingParams
+from scheduling.batching import Scheduler, SchedulerConfig
+from scheduling.blocks import BlockPool
+from scheduling.sequence import Sequence as EngineSequence
+from scheduling.sequence import SequenceMode
 from scheduling.step import SampleRequest, SequenceStep
 
 pytestmark = pytest.mark.usefixtures("kernel_device")
@@ -256,3 +262,33 @@ def test_families_never_ask_the_device(case: Callable[..., Case], arch: str) -> 
     sampling = [SamplingParams(max_tokens=2)]
     found, expected = (tiny.run(one, sampling, seed=6, longest=20)[0].tokens for one in (runner, tiny.reference()))
     assert found == expected
+
+
+def test_the_engine_core_drives_it(case: Callable[..., Case]) -> None:
+    """Real scheduling over few blocks: chunks, prefix hits and preemption give the reference's tokens."""
+    tiny = case("llama")
+    chance = random.Random(8)
+    common = [chance.randrange(512) for _ in range(16)]
+    prompts = [[*common, *(chance.randrange(512) for _ in range(5))] for _ in range(3)]
+
+    def tokens(runner: Any) -> tuple[list[list[int]], int]:
+        blocks = BlockPool(5, BLOCK_SIZE)
+        scheduler = Scheduler(SchedulerConfig(64, 4, 16), blocks, MonotonicClock())
+        core, report = EngineCore(scheduler, runner, MonotonicClock()), Report()
+        keys = [SequenceKey(str(index)) for index in range(len(prompts))]
+        for key, prompt in zip(keys, prompts, strict=True):
+            core.apply(Submit(EngineSequence(key, SequenceMode.FULL, prompt, SamplingParams(max_tokens=14))), report)
+        while scheduler.has_work:
+            assert core.step(report)
+        found: dict[SequenceKey, list[int]] = {key: [] for key in keys}
+        for update in report.updates:
+            assert update.error is None
+            if update.token is not None:
+                found[update.key].append(update.token.token_id)
+        scheduler.check()
+        return list(found.values()), scheduler.num_preemptions
+
+    found, preemptions = tokens(tiny.gpu_runner(4))
+    assert preemptions > 0
+    assert found == tokens(tiny.reference())[0]
+    assert all(len(one) == 14 for one in found)
