@@ -13,28 +13,38 @@
 namespace pdserve {
 namespace {
 
+// Vectors of the width that the machine has: GCC keeps wider ones in memory. Most registers hold sums.
 #if defined(__AVX512F__)
-constexpr int MAX_ROWS = 12;  // 24 of 32 registers hold sums
+constexpr int VECTOR_BYTES = 64, MAX_ROWS = 12;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, MAX_ROWS = 3;
+#elif defined(__aarch64__)
+constexpr int VECTOR_BYTES = 16, MAX_ROWS = 3;
 #else
-constexpr int MAX_ROWS = 3;
+constexpr int VECTOR_BYTES = 16, MAX_ROWS = 1;
 #endif
+constexpr int VECTORS = RECORD_BYTES / VECTOR_BYTES;
 constexpr int64_t AHEAD_BYTES = 2048;  // of reading, into the second-level cache
 
-Ints load_pairs(const char* from) {
-  Ints pairs;
-  memcpy(&pairs, from, sizeof pairs);
-  return pairs;
+using Sums = float __attribute__((vector_size(VECTOR_BYTES)));
+using Pairs = int32_t __attribute__((vector_size(VECTOR_BYTES)));
+
+template <class Vector>
+Vector load_vector(const char* record, int index) {
+  Vector vector;
+  memcpy(&vector, record + index * VECTOR_BYTES, VECTOR_BYTES);
+  return vector;
 }
 
 // What a record holds, and a row's part in it.
 struct FloatRecord {
   using Row = float;
-  Floats low, high;
-  explicit FloatRecord(const char* at)
-      : low(load(reinterpret_cast<const float*>(at))), high(load(reinterpret_cast<const float*>(at) + LANES)) {}
-  void add_to(Floats* sums, Row row) const {
-    sums[0] += low * splat(row);
-    sums[1] += high * splat(row);
+  Sums values[VECTORS];
+  explicit FloatRecord(const char* at) {
+    for (int i = 0; i < VECTORS; ++i) values[i] = load_vector<Sums>(at, i);
+  }
+  void add_to(Sums* sums, Row row) const {
+    for (int i = 0; i < VECTORS; ++i) sums[i] += values[i] * row;
   }
   static Row row_part(const char* x, int64_t record, int64_t) { return reinterpret_cast<const float*>(x)[record]; }
 };
@@ -49,18 +59,18 @@ struct PlainRecord {
   struct Row {
     float even, odd;
   };
-  Floats evens[2], odds[2];
+  Sums evens[VECTORS], odds[VECTORS];
   explicit PlainRecord(const char* at) {
-    for (int i = 0; i < 2; ++i) {
-      const Ints pairs = load_pairs(at + i * 64);
-      evens[i] = (Floats)(pairs << 16);
-      odds[i] = (Floats)(pairs & int32_t(0xffff0000));
+    for (int i = 0; i < VECTORS; ++i) {
+      const Pairs pairs = load_vector<Pairs>(at, i);
+      evens[i] = (Sums)(pairs << 16);
+      odds[i] = (Sums)(pairs & int32_t(0xffff0000));
     }
   }
-  void add_to(Floats* sums, Row row) const {
-    for (int i = 0; i < 2; ++i) {
-      sums[i] += evens[i] * splat(row.even);
-      sums[i] += odds[i] * splat(row.odd);
+  void add_to(Sums* sums, Row row) const {
+    for (int i = 0; i < VECTORS; ++i) {
+      sums[i] += evens[i] * row.even;
+      sums[i] += odds[i] * row.odd;
     }
   }
   static Row row_part(const char* x, int64_t record, int64_t depth) {
@@ -73,11 +83,11 @@ struct PlainRecord {
 struct DotRecord {
   using Row = uint32_t;
   __m512bh low, high;
-  explicit DotRecord(const char* at) : low((__m512bh)load_pairs(at)), high((__m512bh)load_pairs(at + 64)) {}
-  void add_to(Floats* sums, Row row) const {
+  explicit DotRecord(const char* at) : low((__m512bh)load_vector<Pairs>(at, 0)), high((__m512bh)load_vector<Pairs>(at, 1)) {}
+  void add_to(Sums* sums, Row row) const {
     const __m512bh pair = (__m512bh)_mm512_set1_epi32(int32_t(row));
-    sums[0] = (Floats)_mm512_dpbf16_ps((__m512)sums[0], low, pair);
-    sums[1] = (Floats)_mm512_dpbf16_ps((__m512)sums[1], high, pair);
+    sums[0] = (Sums)_mm512_dpbf16_ps((__m512)sums[0], low, pair);
+    sums[1] = (Sums)_mm512_dpbf16_ps((__m512)sums[1], high, pair);
   }
   static Row row_part(const char* x, int64_t record, int64_t depth) { return pair_of(x, record, depth); }
 };
@@ -101,7 +111,7 @@ void multiply_block(const Call& call, int64_t block, int64_t strip) {
   using Row = typename Record::Row;
   const char* at = static_cast<const char*>(call.matrix.data) + strip * call.strip_bytes;
   const Row* rows = reinterpret_cast<const Row*>(call.packed_rows + block * call.block_bytes);
-  Floats sums[ROWS][2] = {};
+  Sums sums[ROWS][VECTORS] = {};
   for (int64_t record = 0; record < call.records; ++record, at += RECORD_BYTES, rows += ROWS) {
     __builtin_prefetch(at + AHEAD_BYTES, 0, 2);
     __builtin_prefetch(at + AHEAD_BYTES + 64, 0, 2);
@@ -109,8 +119,11 @@ void multiply_block(const Call& call, int64_t block, int64_t strip) {
 #pragma GCC unroll 12
     for (int row = 0; row < ROWS; ++row) values.add_to(sums[row], rows[row]);
   }
+  alignas(64) float kept[ROWS * STRIP];  // sums itself has no address, or it would not stay in registers
+  for (int row = 0; row < ROWS; ++row)
+    for (int i = 0; i < VECTORS; ++i) memcpy(kept + row * STRIP + i * (STRIP / VECTORS), &sums[row][i], VECTOR_BYTES);
   const int64_t first_row = block * ROWS;
-  finish(call, strip, first_row, std::min<int64_t>(ROWS, call.rows - first_row), reinterpret_cast<float*>(sums));
+  finish(call, strip, first_row, std::min<int64_t>(ROWS, call.rows - first_row), kept);
 }
 
 template <class Record, int... ROWS>

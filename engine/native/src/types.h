@@ -63,7 +63,8 @@ static inline void store(bf16* to, Floats value) {
 #endif
 }
 
-static inline Floats splat(float value) { return Floats{} + value; }
+// Not 0 + value: that is an addition, because of -0.
+static inline Floats splat(float value) { return value - Floats{}; }
 
 // In a fixed order, so that it gives the same bits wherever it is called.
 static inline float sum(Floats value) {
