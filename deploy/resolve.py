@@ -85,7 +85,7 @@ def resolve(config: ServeConfig) -> ResolvedServe:
     devices = _devices(config, num_workers)
     max_model_len = _context(config.worker, checkpoint)
     dtype = _dtype(config.worker, checkpoint)
-    shares = _shares(config, dtype, num_workers)
+    shares = _shares(config, num_workers)
     worker = replace(config.worker, dtype=dtype, max_model_len=max_model_len, threads=shares[0].threads)
     worker = _defaults(worker, num_workers)
     name = config.router.served_model_name or ("mock" if mock_only else config.model)
@@ -133,16 +133,10 @@ def _dtype(worker: WorkerConfig, checkpoint: Checkpoint) -> str:
     return checkpoint.stored_dtype if checkpoint.stored_dtype == "float16" else "bfloat16"
 
 
-def _shares(config: ServeConfig, dtype: str, num_workers: int) -> tuple[Share, ...]:
+def _shares(config: ServeConfig, num_workers: int) -> tuple[Share, ...]:
     """Threads and cores of each worker; equal, whatever its role."""
     worker = config.worker
     threads, pin = worker.threads, worker.pin_cores
-    if worker.device == "cpu" and dtype == "float32":
-        if threads is not None and threads > 1:
-            log.warning(
-                "--threads is %d: float32 on a CPU is computed by one thread, so that tokens are deterministic", threads
-            )
-        threads = 1
     if config.ray is not None or worker.device != "cpu" or worker.mock is not None:
         pin = "off"  # Ray knows the machines; a GPU's workers need no core for long
     machine = this_machine()

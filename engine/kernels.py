@@ -87,9 +87,9 @@ def choose_kernels(module: Any, facts: DryRunFacts, choice: str, deterministic: 
     """
     on_cpu = module.get_input_embeddings().weight.device.type == "cpu"
     library = load_library(num_threads) if choice == "auto" and on_cpu else None
-    if deterministic:
-        torch.set_num_threads(1)
     decoder = None if library is None else _native_decoder(module, facts, library)
+    if deterministic or decoder is not None:
+        torch.set_num_threads(1)  # what is left for torch is either nothing or must not be divided
     if decoder is None:
         if library is not None:
             use_packed_linears(module, library)

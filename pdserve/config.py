@@ -59,7 +59,7 @@ class WorkerConfig:
     kv_transport: str = setting("auto", "how KV moves between workers", choices=("auto", "shm", "gloo", "nccl"))
     threads: int | None = setting(
         None,
-        "threads that compute in each worker on a CPU; float32 always uses 1 (default: its share of cores)",
+        "threads that compute in each worker on a CPU; they change no token of float32 (default: its share of cores)",
         low=1,
         high=1024,
     )
