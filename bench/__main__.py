@@ -13,6 +13,7 @@ NAMES = (
     "sampling",
     "transport",
     "exposed_transfer",
+    "linear",
     "engine_step",
     "router_stream",
 )
