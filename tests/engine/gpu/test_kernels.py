@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("kernel_device")
 
 SHAPES = [(4, 2, 16, 16), (3, 3, 24, 16), (5, 1, 10, 10), (20, 1, 16, 40)]  # H, K, Dk, Dv
 CALLS: list[dict[str, Any]] = [{}, {"window": 19}, {"softcap": 5.0}, {"sinks": True}, {"window": 300, "sinks": True}]
-SEQUENCES = [(0, 1), (63, 1), (300, 1), (255, 1), (256, 1), (0, 70), (61, 19), (5, 3), (290, 17)]  # start, new tokens
+SEQUENCES = [(0, 1), (63, 1), (300, 1), (255, 1), (256, 1), (0, 70), (61, 19), (5, 3), (270, 9)]  # start, new tokens
 MAX_LEN = 1024
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
@@ -137,7 +137,7 @@ def test_random_batches(kernel_device: torch.device, seed: int) -> None:
 def test_a_row_does_not_depend_on_its_company(kernel_device: torch.device) -> None:
     """The same bits alone and together: splits and tiles are at absolute positions."""
     case = Case(kernel_device, (4, 2, 16, 16), "float32", 16, SEQUENCES)
-    backend, chosen = make_backend(case), [5, 0, 7, 2, 6, 3, 1, 4, 8]
+    backend, chosen = make_backend(case), [6, 0, 7, 2, 4]
     for fields in ({}, {"window": 19}):
         call = make_call(case, **fields)
         together, first = attend(backend, case, call, chosen), 0
