@@ -14,7 +14,7 @@ from pathlib import Path
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PR_SET_CHILD_SUBREAPER = 36  # <sys/prctl.h>
 PROC = Path("/proc")
-SHARED_MEMORY = "/dev/shm/"
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +82,27 @@ def end_trees(root_pids: Sequence[int], grace_s: float) -> None:
     Also gone is the shared memory that only they had mapped: a process that is killed cannot unlink its own.
     """
     tree = [process for pid in root_pids for process in tree_of(pid)]
-    shared = {path for process in tree for path in _shared_memory(process.pid)}
+    shared = {inode for process in tree for inode in _shared_memory(process.pid)}
     signal_all(tree, signal.SIGCONT)
     signal_all([process for process in tree if process.pid in root_pids], signal.SIGINT)
     _wait_for(tree, grace_s)
     tree += [process for pid in root_pids for process in tree_of(pid)]  # what was started meanwhile
-    shared |= {path for process in tree for path in _shared_memory(process.pid)}
+    shared |= {inode for process in tree for inode in _shared_memory(process.pid)}
     signal_all(tree, signal.SIGKILL)
     _wait_for(tree, 5.0)
-    for path in shared:
-        path.unlink(missing_ok=True)
+    for path in SHARED_MEMORY.iterdir():
+        with suppress(FileNotFoundError):  # others come and go there
+            if path.stat().st_ino in shared:
+                path.unlink()
 
 
-def _shared_memory(pid: int) -> list[Path]:
-    """The named segments that a process has mapped; none for a process that is gone."""
+def _shared_memory(pid: int) -> list[int]:
+    """Inodes of the named segments that a process has mapped; a semaphore was mapped under another name than it has."""
     try:
         lines = (PROC / str(pid) / "maps").read_text().splitlines()
     except OSError:
         return []
-    paths = {line.partition(SHARED_MEMORY)[2] for line in lines if SHARED_MEMORY in line}
-    return [Path(SHARED_MEMORY + path) for path in paths if not path.endswith(" (deleted)")]
+    return [int(line.split()[4]) for line in lines if f" {SHARED_MEMORY}/" in line]
 
 
 def _wait_for(processes: list[ProcessStat], limit_s: float) -> None:
