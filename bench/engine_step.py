@@ -1,10 +1,10 @@
 """Decode and prefill steps of a model on this machine, beside what its memory and its matrix products allow.
 
     python -m bench.engine_step [tiny|small|DIRECTORY] [--dtype bfloat16] [--contexts 128 512] [--batches 1 8 32]
-                                [--prompts 128 512] [--kernels auto|torch]
+                                [--prompts 128 512] [--kernels auto|torch] [--threads 1]
 
-Times are the least of several, CPU time of one thread, so that a busy machine distorts them little; the limits are
-measured in the same run. A decode step must read the weights once and each sequence's KV once; a prefill must do its
+Times are the least of several: CPU time of one thread, so that a busy machine distorts them little, or wall time with
+--threads N; the limits are measured in the same run, as many threads. A decode step must read the weights once and each sequence's KV once; a prefill must do its
 multiplications, at the rate of torch's best product on the model's own shapes. Steps are whole: packing of the batch,
 the forward pass, greedy sampling. With the native step a table says where the time of each goes.
 """
@@ -37,20 +37,21 @@ CACHE_BYTES = 1 << 28  # matrices of one shape, together, while their product is
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What one thread of this machine was measured to do."""
+    """What this machine was measured to do."""
 
     read_bytes_per_s: float
     flops: float  # of products of 512 rows with the model's matrices
 
 
 def least_seconds(act: Callable[[], object], tries: int) -> float:
-    """CPU time of this thread in the quickest of some tries, after one that does not count."""
+    """The quickest of some tries, after one that does not count."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     act()
     seconds = []
     for _ in range(tries):
-        start = time.thread_time()
+        start = clock()
         act()
-        seconds.append(time.thread_time() - start)
+        seconds.append(clock() - start)
     return min(seconds)
 
 
@@ -145,10 +146,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, nargs="+", default=[128, 512], help="tokens of a prefill")
     parser.add_argument("--tries", type=int, default=9)
     parser.add_argument("--kernels", choices=CHOICES, default="auto")
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(1)
     with model_directory(args.model) as directory:
-        model = load_model(directory, dtype=args.dtype, kernels=args.kernels)
+        model = load_model(directory, dtype=args.dtype, kernels=args.kernels, num_threads=args.threads)
+    torch.set_num_threads(args.threads)  # for the limits; the native step has its own
     machine = measure_machine(model.config.get_text_config(), TORCH_DTYPES[model.dtype])
     print(f"{model.config.model_type}, {model.dtype}, computed by: {model.kernels.name}")
     print(f"weights read per step: {model.weight_bytes / 1e6:,.1f} MB; load {os.getloadavg()[0]:.1f}")
