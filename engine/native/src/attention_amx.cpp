@@ -204,8 +204,11 @@ struct Sight {
 };
 
 Sight look(const Attention& call, const Piece& piece, const Work& work, int64_t tile, int64_t tiles, int64_t base) {
-  Sight sight{WIDE, 0, false};
   int share = group(call);
+  int64_t earliest = position_of(call, piece, tile * LANES / share);
+  int64_t latest = position_of(call, piece, std::min(work.rows, (tile + tiles) * LANES) / share);
+  if (earliest + 1 >= base + WIDE && first_seen(call, latest) <= base) return {0, WIDE, false};
+  Sight sight{WIDE, 0, false};
   int most_from = 0, least_to = WIDE;
   for (int64_t row = tile * LANES; row < (tile + tiles) * LANES; ++row) {
     int64_t position = position_of(call, piece, std::min(row, work.rows - 1) / share);
