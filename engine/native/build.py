@@ -16,7 +16,17 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "src"
 BUILT = Path(__file__).parent / "_built"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-pthread", "-Wall", "-Werror", "-Wno-psabi")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fPIC",
+    "-pthread",
+    "-Wall",
+    "-Werror",
+    "-Wno-psabi",
+)
 COMPILE_TIMEOUT_S = 300.0
 
 

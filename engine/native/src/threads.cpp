@@ -12,6 +12,7 @@ namespace {
 // Pieces of one layer follow each other within microseconds: a futex's wake-up costs more than this short look. Between
 // steps every thread sleeps.
 constexpr auto LOOK = std::chrono::microseconds(30);
+constexpr uint32_t OPEN = 1u << 31;
 
 void pause_briefly() {
 #if defined(__x86_64__)
@@ -27,17 +28,14 @@ void wake(std::atomic<uint32_t>& word) {
   syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
 }
 
-// Returns a value other than `old`.
-uint32_t await_change(std::atomic<uint32_t>& word, uint32_t old) {
-  auto until = std::chrono::steady_clock::now() + LOOK;
-  uint32_t now;
-  while ((now = word.load(std::memory_order_acquire)) == old) {
-    if (std::chrono::steady_clock::now() < until)
-      pause_briefly();
-    else
-      sleep_while(word, old);
+// Whether `word` left `old` within a short look.
+bool look(const std::atomic<uint32_t>& word, uint32_t old) {
+  const auto until = std::chrono::steady_clock::now() + LOOK;
+  while (word.load(std::memory_order_acquire) == old) {
+    if (std::chrono::steady_clock::now() >= until) return false;
+    pause_briefly();
   }
-  return now;
+  return true;
 }
 
 }  // namespace
@@ -48,32 +46,47 @@ Threads::Threads(int count) {
 
 Threads::~Threads() {
   stopping_ = true;
-  round_.fetch_add(1, std::memory_order_release);
+  round_.fetch_add(1);
   wake(round_);
   for (auto& other : others_) other.join();
 }
 
+// The caller waits for those that came in, never for one that the system has not run yet: on a busy machine that one
+// may be milliseconds away, and its pieces are computed by then.
 void Threads::start(int64_t pieces, const void* context, Call call) {
   context_ = context, call_ = call, pieces_ = pieces;
   next_.store(0, std::memory_order_relaxed);
-  pending_.store(uint32_t(others_.size()), std::memory_order_relaxed);
-  round_.fetch_add(1, std::memory_order_release);
-  wake(round_);
+  guests_.store(OPEN, std::memory_order_release);
+  round_.fetch_add(1);
+  if (sleepers_.load()) wake(round_);
   work(0);
-  uint32_t left;
-  while ((left = pending_.load(std::memory_order_acquire))) await_change(pending_, left);
+  for (uint32_t inside = guests_.fetch_and(~OPEN) & ~OPEN; inside; inside = guests_.load(std::memory_order_acquire))
+    if (!look(guests_, inside)) sleep_while(guests_, inside);
 }
 
 void Threads::work(int thread) {
   for (int64_t piece; (piece = next_.fetch_add(1, std::memory_order_relaxed)) < pieces_;) call_(context_, piece, thread);
 }
 
+bool Threads::come_in() {
+  uint32_t inside = guests_.load(std::memory_order_acquire);
+  while (inside & OPEN)
+    if (guests_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) return true;
+  return false;
+}
+
 void Threads::serve(int thread) {
   for (uint32_t seen = 0;;) {
-    seen = await_change(round_, seen);
+    if (!look(round_, seen)) {
+      sleepers_.fetch_add(1);
+      while (round_.load() == seen) sleep_while(round_, seen);
+      sleepers_.fetch_sub(1);
+    }
+    seen = round_.load(std::memory_order_acquire);
     if (stopping_) return;
+    if (!come_in()) continue;
     work(thread);
-    if (pending_.fetch_sub(1, std::memory_order_release) == 1) wake(pending_);
+    if (guests_.fetch_sub(1, std::memory_order_acq_rel) == 1) wake(guests_);  // the last, and the door is shut
   }
 }
 

@@ -34,15 +34,17 @@ class Threads {
   using Call = void (*)(const void* context, int64_t piece, int thread);
   void start(int64_t pieces, const void* context, Call call);
   void work(int thread);
+  bool come_in();
   void serve(int thread);
 
   std::vector<std::thread> others_;
   const void* context_ = nullptr;
   Call call_ = nullptr;
   int64_t pieces_ = 0;
-  alignas(64) std::atomic<int64_t> next_{0};      // the next piece that nobody has
-  alignas(64) std::atomic<uint32_t> round_{0};    // one more for every call; the others sleep on it
-  alignas(64) std::atomic<uint32_t> pending_{0};  // others that are not done with this round
+  alignas(64) std::atomic<int64_t> next_{0};     // the next piece that nobody has
+  alignas(64) std::atomic<uint32_t> round_{0};   // one more for every call; the others sleep on it
+  std::atomic<uint32_t> sleepers_{0};            // others that sleep, or are about to
+  alignas(64) std::atomic<uint32_t> guests_{0};  // others inside the call, and OPEN while more may come in
   std::atomic<bool> stopping_{false};
 };
 
