@@ -30,7 +30,10 @@ def load(path: str) -> Any:
 load("conftest.py")
 load("test_transport.py")
 load("gpu/socket_nccl.py")
+load("transport_peer.py")
+load("test_transport_processes.py")
 wires = load("gpu/contract_wires.py")
+load("gpu/gpu_peer.py")
 
 
 def _fixture(name: str, some: list[Any]) -> object:
