@@ -27,7 +27,7 @@ class StepBatch:
     positions: Tensor  # [1, T] int64
     write_blocks: Tensor  # [n] int64: where the KV of each row goes
     write_slots: Tensor  # [n] int64
-    new_blocks: Tensor  # int64: blocks whose first slot is written in this step
+    new_blocks: Tensor  # int64: blocks whose first slot is written in this step, and the last is not
     sample_rows: Tensor  # int64: the last row of each sequence that samples, padded with row 0
     num_samples: int
     block_tables: (
@@ -90,12 +90,12 @@ class StepPacker:
         self, steps: Seq[SequenceStep], ids: list[int], starts: list[int], sampling: list[int]
     ) -> list[int]:
         """Every sequence is a row. Plain lists and one assignment: after a model's pass has emptied the caches, each
-        call of numpy costs microseconds. Returns the blocks that begin."""
+        call of numpy costs microseconds. Returns the blocks that begin and do not end."""
         size = self._block_size
         slots = [start % size for start in starts]
         blocks = [step.block_ids[start // size] for step, start in zip(steps, starts, strict=True)]
         self._buffer.assign(ids, starts, blocks, slots, sampling)
-        return [block for block, slot in zip(blocks, slots, strict=True) if slot == 0]
+        return [block for block, slot in zip(blocks, slots, strict=True) if slot == 0 < size - 1]
 
     def _fill(self, ids: list[int], starts: Int64s, ends: Int64s, sampling: list[int]) -> list[int]:
         """The same for any step."""
@@ -108,7 +108,8 @@ class StepPacker:
         buffer.slots[:] = real % self._block_size
         buffer.blocks[:] = self._tables.rows[np.repeat(np.arange(len(lengths)), lengths), real // self._block_size]
         buffer.sample_rows[: len(sampling)] = past_rows[sampling] - 1
-        new: list[int] = buffer.blocks[buffer.slots == 0].tolist()
+        begun = (buffer.slots == 0) & (real + self._block_size > np.repeat(ends, lengths))
+        new: list[int] = buffer.blocks[begun].tolist()
         return new
 
 

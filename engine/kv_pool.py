@@ -70,7 +70,7 @@ class KvPool:
         return key[:, :length], value[:, :length]
 
     def clear(self, block_ids: Tensor) -> None:
-        """Zero these blocks, all layers. Called when a sequence starts to write them."""
+        """Zero these blocks, all layers. Called when a sequence starts to write them and will not fill them at once."""
         self.data.index_fill_(0, block_ids, 0)
 
     def piece_elements(self, slots: int) -> int:

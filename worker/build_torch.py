@@ -29,7 +29,8 @@ def build_torch(start: WorkerStart, clock: Clock) -> BuiltEngine:
     )
     layout = model.kv_layout(config.block_size)
     num_blocks = pool_blocks(layout, config.kv_bytes, model.max_model_len)
-    memory = KvMemory(num_blocks, layout.block_bytes)
+    memory = KvMemory(num_blocks, layout.block_bytes, shared=start.role == "prefill")  # decode workers map prefill's
+    memory.make_resident()
     runner = TorchRunner(model, KvPool(layout, num_blocks, memory))
     runner.warm_up(config.max_num_batched_tokens, config.max_num_seqs)
     return assemble(config, memory, layout, runner, model.max_model_len, model.vocab_size, clock)

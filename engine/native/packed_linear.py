@@ -69,7 +69,9 @@ class HugePages:
         """Zeroed bytes, aligned to a page."""
         wanted = -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         if wanted > len(self._left):
-            mapped = mmap.mmap(-1, max(wanted, CHUNK_BYTES) + HUGE_PAGE_BYTES)
+            mapped = mmap.mmap(
+                -1, max(wanted, CHUNK_BYTES) + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            )
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 try:
                     mapped.madvise(mmap.MADV_HUGEPAGE)
