@@ -14,8 +14,11 @@ NAMES = (
     "transport",
     "exposed_transfer",
     "linear",
+    "attention",
     "engine_step",
     "router_stream",
+    "gpu_step",
+    "gpu_kernels",
 )
 
 

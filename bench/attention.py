@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bench.limits import least_seconds, read_rate
 from engine.attention import AttentionCall, ReferenceAttention
 from engine.attention.interface import AttentionBackend
 from engine.attention.native import NativeAttention
@@ -55,22 +55,6 @@ class Shape:
             torch.randn(1 << 20).repeat(pool.data.numel() // (1 << 20) + 1)[: pool.data.numel()].view_as(pool.data)
         )
         return pool
-
-
-def least_seconds(act: Callable[[], object], tries: int) -> float:
-    """Thread time of the quickest of some tries, after one that does not count."""
-    act()
-    seconds = []
-    for _ in range(tries):
-        start = time.thread_time()
-        act()
-        seconds.append(time.thread_time() - start)
-    return min(seconds)
-
-
-def read_bandwidth() -> float:
-    data = torch.ones(WORKING_SET_BYTES // 4)
-    return WORKING_SET_BYTES / least_seconds(data.sum, 5)
 
 
 def product_rate(dtype: torch.dtype) -> float:
@@ -167,7 +151,7 @@ def main() -> int:
         return 1
     heads, kv_heads, size = args.heads
     shape = Shape(heads, kv_heads, size, args.dtype)
-    bandwidth, rate = read_bandwidth(), product_rate(TORCH_DTYPES[shape.dtype])
+    bandwidth, rate = read_rate().best, product_rate(TORCH_DTYPES[shape.dtype])
     print(f"{shape.heads} heads over {shape.kv_heads} of {shape.size}, {shape.dtype}, blocks of {BLOCK_SIZE}")
     print(f"machine: reads {bandwidth / 1e9:.1f} GB/s, multiplies {rate / 1e9:.0f} GFLOP/s", flush=True)
     for context in args.contexts:

@@ -4,22 +4,22 @@
                                 [--prompts 128 512] [--kernels auto|torch] [--threads 1]
 
 Times are the least of several: CPU time of one thread, so that a busy machine distorts them little, or wall time with
---threads N; the limits are measured in the same run, as many threads. A decode step must read the weights once and each sequence's KV once; a prefill must do its
-multiplications, at the rate of torch's best product on the model's own shapes. Steps are whole: packing of the batch,
-the forward pass, greedy sampling. With the native step a table says where the time of each goes.
+--threads N; the limits are measured in the same run, with as many threads. A decode step must read the weights once and
+each sequence's KV once; a prefill must do its multiplications, at the rate of torch's best product on the model's own
+shapes. Steps are whole: packing of the batch, the forward pass, greedy sampling. With the native step a table says
+where the time of each goes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from bench.limits import ReadRate, least_seconds, read_rate
 from bench.reference_models import model_directory
 from engine.kernels import CHOICES
 from engine.kv_pool import TORCH_DTYPES, KvPool
@@ -39,20 +39,8 @@ CACHE_BYTES = 1 << 28  # matrices of one shape, together, while their product is
 class Machine:
     """What this machine was measured to do."""
 
-    read_bytes_per_s: float
+    read: ReadRate
     flops: float  # of products of 512 rows with the model's matrices
-
-
-def least_seconds(act: Callable[[], object], tries: int) -> float:
-    """The quickest of some tries, after one that does not count."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    act()
-    seconds = []
-    for _ in range(tries):
-        start = clock()
-        act()
-        seconds.append(clock() - start)
-    return min(seconds)
 
 
 def matrix_shapes(config: Any) -> list[tuple[int, int]]:
@@ -65,9 +53,8 @@ def matrix_shapes(config: Any) -> list[tuple[int, int]]:
 
 
 def measure_machine(config: Any, dtype: torch.dtype) -> Machine:
-    """Read 256 MiB; multiply 512 rows with matrices of the model's shapes, the better of torch's two products."""
-    data = torch.ones(1 << 26)
-    read_s = least_seconds(data.sum, 5)
+    """Read memory; multiply 512 rows with matrices of the model's shapes, the better of torch's two products."""
+    read = read_rate()
     seconds = operations = 0.0
     for depth, width in matrix_shapes(config):
         rows, matrix = torch.ones(ROWS_OF_RATE, depth, dtype=dtype), torch.ones(width, depth, dtype=dtype)
@@ -79,7 +66,7 @@ def measure_machine(config: Any, dtype: torch.dtype) -> Machine:
         )
         seconds += min(plain_s, packed_s)
         operations += 2 * ROWS_OF_RATE * depth * width
-    return Machine(data.numel() * 4 / read_s, operations / seconds)
+    return Machine(read, operations / seconds)
 
 
 def decode_steps(batch: int, context: int) -> list[SequenceStep]:
@@ -111,7 +98,7 @@ class Report:
     def decode(self, batch: int, context: int) -> None:
         steps = decode_steps(batch, context)
         kv_bytes = batch * context * self._layout.block_bytes / BLOCK_SIZE
-        floor = (self._model.weight_bytes + kv_bytes) / self._machine.read_bytes_per_s
+        floor = (self._model.weight_bytes + kv_bytes) / self._machine.read.best
         self._line(f"decode  batch {batch:4}  context {context:5}", steps, floor, "the memory's speed")
 
     def prefill(self, length: int) -> None:
@@ -154,7 +141,7 @@ def main() -> None:
     machine = measure_machine(model.config.get_text_config(), TORCH_DTYPES[model.dtype])
     print(f"{model.config.model_type}, {model.dtype}, computed by: {model.kernels.name}")
     print(f"weights read per step: {model.weight_bytes / 1e6:,.1f} MB; load {os.getloadavg()[0]:.1f}")
-    print(f"machine: reads {machine.read_bytes_per_s / 1e9:.1f} GB/s, multiplies {machine.flops / 1e9:.0f} GFLOP/s")
+    print(f"machine: reads {machine.read}; multiplies {machine.flops / 1e9:.0f} GFLOP/s")
     shapes = [(batch, context) for context in args.contexts for batch in args.batches if context < model.max_model_len]
     longest = max([batch * (context + BLOCK_SIZE) for batch, context in shapes] + args.prompts)
     report = Report(model, machine, -(-longest // BLOCK_SIZE) + len(args.batches), args.tries)

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.limits import read_rate
 from engine.native import load_library
-from engine.native.packed_linear import HugePages, Packer
+from engine.native.packed_linear import Packer
 
 WORKING_SET_BYTES = 400_000_000
-READ_BYTES = 1 << 28
 FEW_ROWS = 32  # up to here memory is the limit
 
 
@@ -63,13 +63,6 @@ class Stopwatch:
         return best / len(items)
 
 
-def read_bytes_per_s(watch: Stopwatch) -> float:
-    """Of a sum, over ordinary or huge pages, whichever is better."""
-    ordinary = torch.ones(READ_BYTES // 4)
-    huge = torch.from_numpy(HugePages().take(READ_BYTES)).view(torch.float32).fill_(1.0)
-    return READ_BYTES / min(watch.seconds(torch.sum, [memory]) for memory in (ordinary, huge))
-
-
 def least_by_rows(
     watch: Stopwatch, num_rows: Sequence[int], depth: int, dtype: torch.dtype, act: Callable[[Tensor, Any], object],
     items: Sequence[Any],
@@ -101,7 +94,7 @@ def measure(packer: Packer, shape: Shape, num_rows: Sequence[int], dtype: torch.
     reordered = [torch.ops.mkldnn._reorder_linear_weight(weight, max(num_rows)) for weight in weights]
     del weights
     packed = least_by_rows(watch, num_rows, shape.depth, dtype, onednn, reordered)
-    read = read_bytes_per_s(watch)
+    read = read_rate().best
     cells = []
     for count, *seconds in zip(num_rows, ours, plain, packed, strict=True):
         if count <= FEW_ROWS:
