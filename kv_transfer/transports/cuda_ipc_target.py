@@ -13,16 +13,13 @@ from torch import Tensor
 
 from kv_transfer.transports.background import Closing, Flag, JobThread
 from kv_transfer.transports.framing import Frame, Generations, cut_frames
+from kv_transfer.transports.gpu_checks import StaleBlock, check_generations
 from kv_transfer.transports.gpu_copies import CopyQueue, Mark, copy_blocks
 from kv_transfer.transports.interface import BlockMove, ChannelStats, Receipt
 from pdserve.errors import PeerLost, ServingError, TransferCorrupt
 
 AHEAD = 2
 """Frames given to the device before the first of them is waited for: it never runs dry, and an end is soon noticed."""
-
-
-class StaleBlock(TransferCorrupt):
-    """The generation had moved on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +134,3 @@ class CudaIpcTarget:
     def _finish(self, frame: Frame, copied: Mark) -> None:
         copied.wait()
         check_generations(frame, self._generations)
-
-
-def check_generations(frame: Frame, generations: Generations | None) -> None:
-    """StaleBlock unless every source block of the frame is of the generation that was announced."""
-    assert generations is not None
-    actual = generations[frame.sources]
-    wrong = actual != frame.generations
-    if wrong.any():
-        i = wrong.argmax()
-        raise StaleBlock(
-            f"source block {frame.sources[i]:,} is of generation {actual[i]:,}, not {frame.generations[i]:,}"
-        )

@@ -11,7 +11,7 @@ after the step that wrote it has ended, and is given to a new owner after its la
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -104,6 +104,15 @@ def queue_for(device: torch.device) -> CopyQueue:
 def host_pool(memory: KvMemory) -> Tensor:
     """[N, block_bytes] of a pool whose blocks lie in host memory after all: the PoolOf of workers without a GPU."""
     return torch.frombuffer(memory.data, dtype=torch.uint8).view(memory.num_blocks, memory.block_bytes)
+
+
+def pin(memory: KvMemory) -> Callable[[], None]:
+    """Let GPUs copy to and from this memory by themselves; what is returned ends that. NOT YET RUN ON A GPU."""
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    address = host_pool(memory).data_ptr()
+    if int(runtime.cudaHostRegister(address, len(memory.data), 1)) != 0:
+        raise RuntimeError(f"cannot pin {len(memory.data):,} bytes of host memory")
+    return lambda: runtime.cudaHostUnregister(address)
 
 
 def as_words(blocks: Tensor, block_bytes: int) -> Tensor:

@@ -25,15 +25,15 @@ import xxhash
 from torch import Tensor
 
 from kv_transfer.frame import FLAG_DIGEST, FrameKind, expect
-from kv_transfer.transports.cuda_ipc_target import StaleBlock, check_generations
 from kv_transfer.transports.faults import NO_FAULTS, Faults
-from kv_transfer.transports.framing import FRAME_BYTES, MAX_FRAME_BLOCKS, Frame, are_neighbours
-from kv_transfer.transports.gloo_link import MAX_DATA_TAG, frame_tensor, read_frame
+from kv_transfer.transports.framing import FRAME_BYTES, MAX_FRAME_BLOCKS, Frame
+from kv_transfer.transports.gloo_link import frame_tensor, read_frame
 from kv_transfer.transports.gloo_pipeline import Flight, Pipeline
+from kv_transfer.transports.gpu_checks import StaleBlock, check_credited, check_generations, check_tags
 from kv_transfer.transports.gpu_copies import CopyQueue, Mark, block_sums, pack, unpack
 from kv_transfer.transports.interface import BlockMove, ChannelStats, PairInfo, Receipt
 from kv_transfer.transports.nccl_link import NcclLink
-from pdserve.errors import InvariantViolation, TransferCorrupt
+from pdserve.errors import TransferCorrupt
 from pdserve.kv_memory import KvMemory
 
 BUFFERS = 3
@@ -77,7 +77,7 @@ class NcclSource:
 
     def _begin(self, flight: Flight) -> None:
         frame = flight.frame
-        self._check_ids(frame)
+        check_credited(frame.sources, frame.tags, len(self._blocks))
         flight.hearing = self._link.receive(flight.heard, frame.tag)  # before it is asked for
         slot, self._frames = self._frames % BUFFERS, self._frames + 1
         if (sent := self._sent[slot]) is not None:
@@ -108,12 +108,6 @@ class NcclSource:
         assert flight.hearing is not None
         self._link.finish(flight.hearing)
         expect(read_frame(flight.heard), flight.expected)
-
-    def _check_ids(self, frame: Frame) -> None:
-        if frame.sources.min() < 0 or frame.sources.max() >= len(self._blocks):
-            raise InvariantViolation(f"credited block is not one of {len(self._blocks):,}")
-        if not are_neighbours(frame.sources, frame.tags):
-            raise InvariantViolation("blocks credited under one tag are not neighbours")
 
 
 class NcclTarget:
@@ -177,20 +171,6 @@ class NcclTarget:
             )
         self._queue.give(lambda: unpack(packed, self._blocks, frame.targets))
         self._queue.mark().wait()
-
-
-def check_tags(moves: Sequence[BlockMove], next_tag: int, num_blocks: int) -> int:
-    """The next tag that nobody used; InvariantViolation when one was, or when one names blocks far apart."""
-    last = BlockMove(-1, next_tag - 2, -1, 0, -1)
-    for move in moves:
-        assert 0 <= move.target_block < num_blocks
-        shared = last.index >= 0 and move.tag == last.tag
-        if move.tag % 2 or not (shared or last.tag < move.tag < MAX_DATA_TAG):
-            raise InvariantViolation(f"tag {move.tag:,} is odd, was used, or is past {MAX_DATA_TAG:,}")
-        if shared and move.target_block != last.target_block + 1:
-            raise InvariantViolation(f"tag {move.tag:,} is shared by blocks that are not neighbours")
-        last = move
-    return last.tag + 2
 
 
 def _buffer(blocks: Tensor, block_bytes: int) -> Tensor:

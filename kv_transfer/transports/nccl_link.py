@@ -72,7 +72,7 @@ class NcclLink(GlooLink):
             return
         arrived = torch.zeros_like(nonce, device=device)
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the zeros came from another stream
+            torch.cuda.current_stream(device).synchronize()  # the zeros came by this one
         self.finish_payload(self.receive_payload(arrived))
         if not torch.equal(arrived.cpu(), nonce):
             raise IncompatiblePeer("NCCL brought something else than the source sent")

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from kv_transfer.transports.cuda_ipc import CudaIpcTransport
+from kv_transfer.transports.gloo import GlooTransport
 from kv_transfer.transports.gpu_copies import host_pool
 from kv_transfer.transports.nccl import NcclTransport
+from kv_transfer.transports.staged import StagedTransport
 from pdserve.kv_memory import KvMemory
 
 base = sys.modules["kv_contract_conftest"]
@@ -105,17 +107,21 @@ def cuda_ipc(faults: Any, timeout_s: float) -> CudaIpcTransport:
     return CudaIpcTransport(pool_of, sharing=SHARING, timeout_s=timeout_s)
 
 
-def nccl(faults: Any, timeout_s: float) -> NcclTransport:
-    return NcclTransport(pool_of, connect=SocketNccl, timeout_s=timeout_s, faults=faults)
-
-
 def nccl_digests(faults: Any, timeout_s: float) -> NcclTransport:
     return NcclTransport(pool_of, connect=SocketNccl, digests=True, timeout_s=timeout_s, faults=faults)
+
+
+def staged(faults: Any, timeout_s: float) -> StagedTransport:
+    return StagedTransport(pool_of, inner=GlooTransport(timeout_s=timeout_s, faults=faults))
 
 
 SHARING = OneProcessSharing()
 WIRES = [
     GpuWire(f"{make.__name__}_on_{device}", make, digest, device, pushed)
     for device in ("cpu", "cuda")
-    for make, digest, pushed in [(cuda_ipc, False, False), (nccl, False, True), (nccl_digests, True, True)]
+    for make, digest, pushed in [
+        (cuda_ipc, False, False),
+        (nccl_digests, True, True),
+        (staged, True, True),
+    ]
 ]

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from kv_transfer.transports.cuda_ipc import CudaIpcTransport
+from kv_transfer.transports.gloo import GlooTransport
 from kv_transfer.transports.nccl import NcclTransport
+from kv_transfer.transports.staged import StagedTransport
 from pdserve.kv_memory import KvMemory
 
 is_peer = __name__ == "__main__"
@@ -84,6 +86,8 @@ def make(name: str, timeout_s: float, faults: Any = None) -> Any:
         return CudaIpcTransport(wires.pool_of, sharing=sharing, timeout_s=timeout_s)
     if name == "nccl":
         return NcclTransport(wires.pool_of, timeout_s=timeout_s, faults=faults)
+    if name == "staged":
+        return StagedTransport(wires.pool_of, inner=GlooTransport(timeout_s=timeout_s, faults=faults))
     assert name == "socket_nccl"
     return NcclTransport(wires.pool_of, connect=wires.SocketNccl, timeout_s=timeout_s, faults=faults)
 

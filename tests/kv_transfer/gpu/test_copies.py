@@ -7,6 +7,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,15 @@ import torch
 from kv_transfer.transports.cuda_ipc import CudaIpcTransport
 from kv_transfer.transports.framing import FRAME_BYTES
 from kv_transfer.transports.gpu_copies import as_words, block_sums, copy_blocks, pack, unpack
+from kv_transfer.transports.gpu_staging import Chunks
+from kv_transfer.transports.interface import BlockMove
 from kv_transfer.transports.nccl import NcclTransport
+from kv_transfer.transports.staged import StagedTransport
 from pdserve.errors import PeerLost, TransferCorrupt
 
 base = sys.modules["kv_contract_conftest"]
 wires = sys.modules["kv_contract_contract_wires"]
+RECEIPT: Any = object()
 
 
 @pytest.mark.parametrize("block_bytes", [3, 8, 40, 4096])
@@ -87,7 +92,7 @@ class LaggingQueue:
 
 
 class Lagging(wires.GpuWire):
-    """The target's queue lags (cuda_ipc), or the source's (nccl)."""
+    """Its queues lag until let go."""
 
     queues: list[LaggingQueue]
 
@@ -98,6 +103,8 @@ class Lagging(wires.GpuWire):
 
         if self.name == "cuda_ipc":
             return CudaIpcTransport(wires.pool_of, sharing=wires.SHARING, make_queue=make_queue)
+        if self.name == "staged":
+            return StagedTransport(wires.pool_of, make_queue=make_queue)
         return NcclTransport(wires.pool_of, connect=wires.SocketNccl, make_queue=make_queue)
 
 
@@ -217,3 +224,48 @@ def test_a_communicator_that_stalls_ends_its_pair_and_leaves_the_pool_alone() ->
             assert bytes(pair.target_memory.data) == before
 
     asyncio.run(main())
+
+
+def test_a_staged_transfer_waits_for_its_last_copy_and_close_does_too() -> None:
+    """Staged: gloo is done, the device is not: neither the receipt nor the close comes before it."""
+
+    async def main() -> None:
+        wire = lagging("staged")
+        async with wire.pair() as pair:
+            moves = pair.random_moves(4)
+            target_queue = pair.target._staging._queue
+            for queue in wire.queues:
+                if queue is not target_queue:
+                    queue.let_go.set()
+            receipt = pair.target.post(1, moves)
+            await asyncio.wait_for(pair.source.send(1, moves), 10)
+            await reached(target_queue.waited_for)
+            closing = asyncio.ensure_future(pair.target.close())
+            await asyncio.sleep(0.05)  # nothing tells that something does not happen
+            assert not receipt.is_settled and not closing.done()
+            target_queue.let_go.set()
+            await asyncio.wait_for(closing, 10)
+            assert receipt.is_settled
+            before = bytes(pair.target_memory.data)
+            await asyncio.wait_for(asyncio.gather(receipt.wait(), return_exceptions=True), 10)
+            assert bytes(pair.target_memory.data) == before
+
+    asyncio.run(main())
+
+
+def test_staged_chunks_agree_on_both_ends() -> None:
+    """Many posts of all sizes: true blocks differ, slots, tags, order and identities do not; regions take turns."""
+    here, there = Chunks(FRAME_BYTES // 4), Chunks(FRAME_BYTES // 4)
+    order, regions = random.Random(5), []
+    for post in range(40):
+        count = order.randrange(1, 12)
+        moves = [BlockMove(i, 2 * i, order.randrange(99), order.randrange(1 << 60), -1) for i in range(count)]
+        seen = [replace(move, tag=8, target_block=i) for i, move in enumerate(moves)]
+        mine, theirs = list(here.cut(post, moves, RECEIPT)), list(there.cut(post, seen, RECEIPT))
+        assert [chunk.staged for chunk in mine] == [chunk.staged for chunk in theirs]
+        assert [chunk.receipt for chunk in mine] == [None] * (len(mine) - 1) + [RECEIPT]
+        assert [s for chunk in mine for s in chunk.frame.sources] == [move.source_block for move in moves]
+        assert [t for chunk in theirs for t in chunk.frame.targets] == list(range(count))
+        regions += [chunk.slots.start // 4 for chunk in mine]
+        assert all(len({slot // 4 for slot in chunk.slots}) == 1 for chunk in mine)
+    assert regions == [i % 4 for i in range(len(regions))]

@@ -36,7 +36,9 @@ NO_NCCL = pytest.mark.skipif(
     reason="two ranks need two GPUs, or a newer NCCL",
 )
 CUDA_IPC = [pytest.param("cpu", "cuda_ipc"), pytest.param("cuda", "cuda_ipc", marks=[pytest.mark.gpu, NO_GPU])]
-NCCL = [
+PUSHED = [
+    pytest.param("cpu", "staged"),
+    pytest.param("cuda", "staged", marks=[pytest.mark.gpu, NO_GPU]),
     pytest.param("cpu", "socket_nccl"),
     pytest.param("cuda", "socket_nccl", marks=[pytest.mark.gpu, NO_GPU]),
     pytest.param("cuda", "nccl", marks=[pytest.mark.gpu, NO_GPU, NO_NCCL]),
@@ -69,18 +71,18 @@ def nurseries() -> Iterator[Any]:
     os.environ.update(before)
 
 
-@pytest.mark.parametrize(("device", "transport"), [*CUDA_IPC, *NCCL])
+@pytest.mark.parametrize(("device", "transport"), [*CUDA_IPC, *PUSHED])
 def test_a_source_process_serves_and_is_missed_when_killed(nurseries: Any, device: str, transport: str) -> None:
     """Bytes arrive; a second epoch works after a close; kill -9 while idle is noticed at once."""
     contract.test_a_source_process_serves_and_is_missed_when_killed(nurseries(device), transport)
 
 
 @pytest.mark.parametrize("hold", [True, False], ids=["between frames", "in full flow"])
-@pytest.mark.parametrize(("device", "transport"), NCCL)
+@pytest.mark.parametrize(("device", "transport"), PUSHED)
 def test_a_source_killed_during_a_transfer_is_missed_at_once(
     nurseries: Any, device: str, transport: str, hold: bool
 ) -> None:
-    """NCCL: the receipt ends with the kill, not with the timeout; memory is quiet, and another peer works."""
+    """The receipt ends with the kill, not with the timeout; memory is quiet, and another peer works."""
 
     async def main() -> None:
         async with rig(nurseries(device)) as far:
@@ -118,9 +120,9 @@ async def _works(nursery: socket.socket, transport: str) -> None:
             assert far.memory.block(move.target_block) == far.peer_memory.block(move.source_block)
 
 
-@pytest.mark.parametrize(("device", "transport"), NCCL)
+@pytest.mark.parametrize(("device", "transport"), PUSHED)
 def test_a_target_killed_during_a_transfer_is_missed_at_once(nurseries: Any, device: str, transport: str) -> None:
-    """NCCL: the send ends with the kill, not with the timeout, whatever was under way."""
+    """The send ends with the kill, not with the timeout, whatever was under way."""
 
     async def main() -> None:
         async with rig(nurseries(device)) as far:
@@ -140,7 +142,7 @@ def test_a_target_killed_during_a_transfer_is_missed_at_once(nurseries: Any, dev
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("device", "transport"), NCCL)
+@pytest.mark.parametrize(("device", "transport"), PUSHED)
 def test_a_stopped_source_times_out(nurseries: Any, device: str, transport: str) -> None:
     """SIGSTOP: PeerLost after the timeout, memory keeps; after SIGCONT a new epoch of the two works at once."""
 
