@@ -63,6 +63,7 @@ def nccl_environment(*, shares_gpu: bool) -> dict[str, str]:
         "TORCH_NCCL_ENABLE_MONITORING": "0",
         "TORCH_NCCL_BLOCKING_WAIT": "0",
         "TORCH_NCCL_USE_COMM_NONBLOCKING": "1",
+        "TORCH_NCCL_NONBLOCKING_TIMEOUT": "10",  # seconds; half an hour otherwise
         "NCCL_NVLS_ENABLE": "0",  # multicast memory that a pair of two never uses
         "NCCL_MAX_CTAS": "8",  # the processors of the GPU belong to the model
     }

@@ -17,7 +17,7 @@ import torch
 from kv_transfer.transports.cuda_ipc import CudaIpcTransport
 from kv_transfer.transports.framing import FRAME_BYTES
 from kv_transfer.transports.gpu_copies import as_words, block_sums, copy_blocks, pack, unpack
-from kv_transfer.transports.gpu_staging import Chunks
+from kv_transfer.transports.gpu_staging import REGIONS, Chunks
 from kv_transfer.transports.interface import BlockMove
 from kv_transfer.transports.nccl import NcclTransport
 from kv_transfer.transports.staged import StagedTransport
@@ -251,6 +251,30 @@ def test_a_staged_transfer_waits_for_its_last_copy_and_close_does_too() -> None:
             assert bytes(pair.target_memory.data) == before
 
     asyncio.run(main())
+
+
+def test_a_region_is_not_filled_again_before_it_was_emptied() -> None:
+    """Staged: the target's device lags behind; the wire stops when all regions are full, and every block is right."""
+
+    async def main() -> None:
+        wire = lagging("staged")
+        async with wire.pair(num_blocks=6, block_bytes=FRAME_BYTES) as pair:
+            target_queue = pair.target._staging._queue
+            for queue in wire.queues:
+                if queue is not target_queue:
+                    queue.let_go.set()
+            moves = pair.random_moves(6)
+            moving = asyncio.ensure_future(pair.move(1, moves))
+            await reached(target_queue.waited_for)
+            while pair.target.stats.moved_blocks < REGIONS:  # noqa: ASYNC110 - nobody tells; bounded below
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)  # nothing tells that something does not happen
+            assert pair.target.stats.moved_blocks == REGIONS
+            target_queue.let_go.set()
+            await moving
+            assert pair.has_arrived(moves)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
 
 
 def test_staged_chunks_agree_on_both_ends() -> None:
