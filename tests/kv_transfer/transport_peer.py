@@ -7,6 +7,7 @@ Out: ready, filled, opened, reached, done, closed, set.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import queue
@@ -62,7 +63,8 @@ class Line:
         self._socket.close()
 
     def _read(self) -> None:
-        with self._socket.makefile("r") as lines:
+        # A peer that is killed with something unread resets the connection, which is an end like any other.
+        with self._socket.makefile("r") as lines, contextlib.suppress(ConnectionResetError):
             for line in lines:
                 message = json.loads(line)
                 if message["op"] != "set":
