@@ -70,6 +70,15 @@ def test_rows_of_a_mixed_step() -> None:
     assert (batch.starts, batch.ends, batch.num_samples) == ([2, 4], [5, 5], 1)
 
 
+def test_blocks_that_are_filled_at_once_are_not_to_be_cleared() -> None:
+    """A block of which a part stays unwritten is, in a prompt and in a decode step."""
+    prompt = SequenceStep(SequenceKey("a"), list(range(9)), 4, [9, 4, 7, 2], None)  # positions 4 to 12, blocks of 4
+    assert pack([prompt], 4, 1, CPU).new_blocks.tolist() == [2]
+    decodes = [SequenceStep(SequenceKey(name), [8], start, [3, 1], REQUEST) for name, start in (("b", 4), ("c", 5))]
+    assert pack(decodes, 4, 1, CPU).new_blocks.tolist() == [1]
+    assert pack([SequenceStep(SequenceKey("d"), [8], 1, [3, 1], REQUEST)], 1, 1, CPU).new_blocks.tolist() == []
+
+
 def test_a_steps_memory_is_used_again_only_for_the_same_shape() -> None:
     """Fewer rows that sample: a buffer of its own, so no padding holds an old row."""
     packer = StepPacker(4, 32, CPU)
