@@ -1,4 +1,4 @@
-# make env | demo | test | check | bench | proto.  Needs python3 (3.11 or newer), its venv module, make and a package
+# make env | native | demo | test | check | bench | proto.  Needs python3 (3.11 or newer), its venv module, make and a package
 # registry. PYTHON=... picks the interpreter. Where no GPU is wanted, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 # spares the download of the CUDA libraries.
 
@@ -8,9 +8,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 OLDEST_GRPC := $(VENV)/oldest-grpc
 
-.PHONY: env demo test check bench proto clean
+.PHONY: env native demo test check bench proto clean
 
-env: $(VENV)/.stamp $(VENV)/.native $(OLDEST_GRPC)/.stamp
+env: $(VENV)/.stamp native $(OLDEST_GRPC)/.stamp
 
 # What is installed follows these two files and nothing else; an interrupted run leaves no stamp.
 $(VENV)/.stamp: pyproject.toml constraints.txt
@@ -19,10 +19,10 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev,ray]'
 	@touch $@
 
-# The engine's kernels for this machine; without a C++ compiler it says so and the engine runs slower.
-$(VENV)/.native: $(VENV)/.stamp $(wildcard engine/native/src/* engine/native/build.py)
-	$(BIN)/python -m engine.native
-	@touch $@
+# The engine's kernels for this machine: looked at every time, built where they are missing or damaged. Without a C++
+# compiler it says so, and the engine runs slower.
+native: $(VENV)/.stamp
+	@$(BIN)/python -m engine.native || true
 
 # The oldest gRPC that pyproject.toml allows, kept apart: stubs are generated with it and tested on it.
 # The test on it is skipped where no wheel of it exists (a newer Python), so a failure here stops nothing.

@@ -9,5 +9,6 @@ if __name__ == "__main__":
     try:
         print(build(*sys.argv[1:2]))
     except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
-        # Not fatal: the engine runs without them, slower, and says so in its log.
+        # The engine runs without them, slower, and says so in its log.
         print(f"pdserve: the native kernels were not built: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -54,7 +54,7 @@ def build(compiler: str | None = None) -> Path:
     Safe to call from several processes at once. Raises RuntimeError with the compiler's words.
     """
     target = library_path()
-    if target.exists():
+    if is_whole(target):
         return target
     compiler = compiler or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
@@ -70,11 +70,28 @@ def build(compiler: str | None = None) -> Path:
             )
         made = Path(directory) / "library.so"
         _run(compiler, "-shared", "-o", str(made), *map(str, objects))
+        _seal(target).write_text(_digest(made))
         made.replace(target)
-    for stale in BUILT.glob("pdserve-*.so"):
-        if stale != target:
+    for stale in BUILT.glob("pdserve-*"):
+        if stale.name.partition(".")[0] != target.stem:
             stale.unlink(missing_ok=True)
     return target
+
+
+def is_whole(library: Path) -> bool:
+    """Whether the library is there, and is what was built: a damaged one would kill whoever loads it."""
+    try:
+        return _seal(library).read_text() == _digest(library)
+    except OSError:
+        return False
+
+
+def _seal(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
 def _run(compiler: str, *args: str) -> None:

@@ -6,7 +6,7 @@ import ctypes
 import logging
 from pathlib import Path
 
-from engine.native.build import library_path
+from engine.native.build import is_whole, library_path
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +16,7 @@ class NativeLibrary:
 
     def __init__(self, path: Path, num_threads: int) -> None:
         """Raises OSError where the library does not load."""
+        self.threads = ctypes.c_void_p(None)
         self.functions = ctypes.CDLL(str(path))
         self.num_threads = num_threads
         make = self.functions.pdserve_threads_new
@@ -37,8 +38,9 @@ class NativeLibrary:
 def load_library(num_threads: int = 1) -> NativeLibrary | None:
     """The kernels with that many threads, the caller's among them; None, with a line in the log, where absent."""
     path = library_path()
-    if not path.exists():
-        log.warning("the native kernels are not built (python -m engine.native): the engine will be slower")
+    if not is_whole(path):
+        what = "damaged" if path.exists() else "not built"
+        log.warning("the native kernels are %s (python -m engine.native): the engine will be slower", what)
         return None
     try:
         return NativeLibrary(path, num_threads)

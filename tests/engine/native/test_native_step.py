@@ -97,12 +97,33 @@ def test_without_a_library_torch_computes(
     assert "python -m engine.native" in caplog.text
 
 
+@needs_library
+def test_a_damaged_library_is_not_loaded_and_is_built_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Cut short it would kill the process that maps it; the log says what to do, and that then helps."""
+    whole = build_module.library_path()
+    damaged = tmp_path / whole.name
+    damaged.write_bytes(whole.read_bytes()[:100_000])
+    damaged.with_suffix(".sha256").write_text(whole.with_suffix(".sha256").read_text())
+    monkeypatch.setattr(library, "library_path", lambda: damaged)
+    with caplog.at_level(logging.WARNING):
+        assert kernels_module.load_library() is None
+    assert "the native kernels are damaged (python -m engine.native)" in caplog.text
+    assert not build_module.is_whole(damaged)
+    damaged.write_bytes(whole.read_bytes())
+    loaded = kernels_module.load_library()
+    assert loaded is not None
+    loaded.close()
+
+
 def test_a_library_that_does_not_load_is_no_disaster(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """Half a file, another machine's file."""
+    """Whole, but not for this system."""
     (tmp_path / "broken.so").write_bytes(b"\x7fELF nonsense")
     monkeypatch.setattr(library, "library_path", lambda: tmp_path / "broken.so")
+    monkeypatch.setattr(library, "is_whole", lambda path: True)
     with caplog.at_level(logging.WARNING):
         assert kernels_module.load_library() is None
     assert "cannot be loaded" in caplog.text
