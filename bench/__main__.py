@@ -24,6 +24,9 @@ NAMES = (
 
 def run(names: list[str]) -> int:
     """Each in a process of its own, so that none inherits another's threads; 1 when any failed, 2 for a wrong name."""
+    if {"-h", "--help"} & set(names):
+        print(f"{__doc__}\nThere are {', '.join(NAMES)}.")
+        return 0
     wrong = [name for name in names if name not in NAMES]
     if wrong:
         print(f"bench: {wrong[0]} is not a benchmark; there are {', '.join(NAMES)}", file=sys.stderr)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.arguments import positive
 from bench.limits import least_seconds, read_rate
 from engine.attention import AttentionCall, ReferenceAttention
 from engine.attention.interface import AttentionBackend
@@ -139,12 +140,14 @@ def main() -> int:
     """Parse, measure the machine, then the kernels."""
     parser = argparse.ArgumentParser(description="Time native attention beside the machine's limits and SDPA.")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--heads", type=int, nargs=3, default=[16, 8, 128], metavar=("H", "K", "D"))
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="sequences")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048], help="positions per sequence")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[512, 2000], help="tokens of a prefill")
-    parser.add_argument("--tries", type=int, default=5)
+    parser.add_argument("--heads", type=positive, nargs=3, default=[16, 8, 128], metavar=("H", "K", "D"))
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 8, 32], help="sequences")
+    parser.add_argument("--contexts", type=positive, nargs="+", default=[512, 2048], help="positions per sequence")
+    parser.add_argument("--prompts", type=positive, nargs="+", default=[512, 2000], help="tokens of a prefill")
+    parser.add_argument("--tries", type=positive, default=5)
     args = parser.parse_args()
+    if args.heads[0] % args.heads[1]:
+        parser.error(f"--heads: {args.heads[0]} query heads are not a multiple of {args.heads[1]} KV heads")
     torch.set_num_threads(1)
     library = load_library()
     if library is None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from bench.arguments import positive
 from bench.limits import ReadRate, least_seconds, read_rate
 from bench.reference_models import model_directory
 from engine.kernels import CHOICES
@@ -128,12 +129,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time decode and prefill steps beside the machine's limits.")
     parser.add_argument("model", nargs="?", default="tiny", help="tiny, small, or a model directory")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512], help="positions computed per sequence")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="sequences")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[128, 512], help="tokens of a prefill")
-    parser.add_argument("--tries", type=int, default=9)
+    parser.add_argument(
+        "--contexts", type=positive, nargs="+", default=[128, 512], help="positions computed per sequence"
+    )
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 8, 32], help="sequences")
+    parser.add_argument("--prompts", type=positive, nargs="+", default=[128, 512], help="tokens of a prefill")
+    parser.add_argument("--tries", type=positive, default=9)
     parser.add_argument("--kernels", choices=CHOICES, default="auto")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=positive, default=1)
     args = parser.parse_args()
     with model_directory(args.model) as directory:
         model = load_model(directory, dtype=args.dtype, kernels=args.kernels, num_threads=args.threads)

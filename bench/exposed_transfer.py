@@ -24,6 +24,7 @@ from pathlib import Path
 
 import grpc.aio
 
+from bench.arguments import positive
 from bench.reference_models import model_directory
 from pdserve.config import WorkerConfig, WorkerStart
 from pdserve.ids import PROTOCOL_VERSION, SequenceKey
@@ -158,10 +159,10 @@ def line(transport: str, seen: list[Seen]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--prompt-tokens", type=int, default=2000)
-    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--prompt-tokens", type=positive, default=2000)
+    parser.add_argument("--repeats", type=positive, default=8)
     parser.add_argument("--transports", nargs="+", default=["shm", "gloo"])
-    parser.add_argument("--max-num-batched-tokens", type=int, default=512)
+    parser.add_argument("--max-num-batched-tokens", type=positive, default=512)
     arguments = parser.parse_args()
     print(f"{arguments.prompt_tokens:,} tokens of {arguments.model}, {arguments.max_num_batched_tokens} per step, ms")
     print("| transport | prefill | exposed | least | token 1 to 2 | exposed / prefill |\n|---|---|---|---|---|---|")

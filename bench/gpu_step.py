@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from bench.arguments import positive
 from bench.gpu_model import Card, RandomModel, Shape, measure_card, random_model
 from engine.kv_pool import KvPool
 from pdserve.ids import SequenceKey
@@ -160,13 +161,15 @@ def write_trace(runner: Any, args: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time decode and prefill steps on a GPU beside its limits.")
-    parser.add_argument("--layers", type=int, default=32, help="of the 8B shape")
+    parser.add_argument("--layers", type=positive, default=32, help="of the 8B shape")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[512, 4096], help="positions computed per sequence")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128], help="sequences")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[512, 2048, 8192], help="tokens of a prefill")
-    parser.add_argument("--tries", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=30, help="of the pipelined run")
+    parser.add_argument(
+        "--contexts", type=positive, nargs="+", default=[512, 4096], help="positions computed per sequence"
+    )
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 8, 32, 128], help="sequences")
+    parser.add_argument("--prompts", type=positive, nargs="+", default=[512, 2048, 8192], help="tokens of a prefill")
+    parser.add_argument("--tries", type=positive, default=20)
+    parser.add_argument("--steps", type=positive, default=30, help="of the pipelined run")
     parser.add_argument("--trace", help="write a Chrome trace there, print the kernels' times, and end")
     return parser.parse_args()
 

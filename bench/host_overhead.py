@@ -25,6 +25,7 @@ import grpc.aio
 import numpy as np
 import torch
 
+from bench.arguments import positive
 from decode_worker.policy import DECODE
 from engine.batch import StepPacker
 from engine.core import EngineCore
@@ -220,8 +221,8 @@ def show(rows: dict[int, Costs]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seqs", type=int, nargs="+", default=[1, 8, 32, 128, 256])
-    parser.add_argument("--context", type=int, default=512, help="prompt tokens of each sequence")
+    parser.add_argument("--seqs", type=positive, nargs="+", default=[1, 8, 32, 128, 256])
+    parser.add_argument("--context", type=positive, default=512, help="prompt tokens of each sequence")
     parser.add_argument(
         "--windows", type=int, default=8, help=f"measurements of {WINDOW_STEPS} steps, the least counts"
     )

@@ -19,6 +19,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.arguments import duration
 from deploy.models.make_model import make_model
 from deploy.models.model_spec import ModelSpec
 
@@ -93,7 +94,7 @@ def wait_ready(server: subprocess.Popen[bytes], ready: Path) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=duration, default=20.0)
     parser.add_argument("serve", nargs="*", help="arguments of pdserve serve")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:

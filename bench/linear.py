@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.arguments import positive
 from bench.limits import read_rate
 from engine.native import load_library
 from engine.native.packed_linear import Packer
@@ -110,9 +111,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32, 128, 512])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tries", type=int, default=3)
+    parser.add_argument("--rows", nargs="+", type=positive, default=[1, 8, 32, 128, 512])
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--tries", type=positive, default=3)
     args = parser.parse_args()
     library = load_library(args.threads)
     if library is None:

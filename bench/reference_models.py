@@ -44,9 +44,15 @@ REFERENCE_MODELS = {
 
 @contextmanager
 def model_directory(name_or_path: str) -> Iterator[Path]:
-    """The directory of a reference model, made for the while; any other name is a directory that exists."""
+    """The directory of a reference model, made for the while; any other name is a directory that exists.
+
+    Raises SystemExit, with what there is, where it does not.
+    """
     spec = REFERENCE_MODELS.get(name_or_path)
     if spec is None:
+        if not Path(name_or_path, "config.json").is_file():
+            known = ", ".join(REFERENCE_MODELS)
+            raise SystemExit(f"bench: {name_or_path!r} is neither {known} nor a directory with a config.json")
         yield Path(name_or_path)
         return
     with tempfile.TemporaryDirectory() as directory:

@@ -24,6 +24,7 @@ from typing import Any
 
 import grpc
 
+from bench.arguments import positive
 from bench.step_worker import run_workers
 from bench.stream_clients import Arrival, Read, grpc_reader, grpc_tokens, http_reader, http_tokens
 from bench.stream_servers import run_bare, run_router
@@ -180,11 +181,11 @@ def compare(doors: list[str], load: Load, label: str, rounds: int, show: Show) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--streams", type=positive, nargs="+", default=[1, 16, 64])
     parser.add_argument("--doors", nargs="+", choices=DOORS, default=list(DOORS))
-    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--tokens", type=positive, default=512)
     parser.add_argument("--requests", type=int, default=400, help="requests of two tokens, over all streams; 0: none")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--step-s", type=float, default=0.02)
     args = parser.parse_args()
     for streams in args.streams:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.arguments import positive
 from engine.sampler import sample
 from pdserve.sampling import SamplingParams
 from scheduling.step import SampleRequest
@@ -44,10 +45,10 @@ def least_s(act: Callable[[], object], repeats: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab", type=int, default=151_936)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--context", type=int, default=1000, help="tokens so far, which penalties look at")
+    parser.add_argument("--vocab", type=positive, default=151_936)
+    parser.add_argument("--rows", type=positive, default=4)
+    parser.add_argument("--repeats", type=positive, default=30)
+    parser.add_argument("--context", type=positive, default=1000, help="tokens so far, which penalties look at")
     args = parser.parse_args()
     torch.set_num_threads(1)
     generator = np.random.default_rng(0)

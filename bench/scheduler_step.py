@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 
+from bench.arguments import positive
 from pdserve.clock import MonotonicClock
 from pdserve.ids import SequenceKey
 from pdserve.sampling import SampledToken, SamplingParams
@@ -66,11 +67,11 @@ def measure(scheduler: Scheduler, num_steps: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seqs", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--seqs", type=positive, default=256)
+    parser.add_argument("--steps", type=positive, default=400)
+    parser.add_argument("--repeats", type=positive, default=5)
+    parser.add_argument("--prompt-tokens", type=positive, default=64)
+    parser.add_argument("--block-size", type=positive, default=16)
     args = parser.parse_args()
     rows = []
     for _ in range(args.repeats):

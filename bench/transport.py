@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.arguments import positive
 from kv_transfer.transports import (
     BlockMove,
     PairInfo,
@@ -308,9 +309,9 @@ async def run(total_bytes: int, block_sizes: list[int], repeats: int) -> list[Fi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--total-bytes", type=int, default=128 << 20)
-    parser.add_argument("--block-bytes", type=int, nargs="+", default=[64 << 10, 128 << 10, 1792 << 10, 2 << 20])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--total-bytes", type=positive, default=128 << 20)
+    parser.add_argument("--block-bytes", type=positive, nargs="+", default=[64 << 10, 128 << 10, 1792 << 10, 2 << 20])
+    parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--json", action="store_true", help="one JSON object per figure instead of a table")
     parser.add_argument("--source-fd", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.arguments import positive
 from bench.served.comparison import agreement_lines, median_lines, outcome_lines, ratio_lines
 from bench.served.load import Load, Outcome, greedy_tokens, prompts_of, run_load
 from bench.served.process_tree import adopt_orphans
@@ -41,13 +42,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--model", default="tiny", help="tiny (28 M), small (Qwen3-0.6B shape), or a model directory")
     parser.add_argument("--workload", nargs="+", type=workload, default=[(512, 64)], metavar="INxOUT")
-    parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 32])
+    parser.add_argument("--concurrency", nargs="+", type=positive, default=[1, 32])
     parser.add_argument("--systems", nargs="+", choices=[*OURS, *THEIRS], help="default: all that can run here")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=positive, default=2)
     parser.add_argument("--requests", type=int, help="of each load (default: 3 x concurrency, at least 8)")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--max-model-len", type=int, default=2048)
-    parser.add_argument("--kv-gib", type=int, help="KV memory of each worker (default: 1, for small 3)")
+    parser.add_argument("--max-model-len", type=positive, default=2048)
+    parser.add_argument("--kv-gib", type=positive, help="KV memory of each worker (default: 1, for small 3)")
     parser.add_argument("--cores", type=int, nargs=2, help="the two cores (default: the first two)")
     parser.add_argument("--vllm-env", type=Path, metavar="DIR", help="what bench.served.make_vllm_env made")
     parser.add_argument("--pdserve-args", default="", metavar="'...'", help="more flags for pdserve serve")
