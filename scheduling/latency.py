@@ -160,6 +160,7 @@ def save_profile(path: str | os.PathLike[str], model: LatencyModel) -> None:
 
 # Features are divided by these, so that the normal equations of all four are of one size.
 _SCALES = (1.0, 256.0, 8.0, 4096.0)
+MIN_STEPS = 5  # observed before an estimate is given
 _RIDGE = 1e-6  # of the feature's own weight: ties (a worker that never prefills) go to 0, data wins everywhere else
 
 
@@ -210,8 +211,9 @@ class OnlineLatencyEstimator:
         self.num_steps += 1
 
     def coefficients(self) -> LatencyCoefficients:
-        """What fits best now; the prior until the first step."""
-        if self.num_steps == 0:
+        """What fits best now; the prior until MIN_STEPS: a first step pays for cold caches, and who is thought slow
+        after it would get no work to show otherwise."""
+        if self.num_steps < MIN_STEPS:
             return self._prior
         best, best_gain = [0.0] * 4, -1.0
         for chosen in product((True, False), repeat=4):

@@ -6,7 +6,7 @@ Pure but for a round-robin counter: plain views in, one `Placement` out. The rou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
 
@@ -128,10 +128,21 @@ def headroom_blocks(request: RequestView, worker: WorkerLoadView, growth_tokens:
     return worker.free_blocks - worker.promised_blocks - need
 
 
+def _as_fast_as_others(request: RequestView, workers: tuple[WorkerLoadView, ...]) -> tuple[WorkerLoadView, ...]:
+    """Workers of one role; those without a latency model get that of the median one that has one."""
+    known = [worker.latency for worker in workers if worker.latency.coefficients.known]
+    if not known or len(known) == len(workers):
+        return workers
+    ordered = sorted(known, key=lambda latency: latency.prefill_s(request.prompt_tokens, workers[0].chunk_tokens))
+    median = ordered[len(ordered) // 2]
+    return tuple(w if w.latency.coefficients.known else replace(w, latency=median) for w in workers)
+
+
 class LeastPredictedLatency:
     """Prefill: least predicted TTFT. Decode: room first, then fewest sequences, then most room.
 
-    Without a latency model the predictions tie and the least loaded wins; full ties go round robin.
+    A worker of which nothing is known yet counts as fast as the others of its role. Without any latency model the
+    predictions tie and the least loaded wins; full ties go round robin.
     """
 
     def __init__(self, config: RoutingConfig | None = None) -> None:
@@ -139,7 +150,8 @@ class LeastPredictedLatency:
         self._turn = 0
 
     def choose(self, request: RequestView, workers: Sequence[WorkerLoadView], now: float) -> Placement:
-        chosen = candidates(request, workers, self._config)
+        found = candidates(request, workers, self._config)
+        chosen = Candidates(_as_fast_as_others(request, found.prefill), _as_fast_as_others(request, found.decode))
         self._turn += 1
         prefill = self._least_prefill(request, chosen.prefill) if chosen.prefill else None
         return _place(request, prefill, self._best_decode(request, chosen.decode, computes=prefill is None))

@@ -156,7 +156,8 @@ def run(args: argparse.Namespace, work_dir: Path) -> int:
 def main() -> int:
     args = parse()
     adopt_orphans()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # whatever a shell that put us in the background told us to ignore
+        signal.signal(number, signal.default_int_handler)
     try:
         if args.work_dir is not None:
             args.work_dir.mkdir(parents=True, exist_ok=True)

@@ -109,7 +109,7 @@ def test_a_cluster_through_ray_is_the_same_cluster(
         assert lost, "nothing ran on the victim: the test shows nothing"
         assert {end.code for end in lost} == {grpc.StatusCode.UNAVAILABLE}
         assert max(end.at_s for end in lost) - killed_s < 2.0
-        assert {end.decode_worker for end in ends if end.code is None} == {"decode-1"}
+        assert {end.decode_worker for end in ends if end.code is None and end.at_s > killed_s} <= {"decode-1"}
         for end in ends:
             assert end.tokens == expected_long[: len(end.tokens)], "a wrong token"
             assert end.code is not None or len(end.tokens) == LONG_TOKENS

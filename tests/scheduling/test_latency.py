@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduling.latency import (
+    MIN_STEPS,
     LatencyCoefficients,
     LatencyModel,
     OnlineLatencyEstimator,
@@ -154,5 +155,9 @@ def test_estimator_starts_from_the_prior_and_ignores_nonsense() -> None:
     estimator = OnlineLatencyEstimator(TRUE)
     estimator.observe(1, 1, 1, 0.0)
     estimator.observe(1, 1, 1, float("nan"))
-    assert estimator.coefficients() == TRUE
+    for _ in range(MIN_STEPS - 1):
+        estimator.observe(64, 0, 64, 3.0)
+    assert estimator.coefficients() == TRUE, "too few steps to believe"
+    estimator.observe(64, 0, 64, 3.0)
+    assert estimator.coefficients() != TRUE
     assert not LatencyCoefficients().known and TRUE.known

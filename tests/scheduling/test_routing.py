@@ -129,6 +129,20 @@ def test_prefill_goes_where_token_one_comes_first() -> None:
     assert LeastPredictedLatency().choose(REQUEST, views, 0.0).prefill_worker == "slow"
 
 
+def test_a_worker_of_which_nothing_is_known_counts_as_fast_as_the_others() -> None:
+    """It is neither flooded, as if it were infinitely fast, nor left without work."""
+    fast, slow = (LatencyModel(LatencyCoefficients(base_s, 0.0, 0.0, 0.0)) for base_s in (0.01, 0.05))
+    known = worker("known", Role.PREFILL, latency=fast, uncomputed_tokens=100)
+    slower = worker("slower", Role.PREFILL, latency=slow)
+    new = worker("new", Role.PREFILL, latency=UNKNOWN)
+    policy = LeastPredictedLatency()
+    placed = policy.choose(REQUEST, [known, new, worker("d")], 0.0)
+    assert placed.prefill_worker == "new" and placed.predicted_ttft_s > 0.0
+    busy = worker("new", Role.PREFILL, latency=UNKNOWN, uncomputed_tokens=5000)
+    assert policy.choose(REQUEST, [known, busy, worker("d")], 0.0).prefill_worker == "known"
+    assert policy.choose(REQUEST, [known, slower, busy, worker("d")], 0.0).prefill_worker == "known"
+
+
 def test_decode_prefers_room_then_fewest_sequences() -> None:
     """Room for prompt and growth counts before anything else; 100 + 50 tokens are 10 blocks."""
     full = worker("full", num_sequences=0, free_blocks=12, promised_blocks=4)
