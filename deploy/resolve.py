@@ -99,7 +99,7 @@ def _devices(config: ServeConfig, num_workers: int) -> tuple[str, ...]:
         return ("cuda:0",) * num_workers  # each sees the GPU that Ray gives it; how many there are, Ray knows
     if config.worker.mock is not None or config.worker.device == "cpu":
         if config.worker.kv_transport == "nccl":
-            raise StartError("--kv-transport is nccl; it needs GPUs: give --device cuda, or auto", ExitCode.ENVIRONMENT)
+            raise StartError("--kv-transport is nccl; it needs GPUs, which no engine here uses yet: give auto, shm or gloo", ExitCode.ENVIRONMENT)
         return ("cpu",) * num_workers
     count = num_gpus()
     if count == 0:
@@ -146,6 +146,11 @@ def _shares(config: ServeConfig, num_workers: int) -> tuple[Share, ...]:
             "--threads is %d: each worker has %d cores of its own and computes with as many threads; --pin-cores off "
             "gives it more",
             threads, shares[0].threads,
+        )  # fmt: skip
+    if shares[0].threads * num_workers > max(len(machine.cores), num_workers) and worker.mock is None:
+        log.warning(
+            "--threads is %d: %d threads in all on %d cores wait for one another, which is slower than fewer",
+            shares[0].threads, shares[0].threads * num_workers, len(machine.cores),
         )  # fmt: skip
     where = "; ".join(shown(share.processors) for share in shares) if shares[0].processors else "not pinned"
     quota = "" if machine.quota is None else f", of which a quota grants {machine.quota:g}"

@@ -99,7 +99,7 @@ def choose_kernels(module: Any, facts: DryRunFacts, choice: str, deterministic: 
     if library is not None:
         _try(kernels, facts)
     threads = num_threads if library is not None else torch.get_num_threads()
-    log.info("%s is computed by: %s, %d threads", module.config.model_type, kernels.name, threads)
+    log.info("%s is computed by: %s, threads: %d", module.config.model_type, kernels.name, threads)
     return kernels
 
 
