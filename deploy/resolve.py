@@ -99,7 +99,9 @@ def _devices(config: ServeConfig, num_workers: int) -> tuple[str, ...]:
         return ("cuda:0",) * num_workers  # each sees the GPU that Ray gives it; how many there are, Ray knows
     if config.worker.mock is not None or config.worker.device == "cpu":
         if config.worker.kv_transport == "nccl":
-            raise StartError("--kv-transport is nccl; it needs GPUs, which no engine here uses yet: give auto, shm or gloo", ExitCode.ENVIRONMENT)
+            raise StartError(
+                "--kv-transport is nccl; it needs GPUs, which no engine uses yet: give auto", ExitCode.ENVIRONMENT
+            )
         return ("cpu",) * num_workers
     count = num_gpus()
     if count == 0:
