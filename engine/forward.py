@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from engine.attention.interface import AttentionBackend
-from engine.attention.plug import PagedSink, attending
+from engine.attention.plug import KvWriter, PagedSink, attending
 from engine.batch import StepBatch
-from engine.kv_pool import KvPool
 
 
 class Forward(Protocol):
@@ -24,13 +23,13 @@ class Forward(Protocol):
 class ModuleForward:
     """The module's forward with our attention in it."""
 
-    def __init__(self, module: Any, pool: KvPool, backend: AttentionBackend) -> None:
-        self._module, self._pool, self._backend = module, pool, backend
+    def __init__(self, module: Any, writer: KvWriter, backend: AttentionBackend) -> None:
+        self._module, self._writer, self._backend = module, writer, backend
 
     @torch.inference_mode()
     def __call__(self, batch: StepBatch) -> Tensor:
         self._backend.begin(batch)
-        with attending(PagedSink(self._pool, self._backend, batch)):
+        with attending(PagedSink(self._writer, self._backend, batch)):
             out = self._module(
                 input_ids=batch.input_ids,
                 position_ids=batch.positions,

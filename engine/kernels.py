@@ -72,12 +72,11 @@ class Kernels:
         if self.decoder is not None:
             assert backend is None, "the native step has its own attention"
             return self.decoder.step(pool)
-        return ModuleForward(self.module, pool, backend or self._backend(pool))
-
-    def _backend(self, pool: KvPool) -> AttentionBackend:
-        if self.library is not None:
-            return NativeAttention(pool, self.library)
-        return TiledAttention(pool) if self.deterministic else ReferenceAttention(pool)
+        if backend is None and self.library is not None:
+            native = NativeAttention(pool, self.library)
+            return ModuleForward(self.module, native, native)
+        torch_s = TiledAttention(pool) if self.deterministic else ReferenceAttention(pool)
+        return ModuleForward(self.module, pool, backend or torch_s)
 
 
 def choose_kernels(module: Any, facts: DryRunFacts, choice: str, deterministic: bool, num_threads: int) -> Kernels:

@@ -83,7 +83,7 @@ class NativeAttention:
     def __init__(self, pool: KvPool, library: NativeLibrary, portable: bool = False) -> None:
         """`portable` takes the kernels of a CPU without matrix instructions."""
         assert pool.dtype in DTYPES and pool.device.type == "cpu"
-        self._library = library  # keeps the threads alive
+        self._pool, self._library = pool, library  # keeps memory and threads alive
         self._threads = library.threads
         self._attend = library.functions.pdserve_attend
         self._attend.restype, self._attend.argtypes = None, [c_void_p, c_void_p, c_int32]

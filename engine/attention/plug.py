@@ -18,7 +18,6 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from engine.attention.interface import AttentionBackend, AttentionCall
 from engine.batch import StepBatch
-from engine.kv_pool import KvPool
 from engine.unsupported import UnsupportedModel
 
 ATTENTION_NAME = "pdserve"
@@ -42,11 +41,19 @@ class AttentionSink(Protocol):
         ...
 
 
+class KvWriter(Protocol):
+    """Puts keys and values where they belong: the pool itself, or a kernel that is quicker."""
+
+    def write(self, layer: int, block_ids: Tensor, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """As KvPool.write."""
+        ...
+
+
 class PagedSink:
     """Writes the step's keys and values into the pool, then asks the backend."""
 
-    def __init__(self, pool: KvPool, backend: AttentionBackend, batch: StepBatch) -> None:
-        self._pool, self._backend, self._batch = pool, backend, batch
+    def __init__(self, writer: KvWriter, backend: AttentionBackend, batch: StepBatch) -> None:
+        self._writer, self._backend, self._batch = writer, backend, batch
 
     def mask(self, function: MaskFunction, num_queries: int) -> None:
         """None: the dry run has seen that a layer's mask says what its window says."""
@@ -55,7 +62,7 @@ class PagedSink:
         assert mask is None, "a mask that the dry run did not see"
         batch, n = self._batch, self._batch.num_tokens
         by_token = (key[:, :n].transpose(0, 1), value[:, :n].transpose(0, 1))
-        self._pool.write(call.layer, batch.write_blocks, batch.write_slots, *by_token)
+        self._writer.write(call.layer, batch.write_blocks, batch.write_slots, *by_token)
         return self._backend.attend(query, call)
 
 
