@@ -19,7 +19,8 @@ class Timers:
     """What ends a request that does not go on."""
 
     deadline: asyncio.TimerHandle | None = None
-    gap: asyncio.TimerHandle | None = None  # tokens wait for one that has not come
+    gap: asyncio.TimerHandle | None = None  # tokens wait for one that has not come ...
+    gap_index: int = 0  # ... this one
     peer: asyncio.TimerHandle | None = None  # the prefill worker died; perhaps the KV was committed
 
     def cancel(self) -> None:

@@ -247,15 +247,16 @@ class Requests:
             self._end(active, active.finished(delta.finish_reason, delta.end, now_s))
 
     def _watch_gap(self, active: ActiveRequest) -> None:
-        timers = active.timers
-        if not active.order.has_gap:
-            if timers.gap is not None:
-                timers.gap.cancel()
-                timers.gap = None
-        elif timers.gap is None:
+        """Each missing token has its own time: one that came late does not shorten the next one's."""
+        timers, missing = active.timers, active.order.next_index
+        if timers.gap is not None and not (active.order.has_gap and timers.gap_index == missing):
+            timers.gap.cancel()
+            timers.gap = None
+        if timers.gap is None and active.order.has_gap:
+            lost = PeerLost(f"token {missing} did not come, later ones did")
             loop = asyncio.get_running_loop()
-            lost = PeerLost(f"token {active.order.next_index} did not come, later ones did")
             timers.gap = loop.call_later(self._config.gap_timeout_s, self._end, active, lost)
+            timers.gap_index = missing
 
     def _stop_peer_timer(self, active: ActiveRequest) -> None:
         active.committed = active.prefill is not None  # its tokens prove it

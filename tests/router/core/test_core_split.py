@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -175,6 +176,23 @@ def test_a_gap_that_never_closes_is_a_failure(harness: Any) -> None:
             await harness.read_all(stream, 1)
         await cluster.decode.aborted("r")
         await cluster.prefill.aborted("r")
+
+    harness.run(1, 1, walk, CoreConfig(tick_s=0.05, gap_timeout_s=0.2))
+
+
+def test_the_token_that_is_missing_now_is_named(harness: Any) -> None:
+    """Token 3 overtook token 1: once that has come, it is token 2 that is waited for."""
+
+    async def walk(cluster: Any) -> None:
+        stream = cluster.submit()
+        key = await cluster.prefill.told("r")
+        await cluster.decode.told("r")
+        cluster.decode.tokens(key, 2, 13)
+        await asyncio.sleep(0.1)  # half of the time that a gap has
+        cluster.prefill.tokens(key, 0, 11)
+        assert await harness.read_tokens(stream, 1) == [11]
+        with pytest.raises(HandoffError, match="token 1 did not come"):
+            await harness.read_all(stream, 1)
 
     harness.run(1, 1, walk, CoreConfig(tick_s=0.05, gap_timeout_s=0.2))
 
