@@ -24,7 +24,6 @@ FLAGS = (
     "-fPIC",
     "-pthread",
     "-Wall",
-    "-Werror",
     "-Wno-psabi",
 )
 COMPILE_TIMEOUT_S = 300.0
