@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from kv_transfer.transports.background import Closing, Flag, JobThread
+from kv_transfer.transports.checks import StaleBlock, check_generations
 from kv_transfer.transports.framing import Frame, Generations, cut_frames
-from kv_transfer.transports.gpu_checks import StaleBlock, check_generations
 from kv_transfer.transports.gpu_copies import CopyQueue, Mark, copy_blocks
 from kv_transfer.transports.interface import BlockMove, ChannelStats, Receipt
 from pdserve.errors import PeerLost, ServingError, TransferCorrupt

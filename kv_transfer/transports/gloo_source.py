@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from kv_transfer.frame import FLAG_DIGEST, Descriptor, FrameKind, expect
+from kv_transfer.transports.checks import StaleBlock, check_credited, check_generations
 from kv_transfer.transports.faults import Faults
-from kv_transfer.transports.framing import Frame, Message, are_neighbours, cut_messages, payload_digest
+from kv_transfer.transports.framing import Frame, Message, cut_messages, payload_digest
 from kv_transfer.transports.gloo_link import MAX_DATA_TAG, GlooLink, frame_tensor, read_frame
 from kv_transfer.transports.gloo_pipeline import Flight, Pipeline
 from kv_transfer.transports.interface import BlockMove, ChannelStats, PairInfo
-from pdserve.errors import InvariantViolation, TransferCorrupt
+from pdserve.errors import InvariantViolation
 from pdserve.kv_memory import KvMemory
 
 
@@ -79,18 +80,12 @@ class GlooSource:
     def _check_ids(self, frame: Frame) -> None:
         if (frame.tags % 2).any() or frame.tags.min() < 0 or frame.tags.max() >= MAX_DATA_TAG:
             raise InvariantViolation(f"credited tag is odd or past {MAX_DATA_TAG:,}")
-        if frame.sources.min() < 0 or frame.sources.max() >= self._memory.num_blocks:
-            raise InvariantViolation(f"credited block is not one of {self._memory.num_blocks:,}")
-        if not are_neighbours(frame.sources, frame.tags):
-            raise InvariantViolation("blocks credited as one message are not neighbours")
+        check_credited(frame.sources, frame.tags, self._memory.num_blocks)
 
     def _check_generations(self, frame: Frame) -> None:
         """After they were read: a block that was given away meanwhile never gets its descriptor."""
-        actual = self._generations[frame.sources]
-        wrong = np.flatnonzero(actual != frame.generations)
-        if len(wrong):
+        try:
+            check_generations(frame, self._generations)
+        except StaleBlock:
             self._stale_blocks += 1
-            first = wrong[0]
-            raise TransferCorrupt(
-                f"block {frame.sources[first]:,} is of generation {actual[first]:,}, not {frame.generations[first]:,}"
-            )
+            raise

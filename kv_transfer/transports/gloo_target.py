@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 
 from kv_transfer.frame import FLAG_DIGEST, FrameKind, expect
+from kv_transfer.transports.checks import check_tags
 from kv_transfer.transports.framing import Frame, Message, cut_messages, payload_digest
-from kv_transfer.transports.gloo_link import MAX_DATA_TAG, GlooLink, frame_tensor, read_frame
+from kv_transfer.transports.gloo_link import GlooLink, frame_tensor, read_frame
 from kv_transfer.transports.gloo_pipeline import Flight, Pipeline
 from kv_transfer.transports.interface import BlockMove, ChannelStats, PairInfo, Receipt
-from pdserve.errors import InvariantViolation, TransferCorrupt
+from pdserve.errors import TransferCorrupt
 from pdserve.kv_memory import KvMemory
 
 
@@ -40,7 +41,7 @@ class GlooTarget:
 
     def post(self, transfer_id: int, moves: Sequence[BlockMove]) -> Receipt:
         self._pipeline.check_open()
-        next_tag = self._check(moves)
+        next_tag = check_tags(moves, self._next_tag, self._memory.num_blocks)
         receipt = self._pipeline.submit(transfer_id, tuple(moves))
         self._next_tag = next_tag
         return receipt
@@ -50,19 +51,6 @@ class GlooTarget:
 
     async def close(self) -> None:
         await self._pipeline.close()
-
-    def _check(self, moves: Sequence[BlockMove]) -> int:
-        """The next tag that nobody used; InvariantViolation when one was, or when one names blocks far apart."""
-        last = BlockMove(-1, self._next_tag - 2, -1, 0, -1)
-        for move in moves:
-            assert 0 <= move.target_block < self._memory.num_blocks
-            shared = last.index >= 0 and move.tag == last.tag
-            if move.tag % 2 or not (shared or last.tag < move.tag < MAX_DATA_TAG):
-                raise InvariantViolation(f"tag {move.tag:,} is odd, was used, or is past {MAX_DATA_TAG:,}")
-            if shared and move.target_block != last.target_block + 1:
-                raise InvariantViolation(f"tag {move.tag:,} is shared by blocks that are not neighbours")
-            last = move
-        return last.tag + 2
 
     def _begin(self, flight: Flight) -> None:
         """Post the receives of a frame, in the order in which its messages come."""

@@ -25,11 +25,11 @@ import xxhash
 from torch import Tensor
 
 from kv_transfer.frame import FLAG_DIGEST, FrameKind, expect
+from kv_transfer.transports.checks import StaleBlock, check_credited, check_generations, check_tags
 from kv_transfer.transports.faults import NO_FAULTS, Faults
 from kv_transfer.transports.framing import FRAME_BYTES, MAX_FRAME_BLOCKS, Frame
 from kv_transfer.transports.gloo_link import frame_tensor, read_frame
 from kv_transfer.transports.gloo_pipeline import Flight, Pipeline
-from kv_transfer.transports.gpu_checks import StaleBlock, check_credited, check_generations, check_tags
 from kv_transfer.transports.gpu_copies import CopyQueue, Mark, block_sums, pack, unpack
 from kv_transfer.transports.interface import BlockMove, ChannelStats, PairInfo, Receipt
 from kv_transfer.transports.nccl_link import NcclLink

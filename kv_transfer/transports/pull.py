@@ -15,6 +15,7 @@ import xxhash
 
 from kv_transfer.frame import Descriptor
 from kv_transfer.transports.background import Closing, Flag, JobThread
+from kv_transfer.transports.checks import StaleBlock, check_generations
 from kv_transfer.transports.framing import Bytes, Frame, Generations, cut_frames, runs
 from kv_transfer.transports.interface import BlockMove, ChannelStats, Receipt
 from pdserve.errors import PeerLost, ServingError, TransferCorrupt
@@ -34,10 +35,6 @@ class KvBlocks(Protocol):
     block_bytes: int
     data: memoryview
     generations: memoryview  # [num_blocks] of unsigned 64 bit
-
-
-class _Stale(TransferCorrupt):
-    """The generation had moved on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +123,7 @@ class PullTarget:
         moved = len(fetch.moves) if error is None else 0
         self._stats = replace(
             self._stats,
-            stale_blocks=self._stats.stale_blocks + isinstance(error, _Stale),
+            stale_blocks=self._stats.stale_blocks + isinstance(error, StaleBlock),
             corrupt_blocks=self._stats.corrupt_blocks + (type(error) is TransferCorrupt),
             moved_bytes=self._stats.moved_bytes + moved * self._memory.block_bytes,
             moved_blocks=self._stats.moved_blocks + moved,
@@ -146,7 +143,7 @@ class PullTarget:
                     answers += [self._ask(fetch.transfer_id, ahead) for ahead in unasked]
                 told = answers.popleft()().digest if answers else None
                 digest = self._copy(frame)
-                self._check_generations(frame)
+                check_generations(frame, self._generations)
                 if digest != told:
                     raise TransferCorrupt(
                         f"blocks {frame.indices[0]:,}+{len(frame):,} of transfer {fetch.transfer_id:,} "
@@ -180,17 +177,7 @@ class PullTarget:
         if outside.any():
             block = frame.sources[outside.argmax()]
             raise TransferCorrupt(f"source block {block:,} of a pool of {self._source.num_blocks:,}")
-        self._check_generations(frame)
-
-    def _check_generations(self, frame: Frame) -> None:
-        assert self._generations is not None
-        actual = self._generations[frame.sources]
-        wrong = actual != frame.generations
-        if wrong.any():
-            i = wrong.argmax()
-            raise _Stale(
-                f"source block {frame.sources[i]:,} is of generation {actual[i]:,}, not {frame.generations[i]:,}"
-            )
+        check_generations(frame, self._generations)
 
 
 class PullSource:

@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from kv_transfer.transports.background import call_in_thread
+from kv_transfer.transports.checks import StaleBlock, check_credited, check_generations, check_tags
 from kv_transfer.transports.gloo import GlooTransport
-from kv_transfer.transports.gpu_checks import StaleBlock, check_credited, check_generations, check_tags
 from kv_transfer.transports.gpu_copies import (
     CopyQueue,
     MakeQueue,

@@ -1,4 +1,4 @@
-"""What the GPU transports ask of blocks and tags before they believe them."""
+"""What transports ask of blocks, generations and tags before they believe them."""
 
 from __future__ import annotations
 
