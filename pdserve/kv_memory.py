@@ -38,8 +38,7 @@ class KvMemory:
             os.ftruncate(self.fd, size)
             self._map = mmap.mmap(self.fd, size)
         else:
-            self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            _advise(self._map, getattr(mmap, "MADV_HUGEPAGE", None))
+            self._map = private_memory(size)
         whole = memoryview(self._map)
         self.data = whole[: num_blocks * block_bytes]
         self.generations = whole[_data_bytes(num_blocks, block_bytes) :].cast("Q")
@@ -51,6 +50,13 @@ class KvMemory:
     def block(self, block_id: int) -> memoryview:
         """The bytes of one block."""
         return self.data[block_id * self.block_bytes : (block_id + 1) * self.block_bytes]
+
+
+def private_memory(size: int) -> mmap.mmap:
+    """Zeroed memory of this process alone, in huge pages where the system grants them: a shared mapping gets none."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    _advise(memory, getattr(mmap, "MADV_HUGEPAGE", None))
+    return memory
 
 
 def _advise(memory: mmap.mmap, advice: int | None) -> None:

@@ -12,8 +12,7 @@ from engine.attention.interface import AttentionCall
 from engine.batch import StepBatch
 from engine.kv_pool import KvPool
 from engine.native.library import NativeLibrary
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # DType of types.h
+from engine.native.packed_linear import DTYPES
 
 
 class AttentionStruct(ctypes.Structure):

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from engine.batch import StepBatch
 from engine.host_memory import let_go
 from engine.kv_pool import KvPool
-from engine.native.decoder_plan import DecoderPlan, LayerPlan, NormPlan, weight_bytes
+from engine.native.decoder_plan import DecoderPlan, LayerPlan, NormPlan
 from engine.native.library import NativeLibrary
-from engine.native.packed_linear import Packer, Store
+from engine.native.packed_linear import DTYPES, Packer, Store
 from engine.native.structs import (
     PROFILE_PHASES,
     DecoderStruct,
-    DType,
     LayerStruct,
     NormStruct,
     Profile,
@@ -29,7 +28,6 @@ from engine.native.structs import (
 )
 
 _GATES = {"silu": Store.SILU_GATE, "gelu_tanh": Store.GELU_TANH_GATE}
-_DTYPES = {torch.float32: DType.FLOAT32, torch.bfloat16: DType.BFLOAT16}
 
 
 class NativeDecoder:
@@ -42,7 +40,6 @@ class NativeDecoder:
     def __init__(self, plan: DecoderPlan, library: NativeLibrary) -> None:
         check_structs(library.functions)
         self.library = library
-        self.weight_bytes = weight_bytes(plan)  # that a step reads
         self._packer = Packer(library)
         self._kept: list[Any] = []  # what the structures point at
         first = plan.layers[0]
@@ -54,7 +51,7 @@ class NativeDecoder:
             struct.frequencies = self._keep(rope.frequencies)
             struct.rotary, struct.scale = 2 * rope.frequencies.numel(), rope.scale
         self._struct = DecoderStruct(
-            dtype=_DTYPES[embedding.dtype],
+            dtype=DTYPES[embedding.dtype],
             num_layers=len(plan.layers),
             heads=plan.heads,
             hidden=embedding.shape[1],

@@ -211,9 +211,3 @@ def _embedding_scale(decoder: Any, config: Any) -> float:
     if isinstance(scale, Tensor):
         return float(scale.to(decoder.embed_tokens.weight.dtype))
     return float(getattr(config, "embedding_multiplier", 1.0))
-
-
-def weight_bytes(plan: DecoderPlan) -> int:
-    """Bytes of the matrices that every step reads: all products' and the head's."""
-    parts = [part for layer in plan.layers for part in (*layer.qkv, layer.out, *layer.gate_up, layer.down)]
-    return sum(part.weight.numel() * part.weight.element_size() for part in (*parts, plan.head))

@@ -8,7 +8,6 @@ the rows beside it, nor on the number of threads.
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor
 
 from engine.native.library import NativeLibrary
+from pdserve.kv_memory import private_memory
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # DType of src/types.h
 HUGE_PAGE_BYTES = 2 << 20
 CHUNK_BYTES = 32 << 20
 ALIGNMENT_BYTES = 4096
@@ -69,14 +69,7 @@ class HugePages:
         """Zeroed bytes, aligned to a page."""
         wanted = -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         if wanted > len(self._left):
-            mapped = mmap.mmap(
-                -1, max(wanted, CHUNK_BYTES) + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            )
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                try:
-                    mapped.madvise(mmap.MADV_HUGEPAGE)
-                except OSError:  # a kernel without them
-                    pass
+            mapped = private_memory(max(wanted, CHUNK_BYTES) + HUGE_PAGE_BYTES)
             memory = np.frombuffer(mapped, np.uint8)
             self._left = memory[-memory.ctypes.data % HUGE_PAGE_BYTES :]
         taken, self._left = self._left[:num_bytes], self._left[wanted:]

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_void_p
-from enum import IntEnum
 
 from engine.native.packed_linear import LinearStruct
-
-
-class DType(IntEnum):
-    """types.h"""
-
-    FLOAT32 = 0
-    BFLOAT16 = 1
 
 
 class NormStruct(ctypes.Structure):
