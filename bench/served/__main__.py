@@ -22,16 +22,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.arguments import positive
+from bench.reference_models import REFERENCE_MODELS
 from bench.served.comparison import agreement_lines, median_lines, outcome_lines, ratio_lines
 from bench.served.load import Load, Outcome, greedy_tokens, prompts_of, run_load
 from bench.served.process_tree import adopt_orphans
 from bench.served.server import Server, ServerFailed, stop_all
 from bench.served.systems import OURS, THEIRS, Setting, make_server, settle
 
-SHAPES = {
-    "tiny": "--arch llama --layers 8 --hidden 512 --intermediate 1408 --heads 8 --kv-heads 4 --head-dim 64",
-    "small": "--arch qwen3 --layers 28 --hidden 1024 --intermediate 3072 --heads 16 --kv-heads 8 --head-dim 128",
-}
+SHAPE_FLAGS = {  # of make_model, and what they are called in its spec
+    "arch": "arch", "layers": "num_layers", "hidden": "hidden_size", "intermediate": "intermediate_size",
+    "heads": "num_heads", "kv-heads": "num_kv_heads", "head-dim": "head_dim", "vocab": "vocab_size",
+    "max-len": "max_position_embeddings",
+}  # fmt: skip
 START_LIMIT_S = 600.0  # a busy machine starts two vLLM servers in 4 minutes
 CHECKED_PROMPTS, CHECKED_TOKENS = 4, 24
 
@@ -63,11 +65,14 @@ def workload(text: str) -> tuple[int, int]:
 
 def make_model(name: str, dtype: str, directory: Path) -> Path:
     """The directory of a made shape, made if missing; or the given directory."""
-    if name not in SHAPES:
+    spec = REFERENCE_MODELS.get(name)
+    if spec is None:
         return Path(name).resolve()
     made = directory / f"{name}-{dtype}"
     if not (made / "tokenizer.json").exists():
-        flags = [*SHAPES[name].split(), "--vocab", "8192", "--max-len", "4096", "--tie-word-embeddings"]
+        # in a process of its own: the client that measures stays without torch
+        flags = [f"--{flag}={getattr(spec, field)}" for flag, field in SHAPE_FLAGS.items()]
+        flags += ["--tie-word-embeddings"] if spec.tie_word_embeddings else []
         command = [sys.executable, "-m", "deploy.models.make_model", str(made), *flags, "--dtype", dtype, "--force"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return made
