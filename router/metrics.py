@@ -7,28 +7,18 @@ A dead worker's series disappear; what it had counted in series that name no wor
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import Enum
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from pdserve.slo import Blame, Slo, Timing, Verdict
+from router.record import Outcome
 from router.token_gaps import GapHistogram
 from router.worker_series import PREFIX, WorkerCollector, WorkerSnapshot, WorkerSource
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TRANSFER_SECONDS = (0.0005, *_SECONDS)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0)
-
-
-class Outcome(Enum):
-    """How a request ended."""
-
-    FINISHED = "finished"
-    CANCELLED = "cancelled"
-    DEADLINE = "deadline"
-    FAILED = "failed"
-    REJECTED = "rejected"
 
 
 class RouterMetrics:

@@ -10,7 +10,8 @@ from pdserve.sampling import FinishReason
 from pdserve.slo import Blame
 from router.core.active import ActiveRequest
 from router.interface import Finished, RouterRequest
-from router.metrics import Outcome, RouterMetrics, missed
+from router.metrics import RouterMetrics, missed
+from router.record import Outcome
 
 log = logging.getLogger(__name__)
 
