@@ -5,7 +5,8 @@ from __future__ import annotations
 from pdserve import wire
 from pdserve.v1 import worker_pb2
 from router.core.active import ActiveRequest
-from router.core.fleet import Holding, Worker
+from router.core.fleet import Worker
+from scheduling.ledger import Holding
 
 
 def dispatch(active: ActiveRequest, now_s: float, growth_tokens: int) -> None:

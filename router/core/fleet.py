@@ -1,14 +1,12 @@
 """The workers that live: who they are, what they said last, and what the router has given to each.
 
-A worker is one boot of one process. The router's own account of what a worker holds is exact; its status is a second
-old. A load view takes from each what it knows better.
+A worker is one boot of one process. What is known of its load is in its ledger (scheduling/ledger.py).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 from pdserve import wire
 from pdserve.clock import Clock
@@ -18,24 +16,11 @@ from pdserve.v1 import worker_pb2
 from router.core.messages import StatusReport, WorkerIdentity
 from router.core.session import WorkerSession
 from router.interface import WorkerView
-from scheduling.latency import LatencyCoefficients, LatencyModel
 from scheduling.lease import LeaseTable
+from scheduling.ledger import Holding, ReportedLoad, WorkerLedger, WorkerLimits
 from scheduling.routing import Role, WorkerLoadView
 
 log = logging.getLogger(__name__)
-
-_NOTHING_KNOWN = LatencyModel(LatencyCoefficients())
-_ON_THE_WAY_S = 0.05  # sent this shortly before a status came: the status does not know of it yet
-
-
-@dataclass(slots=True)
-class Holding:
-    """One sequence that a worker was told of and may still hold; only its `Worker` changes it."""
-
-    sent_s: float
-    uncomputed_tokens: int  # of the prompt, to be computed there; 0 once its first token came
-    blocks: int  # that the prompt and its first growth take
-    settled_s: float | None = None  # when the worker had set its blocks aside: later statuses count them
 
 
 class Worker:
@@ -46,13 +31,11 @@ class Worker:
         self.session = session
         self.heard_s = now_s
         self.status: StatusReport | None = None
-        self.latency = _NOTHING_KNOWN
-        self.holding: dict[SequenceKey, Holding] = {}
-        self._news: dict[SequenceKey, Holding] = {}  # those whose room the last status may not count yet
-        self._known_s = now_s  # what was sent and settled before this, the last status knows
-        self._ledger_tokens = 0  # uncomputed, over all of holding
-        self._ledger_blocks = 0
         self.alive = True
+        limits = WorkerLimits(
+            identity.worker_id, identity.role, identity.num_blocks, identity.block_size, identity.max_num_batched_tokens
+        )
+        self._ledger = WorkerLedger(limits, now_s)
 
     @property
     def id(self) -> str:
@@ -62,22 +45,21 @@ class Worker:
     def role(self) -> Role:
         return self.identity.role
 
+    @property
+    def holding(self) -> Mapping[SequenceKey, Holding]:
+        """Everything it was told of and may still hold."""
+        return self._ledger.holding
+
     def note_status(self, status: StatusReport, now_s: float) -> None:
-        """Its account of itself has come: it knows of all that was settled before it was sent."""
+        """Its account of itself has come."""
         self.status = status
-        self.latency = LatencyModel(status.latency)
-        self._known_s = now_s - _ON_THE_WAY_S
-        self._news = {
-            key: held
-            for key, held in self._news.items()
-            if held.settled_s is None or max(held.sent_s, held.settled_s) >= self._known_s
-        }
+        free = status.blocks.free + status.blocks.cached
+        reported = ReportedLoad(free, status.promised_blocks, status.uncomputed_tokens)
+        self._ledger.note_status(reported, status.latency, now_s)
 
     def hold(self, key: SequenceKey, holding: Holding) -> None:
         """It is about to be told of a sequence."""
-        self.holding[key] = self._news[key] = holding
-        self._ledger_tokens += holding.uncomputed_tokens
-        self._ledger_blocks += holding.blocks
+        self._ledger.hold(key, holding)
 
     def submit(self, message: worker_pb2.SubmitSequence, key: SequenceKey, holding: Holding) -> None:
         """Give it a sequence."""
@@ -91,23 +73,11 @@ class Worker:
 
     def release(self, key: SequenceKey) -> bool:
         """It has let go by itself; False when nothing was known of it."""
-        held = self.holding.pop(key, None)
-        if held is None:
-            return False
-        self._news.pop(key, None)
-        self._ledger_tokens -= held.uncomputed_tokens
-        self._ledger_blocks -= held.blocks
-        return True
+        return self._ledger.release(key)
 
     def settle(self, key: SequenceKey, now_s: float, *, computed: bool = False) -> None:
         """Its blocks are set aside; `computed`: its prompt is too."""
-        held = self.holding.get(key)
-        if held is None:
-            return
-        held.settled_s = held.settled_s or now_s
-        if computed:
-            self._ledger_tokens -= held.uncomputed_tokens
-            held.uncomputed_tokens = 0
+        self._ledger.settle(key, now_s, computed=computed)
 
     def renew(self) -> None:
         """Extend the leases of everything it holds."""
@@ -117,34 +87,11 @@ class Worker:
 
     def load(self) -> WorkerLoadView:
         """What a routing policy may know."""
-        identity, status = self.identity, self.status
-        if status is None:
-            uncomputed, free = self._ledger_tokens, identity.num_blocks - self._ledger_blocks
-        else:
-            news = self._news.values()
-            sent_since = sum(held.uncomputed_tokens for held in news if held.sent_s >= self._known_s)
-            # both are upper bounds: the ledger ignores what is done of a prompt, the status what ended since
-            uncomputed = min(self._ledger_tokens, status.uncomputed_tokens + sent_since)
-            free = status.blocks.free + status.blocks.cached - sum(held.blocks for held in news)
-        return WorkerLoadView(
-            worker_id=identity.worker_id,
-            role=identity.role,
-            alive=self.alive,
-            num_blocks=identity.num_blocks,
-            block_size=identity.block_size,
-            free_blocks=free,
-            promised_blocks=status.promised_blocks if status else 0,
-            num_sequences=len(self.holding),
-            uncomputed_tokens=uncomputed,
-            chunk_tokens=identity.max_num_batched_tokens,
-            latency=self.latency,
-        )
+        return self._ledger.load(alive=self.alive)
 
     def check(self) -> None:
         """The running sums are those of what it holds."""
-        assert self._ledger_tokens == sum(held.uncomputed_tokens for held in self.holding.values())
-        assert self._ledger_blocks == sum(held.blocks for held in self.holding.values())
-        assert self._news.keys() <= self.holding.keys()
+        self._ledger.check()
 
 
 class Fleet:

@@ -7,10 +7,11 @@ from typing import Any
 
 from pdserve.ids import SequenceKey
 from router.core.config import SessionConfig
-from router.core.fleet import Holding, Worker
+from router.core.fleet import Worker
 from router.core.messages import BlockCounts, StatusReport, WorkerIdentity
 from router.core.session import WorkerSession
 from scheduling.latency import LatencyCoefficients
+from scheduling.ledger import Holding
 from scheduling.routing import Role
 
 
