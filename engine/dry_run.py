@@ -39,7 +39,8 @@ class DryRunFacts:
 class _Recorder:
     """Dense attention over what it has seen so far, per layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.calls: list[int] = []
         self.asked: dict[int, AttentionCall] = {}
         self.kv: dict[int, tuple[Tensor, Tensor]] = {}
@@ -50,7 +51,7 @@ class _Recorder:
 
     def mask(self, function: MaskFunction, num_queries: int) -> Tensor:
         """A stand-in of the mask's shape, known again by its address where a layer brings it along."""
-        mask = torch.zeros(1, 1, num_queries, num_queries)
+        mask = torch.zeros(1, 1, num_queries, num_queries, device=self.device)
         self.masks[mask.data_ptr()] = mask, function
         return mask
 
@@ -92,7 +93,7 @@ def _dry_run(module: Any, name: str, max_model_len: int) -> DryRunFacts:
     device = module.get_input_embeddings().weight.device
     num_ids = module.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(CHUNKS[-1][1], device=device) * 7919 + 3)[None] % num_ids
-    recorder = _Recorder()
+    recorder = _Recorder(device)
     ours = []
     with torch.inference_mode(), attending(recorder), trial_routing(module) as routing:
         theirs = _eager_logits(module, ids)
@@ -146,8 +147,9 @@ def _check_masks(recorder: _Recorder, max_model_len: int, name: str) -> None:
     """A layer's mask must be causal, with the window that the layer asks of its attention."""
     if recorder.foreign:
         raise UnsupportedModel(f"{name}: layer {recorder.foreign[0]} makes a mask of its own")
-    zero, key_at = torch.tensor(0), torch.arange(max_model_len)[None]
-    query_at = torch.tensor([max_model_len - 1, max_model_len // 2, max_model_len // 3])[:, None]
+    device = recorder.device
+    zero, key_at = torch.zeros((), dtype=torch.int64, device=device), torch.arange(max_model_len, device=device)[None]
+    query_at = torch.tensor([max_model_len - 1, max_model_len // 2, max_model_len // 3], device=device)[:, None]
     causal = key_at <= query_at
     for layer, (function, window) in recorder.used.items():
         expected = causal if window is None else causal & (key_at > query_at - window)

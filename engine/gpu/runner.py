@@ -1,7 +1,7 @@
 """The runner for GPUs behind `StepRunner`: decode steps by CUDA graph, others eagerly, sampling on the device.
 
     launch(steps)     host: seats, arrays, one copy        device: copy, pass, sampling, tokens on their way back
-    collect(...)      waits for the tokens of that launch, and for nothing else
+    collect(...)      waits until all of that launch is done, and for nothing that was launched after it
 
 `execute` is one after the other. A core that launches step n + 1 before it collects step n gives PENDING where a
 sequence's last token is still on the device (docs/adr/0030). NOT YET RUN ON HARDWARE.
@@ -22,7 +22,7 @@ from engine.gpu.attention import TritonAttention
 from engine.gpu.decode_graphs import Chosen, DecodeGraphs
 from engine.gpu.forward import ModelForward, probe
 from engine.gpu.plan import AttentionPlan, plan_step
-from engine.gpu.queue import queue_for
+from engine.gpu.queue import Mark, queue_for
 from engine.gpu.sampler import plain_choice
 from engine.gpu.sampling import PreparedSampling, StepSampler, read_results
 from engine.gpu.seats import Seating, Seats
@@ -45,6 +45,7 @@ EVERYTHING = SamplingParams(
 class Launched:
     """A step on the device."""
 
+    end: Mark  # behind its last kernel: its blocks may be announced, read by others and freed
     arriving: Arriving | None  # rows of sampling.py `choose`; None where nothing was sampled
     samples: tuple[bool, ...]  # per sequence of the step
     reads: tuple[int | None, ...]  # per sample, see PreparedSampling
@@ -62,6 +63,8 @@ class GpuRunner:
         device, size = pool.device, pool.layout.block_size
         self._queue = queue = queue_for(device)
         self._num_in_flight = 0
+        self._max_num_seqs = max_num_seqs
+        self._ends = [queue.mark() for _ in range(MAX_IN_FLIGHT)]  # the oldest is that of a launch that was collected
         with queue.active():
             probed = probe(module, device)
             self._attention = TritonAttention(pool, probed.num_heads, max_model_len)
@@ -81,17 +84,26 @@ class GpuRunner:
             return self._graphs.capture()
 
     def warm_up(self, max_num_batched_tokens: int) -> bool:
-        """Capture, and run the largest prompt and every kind of sampling once, so that no request pays for first calls.
+        """Capture, and run the largest prefill and every kind of sampling once, so that no request pays for first calls
+        and the device's memory has been what it will be at most.
 
-        Uses the pool's first blocks and clears them: called once, before the pool holds anything. False: no graphs.
+        Uses the pool's first blocks, the same for all its sequences, and clears them: called once, before the pool
+        holds anything. False: no graphs.
         """
         captured = self.capture()
         size = self.pool.layout.block_size
         length = min(max_num_batched_tokens, self._seats.tables.shape[1] * size, self.pool.num_blocks * size)
         blocks = list(range(-(-length // size)))
-        for params in (SamplingParams(max_tokens=1), EVERYTHING):
-            request = SampleRequest(params, [0] * length, length)
-            self.execute([SequenceStep(SequenceKey("warm-up"), request.token_ids, 0, blocks, request)])
+
+        def run(name: str, lengths: Seq[int], params: SamplingParams) -> None:
+            requests = [SampleRequest(params, [0] * count, count) for count in lengths]
+            keys = [SequenceKey(f"{name}-{index}") for index in range(len(lengths))]
+            self.execute([SequenceStep(k, r.token_ids, 0, blocks, r) for k, r in zip(keys, requests, strict=True)])
+
+        whole = min(max_num_batched_tokens // length, self._max_num_seqs)
+        run("warm-up", [length] * whole, SamplingParams(max_tokens=1))
+        for name in ("sampled", "sampled again"):  # counters of penalties are kept for twice the sequences of a step
+            run(name, [1] * self._max_num_seqs, EVERYTHING)
         with self._queue.active():
             self.pool.clear(torch.arange(len(blocks), device=self.pool.device))
         return captured
@@ -104,32 +116,50 @@ class GpuRunner:
     def launch(self, steps: Seq[SequenceStep]) -> Launched:
         """Give a step to the device; returns when it is given. Reads `steps` only now.
 
-        Steps run in the order of their launches. At most MAX_IN_FLIGHT may be waiting for collect().
+        Steps run in the order of their launches. At most MAX_IN_FLIGHT may be waiting for collect(). When it raises,
+        nothing of the step is left on the device: its blocks may be freed at once.
         """
         assert self._num_in_flight < MAX_IN_FLIGHT, "launches that were never collected"
         with self._queue.active():
-            seating = self._seats.seat(steps)
-            samples = tuple(step.sample is not None for step in steps)
-            sampling = [(step.key, step.sample) for step in steps if step.sample is not None]
-            prepared = self._sampler.prepare([key for key, _ in sampling], [request for _, request in sampling])
-            rows = np.flatnonzero(samples)
-            extras = self._send_extras(seating, rows, prepared)
-            chosen = self._compute(steps, seating, samples)
-            arriving = None
-            if len(rows):
-                arriving = self._fetcher.fetch(self._sample(chosen, prepared, extras).contiguous())
+            try:
+                launched = self._give(steps)
+            except Exception:
+                given = self._queue.mark()
+                given.set()
+                given.wait()
+                raise
         self._num_in_flight += 1
-        return Launched(arriving, samples, prepared.reads)
+        return launched
 
     def collect(self, launched: Launched) -> list[StepResult]:
-        """Wait for a step's tokens: one result per sequence, in order. Called once per launch."""
+        """Wait until a step is done, also one that sampled nothing: only then may its blocks be announced or freed.
+
+        One result per sequence, in order. Called once per launch, in their order.
+        """
         self._num_in_flight -= 1
+        launched.end.wait()
         if launched.arriving is None:
             return [None for _ in launched.samples]
         results = iter(read_results(launched.arriving.wait(), launched.reads))
         return [next(results) if sampled else None for sampled in launched.samples]
 
     # ---- parts of a launch ----
+
+    def _give(self, steps: Seq[SequenceStep]) -> Launched:
+        seating = self._seats.seat(steps)
+        samples = tuple(step.sample is not None for step in steps)
+        sampling = [(step.key, step.sample) for step in steps if step.sample is not None]
+        prepared = self._sampler.prepare([key for key, _ in sampling], [request for _, request in sampling])
+        rows = np.flatnonzero(samples)
+        extras = self._send_extras(seating, rows, prepared)
+        chosen = self._compute(steps, seating, samples)
+        arriving = None
+        if len(rows):
+            arriving = self._fetcher.fetch(self._sample(chosen, prepared, extras).contiguous())
+        end = self._ends.pop(0)
+        self._ends.append(end)
+        end.set()
+        return Launched(end, arriving, samples, prepared.reads)
 
     def _send_extras(self, seating: Seating, rows: Int64s, prepared: PreparedSampling) -> list[Tensor]:
         """What few decode steps need, in one copy: new blocks, sampling parameters. Blocks are entered here."""

@@ -16,6 +16,7 @@ from engine.attention import ReferenceAttention
 from engine.core import EngineCore, Report, Submit
 from engine.families import TESTED
 from engine.gpu.host_reads import no_host_reads
+from engine.gpu.queue import HostQueue
 from engine.kv_pool import KvPool
 from engine.model import LoadedModel, load_model
 from engine.runner import TorchRunner
@@ -292,3 +293,93 @@ def test_the_engine_core_drives_it(case: Callable[..., Case]) -> None:
     assert preemptions > 0
     assert found == tokens(tiny.reference())[0]
     assert all(len(one) == 13 for one in found)
+
+
+class LoggingMark:
+    """Where the host waited, in the order of the queue."""
+
+    def __init__(self, queue: LoggingQueue) -> None:
+        self._queue, self._place = queue, 0
+
+    def set(self) -> None:
+        self._queue.places += 1
+        self._place = self._queue.places
+
+    def wait(self) -> None:
+        self._queue.waited_to = max(self._queue.waited_to, self._place)
+
+
+class LoggingQueue(HostQueue):
+    """The CPU's queue, whose marks are numbered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = self.waited_to = 0
+
+    def mark(self) -> Any:
+        return LoggingMark(self)
+
+
+@pytest.fixture
+def logging_queue(monkeypatch: pytest.MonkeyPatch, kernel_device: torch.device) -> LoggingQueue:
+    if kernel_device.type != "cpu":
+        pytest.skip("the marks of a GPU are its own")
+    queue = LoggingQueue()
+    monkeypatch.setattr(importlib.import_module("engine.gpu.runner"), "queue_for", lambda device: queue)
+    return queue
+
+
+def test_a_chunk_that_samples_nothing_is_waited_for(case: Callable[..., Case], logging_queue: LoggingQueue) -> None:
+    """Its blocks are announced when collect() returns: the device must have come to the launch's end by then."""
+    runner = case("llama", num_layers=1).gpu_runner(capture=False)
+    sequence = Sequence("a", list(range(40)), SamplingParams(max_tokens=1), [0, 1, 2])
+    first = runner.launch([sequence.share(16)])
+    end_of_first = logging_queue.places
+    sequence.computed = 16
+    second = runner.launch([sequence.share(16)])
+    assert logging_queue.waited_to < end_of_first
+    assert runner.collect(first) == [None]
+    assert end_of_first <= logging_queue.waited_to < logging_queue.places
+    assert runner.collect(second) == [None]
+    assert logging_queue.waited_to == logging_queue.places
+
+
+def test_a_launch_that_raises_leaves_nothing_on_the_device(
+    case: Callable[..., Case], logging_queue: LoggingQueue
+) -> None:
+    """Its sequences' blocks are freed when the error arrives: what was already given is waited for, and no launch is
+    counted."""
+    tiny = case("llama", num_layers=1)
+    runner = tiny.gpu_runner(capture=False)
+    head = tiny.model.kernels.module.lm_head
+
+    def fails(_module: Any, _inputs: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    handle = head.register_forward_pre_hook(fails)
+    sequence = Sequence("a", [1, 2, 3], SamplingParams(max_tokens=1), [0])
+    try:
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="out of memory"):
+                runner.execute([sequence.share(10)])
+            assert logging_queue.waited_to == logging_queue.places > 0
+    finally:
+        handle.remove()
+    again = Sequence("b", [1, 2, 3], SamplingParams(max_tokens=1), [0])
+    assert isinstance(runner.execute([again.share(10)])[0], SampledToken)
+
+
+def test_warming_up_runs_the_largest_steps(case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many tokens as a step may have, though no prompt is as long; as many sampled rows; counters of all of them."""
+    tiny = case("llama", num_layers=1)
+    module = importlib.import_module("engine.gpu.runner")
+    runner = module.GpuRunner(tiny.model.kernels.module, tiny.pool(), MAX_LEN, 3, 2 * MAX_LEN + 5)
+    seen = []
+    launch = runner.launch
+    monkeypatch.setattr(
+        runner, "launch", lambda steps: (seen.append([len(step.token_ids) for step in steps]), launch(steps))[1]
+    )
+    assert runner.warm_up(2 * MAX_LEN + 5)
+    assert seen == [[MAX_LEN, MAX_LEN], [1, 1, 1], [1, 1, 1]]
+    assert len(runner._sampler.counters._rows) == 6
+    assert not runner.pool.data[: MAX_LEN // BLOCK_SIZE].count_nonzero()
