@@ -1,0 +1,112 @@
+"""What is simulated: workers, what connects them, and how long things take that no latency model speaks of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from scheduling.batching import SchedulerConfig
+from scheduling.latency import LatencyCoefficients
+from scheduling.routing import Role, RoutingConfig
+
+
+class StepTimes(Protocol):
+    """How long a step takes; `scheduling.latency.LatencyModel` is one."""
+
+    def step_s(self, prefill_tokens: int, decode_sequences: int, context_tokens: int) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One worker."""
+
+    worker_id: str
+    role: Role
+    scheduler: SchedulerConfig
+    num_blocks: int
+    block_size: int
+    step_times: StepTimes
+    prefix_caching: bool = True
+    gpus: float = 1.0
+    prior: LatencyCoefficients | None = None  # what its router believes before it has measured; None: nothing
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSpec:
+    """KV from one worker to another. Every worker has one port out and one in; flows share a port equally."""
+
+    bytes_per_s: float  # of a port, each way
+    latency_s: float = 0.0  # of one announcement's blocks, before the first byte
+
+    def __post_init__(self) -> None:
+        if not self.bytes_per_s > 0.0 or self.latency_s < 0.0:
+            raise ValueError(f"link of {self.bytes_per_s} bytes/s and {self.latency_s} s: must be above 0, at least 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """Seconds outside steps and transfers; measured on a running cluster, or 0."""
+
+    front_s: float = 0.0  # a request has come until the router has placed it
+    message_s: float = 0.0  # router to worker, worker to router, worker to worker: each way
+    step_s: float = 0.0  # between two steps of an engine
+    wake_s: float = 0.0  # an idle engine's first step begins this much later
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """The whole cluster."""
+
+    workers: tuple[WorkerSpec, ...]
+    block_bytes: int  # KV of one block, all layers
+    link: LinkSpec
+    delays: Delays = field(default_factory=Delays)
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    round_robin: bool = False  # instead of the least predicted latency
+    max_in_flight: int = 1024  # at the router; one more is rejected
+    status_s: float = 1.0  # between two accounts that a worker gives of itself
+
+    def __post_init__(self) -> None:
+        names = [worker.worker_id for worker in self.workers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"worker ids {names}: each must be there once")
+        if not any(worker.role is Role.DECODE for worker in self.workers):
+            raise ValueError("a cluster needs a decode worker")
+        if len({worker.block_size for worker in self.workers}) != 1:
+            raise ValueError("all workers must have one block size")
+
+    @property
+    def gpus(self) -> float:
+        return sum(worker.gpus for worker in self.workers)
+
+
+# ---- what happens to a cluster ----
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDown:
+    """It dies; what it holds is lost."""
+
+    at_s: float
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUp:
+    """A dead worker starts again, empty."""
+
+    at_s: float
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoleChange:
+    """It takes no more requests, ends those it has, and comes back `takes_s` later in another role."""
+
+    at_s: float
+    worker_id: str
+    role: Role
+    takes_s: float = 0.0
+
+
+ClusterEvent = WorkerDown | WorkerUp | RoleChange
