@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
@@ -27,17 +26,12 @@ from router.doorbell import Doorbell
 from router.interface import ModelCard, RouterCore, RouterRequest
 from router.limits import FrontConfig
 from router.outbox import Outbox
-from router.text import ChatTemplateError, OutputText, Tokenizer
+from router.prompts import PromptEncoder
+from router.text import OutputText, Tokenizer
 from router.validation import (
-    Prompt,
-    PromptChat,
-    PromptText,
-    PromptTokens,
     RequestDraft,
     check_model,
     check_priority,
-    check_prompt_texts,
-    check_prompt_tokens,
     deadline_after,
     resolve_request_id,
     resolve_sampling,
@@ -49,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 CORE_GRACE_S = 0.05
 """The core ends a request at its deadline and knows why it was late; only if it does not, the front does."""
-TOKENIZER_THREADS = 2
 RETRY_AFTER_FULL_S = 1.0
 
 
@@ -75,7 +68,7 @@ class FrontDesk:
         self.tokenizer = tokenizer
         self.config = config
         self._clock = clock
-        self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self.prompts = PromptEncoder(tokenizer, card, config.limits)
         self._doorbell = Doorbell()
         self._num_running = 0
         self._draining = False
@@ -95,7 +88,7 @@ class FrontDesk:
         await self._idle.wait()
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.prompts.close()
 
     @asynccontextmanager
     async def serve(self, draft: RequestDraft) -> AsyncIterator[Generation]:
@@ -161,40 +154,13 @@ class FrontDesk:
         requests: list[RouterRequest] = []
         for position, prompt in enumerate(draft.prompts):
             field = draft.prompt_field if len(draft.prompts) == 1 else f"{draft.prompt_field}[{position}]"
-            ids = await self._prompt_ids(prompt, field)
+            ids = await self.prompts.prompt(prompt, field, draft)
             sampling = resolve_sampling(draft, len(ids), self.card, limits)
             for choice in range(draft.num_choices):
                 name = request_id if num_sequences == 1 else f"{request_id}-{len(requests)}"
                 chosen = replace(sampling, choice_index=choice)
                 requests.append(RouterRequest(name, ids, chosen, slo, draft.priority, tenant, received_s, deadline_s))
         return requests
-
-    async def _prompt_ids(self, prompt: Prompt, field: str) -> tuple[int, ...]:
-        limits = self.config.limits
-        if isinstance(prompt, PromptTokens):
-            check_prompt_tokens(prompt.ids, field, self.card, limits)
-            return tuple(prompt.ids)
-        if isinstance(prompt, PromptText):
-            if not prompt.text:
-                raise RequestError(f"{field} is empty", field=field)
-            texts = [(field, prompt.text)]
-        else:
-            texts = [(f"{field}[{n}]", text) for n, message in enumerate(prompt.messages) for text in message.texts()]
-        num_chars = check_prompt_texts(texts, field, self.card, limits, self.tokenizer.max_token_chars)
-        if num_chars <= limits.max_inline_chars:
-            ids = self._encode(prompt, field)
-        else:
-            ids = await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, prompt, field)
-        check_prompt_tokens(ids, field, self.card, limits)
-        return tuple(ids)
-
-    def _encode(self, prompt: PromptText | PromptChat, field: str) -> list[int]:
-        if isinstance(prompt, PromptText):
-            return self.tokenizer.encode(prompt.text)
-        try:
-            return self.tokenizer.encode_chat(prompt.messages)
-        except ChatTemplateError as error:
-            raise RequestError(str(error), field=field) from error
 
     @contextmanager
     def _running(
@@ -205,10 +171,11 @@ class FrontDesk:
         try:
             for index, request in enumerate(requests):
                 output = OutputText(
-                    self.tokenizer.detokenizer(),
+                    self.tokenizer.detokenizer(skip_special_tokens=draft.output.skip_special_tokens),
                     draft.sampling.stop,
                     request.sampling.end_token_ids,
                     request.sampling.min_tokens,
+                    include_stop=draft.output.include_stop,
                 )
                 choices.append(Choice(index, request, self.core.submit(request), output))
             outbox.follow(choices, looks_ahead=bool(draft.sampling.stop))

@@ -47,3 +47,4 @@ class FrontConfig:
     keyless_paths: frozenset[str] = frozenset({"/health", "/ready"})  # HTTP; grpc.health.v1 never asks for a key
     slo_classes: Mapping[str, Slo] = field(default_factory=lambda: {"default": Slo()})
     default_tenant: str = "default"
+    tool_call_parser: str | None = None  # of router.text.TOOL_CALL_PARSERS; None: requests may bring no tools

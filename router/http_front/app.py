@@ -18,7 +18,9 @@ from pdserve.errors import NotFound, RequestError
 from router.generation import FrontDesk
 from router.http_front.answer import Answer, DialectOf
 from router.http_front.body import read_json_object
-from router.http_front.dialect import ChatDialect, CompletionDialect
+from router.http_front.called_tools import with_parser
+from router.http_front.chat_dialect import ChatDialect
+from router.http_front.completion_dialect import CompletionDialect
 from router.http_front.gate import Gate
 from router.http_front.parsing import Asked, parse_chat, parse_completion
 from router.http_front.problem import HttpProblem, json_response, problem_from
@@ -61,6 +63,7 @@ def _generating(desk: FrontDesk, parse: Parse, dialect_of: DialectOf) -> Callabl
         body = await read_json_object(request, desk.config.limits)
         try:
             asked = parse(body, request.headers.get(TENANT_HEADER, ""), desk.config.limits)
+            asked = with_parser(asked, desk.config.tool_call_parser)
         except RequestError as error:
             raise problem_from(error) from None
         return Answer(desk, asked, dialect_of)

@@ -1,8 +1,8 @@
 """What is sent of a generation: the shapes of OpenAI's two endpoints, streamed and whole.
 
 Dialect              id, usage, timing: what both share
-  CompletionDialect  choices[].text, logprobs in parallel lists
-  ChatDialect        choices[].message / delta, logprobs in a list of objects
+  CompletionDialect  choices[].text, logprobs in parallel lists              (completion_dialect.py)
+  ChatDialect        choices[].message / delta, logprobs in a list of objects      (chat_dialect.py)
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,7 +54,7 @@ class Dialect(ABC):
         self._num_tokens = [0] * len(generation.requests)
         self._cached_tokens = [0] * len(generation.requests)
         self._around_text: dict[int, tuple[bytes, bytes]] = {}  # choice -> an event's bytes before and after its text
-        self._says_more = asked.return_token_ids or asked.continuous_usage or self.with_logprobs
+        self._says_more = asked.return_token_ids or asked.continuous_usage or asked.calls_tools or self.with_logprobs
 
     # ---- streamed ----
 
@@ -76,9 +76,11 @@ class Dialect(ABC):
         is_first = self._num_tokens[update.index] == 0
         choice = self.streamed_choice(update, is_first)
         self._count(update)
+        body = self._envelope(self.chunk_object, [choice])
         if self._asked.return_token_ids:
             choice["token_ids"] = list(update.token_ids)
-        body = self._envelope(self.chunk_object, [choice])
+            if is_first:
+                self.add_prompt_ids(body, choice, self._requests[update.index].prompt_token_ids)
         if self._asked.continuous_usage:
             body["usage"] = self._usage()
         elif self._asked.include_usage:
@@ -105,11 +107,13 @@ class Dialect(ABC):
             assert end is not None
             ends.append(end)
             choice = self.whole_choice(index, end, collected.logprobs)
-            if self._asked.return_token_ids:
-                choice["token_ids"] = list(end.token_ids)
             shown.append(choice)
             self._num_tokens[index], self._cached_tokens[index] = len(end.token_ids), end.cached_tokens
         body = self._envelope(self.whole_object, shown)
+        if self._asked.return_token_ids:
+            for choice, request, end in zip(shown, self._requests, ends, strict=True):
+                choice["token_ids"] = list(end.token_ids)
+                self.add_prompt_ids(body, choice, request.prompt_token_ids)
         body["usage"] = self._usage()
         self._add_timing(body, ends)
         return body
@@ -122,7 +126,15 @@ class Dialect(ABC):
     @abstractmethod
     def whole_choice(self, index: int, end: ChoiceEnd, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]: ...
 
+    @abstractmethod
+    def add_prompt_ids(self, body: dict[str, Any], choice: dict[str, Any], ids: Sequence[int]) -> None:
+        """Where vLLM shows the prompt's token ids, beside the answer's."""
+
     # ---- shared ----
+
+    def shown_token(self, token_id: int) -> str:
+        """A token of the logprobs."""
+        return f"token_id:{token_id}" if self._asked.tokens_as_ids else self._tokenizer.token_text(token_id)
 
     @property
     def with_logprobs(self) -> bool:
@@ -155,82 +167,7 @@ class Dialect(ABC):
         body["pdserve"] = each[0] if len(each) == 1 else each[0] | {"choices": each}
 
 
-class CompletionDialect(Dialect):
-    """/v1/completions"""
-
-    id_prefix = "cmpl-"
-    chunk_object = whole_object = "text_completion"
-
-    def __init__(self, asked: Asked, generation: Generation, model: str, tokenizer: Tokenizer) -> None:
-        super().__init__(asked, generation, model, tokenizer)
-        self._offsets = [0] * len(generation.requests)
-
-    def streamed_choice(self, update: ChoiceUpdate, is_first: bool) -> dict[str, Any]:
-        return self._choice(update.index, update.text, update.logprobs, update.end)
-
-    def whole_choice(self, index: int, end: ChoiceEnd, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        return self._choice(index, end.text, logprobs, end)
-
-    def _choice(
-        self, index: int, text: str, logprobs: Sequence[TokenLogprobs], end: ChoiceEnd | None
-    ) -> dict[str, Any]:
-        reason = None if end is None else end.finish_reason.value
-        shown = self._logprobs(index, logprobs) if self.with_logprobs else None
-        return {"index": index, "text": text, "logprobs": shown, "finish_reason": reason}
-
-    def _logprobs(self, index: int, entries: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        show = self._tokenizer.token_text
-        tokens = [show(entry.token_id) for entry in entries]
-        offsets = []
-        for token in tokens:
-            offsets.append(self._offsets[index])
-            self._offsets[index] += len(token)
-        return {
-            "tokens": tokens,
-            "token_logprobs": [_finite(entry.logprob) for entry in entries],
-            "top_logprobs": [{show(i): _finite(p) for i, p in _with_chosen(entry)} for entry in entries],
-            "text_offset": offsets,
-        }
-
-
-class ChatDialect(Dialect):
-    """/v1/chat/completions"""
-
-    id_prefix = "chatcmpl-"
-    chunk_object = "chat.completion.chunk"
-    whole_object = "chat.completion"
-
-    def streamed_choice(self, update: ChoiceUpdate, is_first: bool) -> dict[str, Any]:
-        delta: dict[str, Any] = {"role": "assistant", "content": update.text} if is_first else {"content": update.text}
-        return self._choice(update.index, "delta", delta, update.logprobs, update.end)
-
-    def whole_choice(self, index: int, end: ChoiceEnd, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        message = {"role": "assistant", "content": end.text, "refusal": None}
-        return self._choice(index, "message", message, logprobs, end)
-
-    def _choice(
-        self, index: int, key: str, message: dict[str, Any], logprobs: Iterable[TokenLogprobs], end: ChoiceEnd | None
-    ) -> dict[str, Any]:
-        shown = {"content": [self._logprob(e) for e in logprobs], "refusal": None} if self.with_logprobs else None
-        reason = None if end is None else end.finish_reason.value
-        return {"index": index, key: message, "logprobs": shown, "finish_reason": reason}
-
-    def _logprob(self, entry: TokenLogprobs) -> dict[str, Any]:
-        top = [self._token(token_id, logprob) for token_id, logprob in entry.top]
-        return self._token(entry.token_id, entry.logprob) | {"top_logprobs": top}
-
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        raw = list(self._tokenizer.token_bytes(token_id))
-        return {"token": self._tokenizer.token_text(token_id), "logprob": _finite(logprob), "bytes": raw}
-
-
-def _with_chosen(entry: TokenLogprobs) -> Iterable[tuple[int, float]]:
-    """OpenAI's list of the most likely tokens always has the chosen one."""
-    chosen = () if any(token_id == entry.token_id for token_id, _ in entry.top) else ((entry.token_id, entry.logprob),)
-    return (*entry.top, *chosen)
-
-
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
     return max(logprob, LEAST_LOGPROB)
 
 

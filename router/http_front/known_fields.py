@@ -44,18 +44,13 @@ COMMON: Mapping[str, Check] = {
     # vLLM: sampling
     "use_beam_search": _is(False),
     "length_penalty": _is(1),
-    "include_stop_str_in_output": _is(False),
-    "skip_special_tokens": _is(True),
-    "spaces_between_special_tokens": _is(True),
     "allowed_token_ids": _empty,
     "bad_words": _empty,
     "logits_processors": _empty,
     "thinking_token_budget": _NEVER,
     "repetition_detection": _NEVER,
     # vLLM: prompt and output
-    "truncate_prompt_tokens": _NEVER,
     "prompt_logprobs": _NEVER,
-    "return_tokens_as_token_ids": _is(False),
     "logprob_token_ids": _empty,
     "structured_outputs": _empty,
     "guided_json": _NEVER,
@@ -75,16 +70,11 @@ COMMON: Mapping[str, Check] = {
 COMPLETIONS: Mapping[str, Check] = {
     **COMMON,
     "suffix": _empty,
-    "echo": _is(False),
-    "add_special_tokens": _is(True),
     "prompt_embeds": _NEVER,
 }
 
 CHAT: Mapping[str, Check] = {
     **COMMON,
-    "tools": _empty,
-    "tool_choice": _is("none", "auto"),  # auto without tools chooses none
-    "parallel_tool_calls": _anything(bool),  # without tools it says nothing
     "functions": _empty,
     "function_call": _is("none", "auto"),
     "modalities": _is(["text"]),
@@ -96,19 +86,13 @@ CHAT: Mapping[str, Check] = {
     "web_search_options": _NEVER,
     "moderation": _NEVER,
     "echo": _is(False),
-    "add_generation_prompt": _is(True),
-    "continue_final_message": _is(False),
-    "add_special_tokens": _is(False),
     "documents": _empty,
     "chat_template": _NEVER,
-    "chat_template_kwargs": _empty,
     "include_reasoning": _anything(bool),  # nothing is parsed as reasoning
     "media_io_kwargs": _empty,
 }
 
 MESSAGE: Mapping[str, Check] = {
-    "tool_calls": _empty,
-    "tool_call_id": _NEVER,
     "function_call": _NEVER,
     "refusal": _empty,
     "audio": _NEVER,

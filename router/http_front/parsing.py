@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pdserve.errors import BadSampling, PromptTooLong, RequestError
 from router.http_front import known_fields
-from router.http_front.fields import Fields, as_integers, as_list, as_object, as_string, wrong_type
+from router.http_front.chat_body import parse_conversation, parse_tools
+from router.http_front.fields import Fields, as_integers, as_list, wrong_type
 from router.limits import Limits
-from router.text import ROLES, ChatMessage
-from router.validation import Prompt, PromptChat, PromptText, PromptTokens, RequestDraft, SamplingDraft, SloDraft
+from router.validation import (
+    OutputDraft,
+    Prompt,
+    PromptText,
+    PromptTokens,
+    RequestDraft,
+    SamplingDraft,
+    SloDraft,
+)
 
 COMPLETIONS_MAX_TOKENS = 16
 """OpenAI's default."""
@@ -27,21 +35,32 @@ class Asked:
     continuous_usage: bool  # in every event
     return_token_ids: bool
     return_timing: bool
+    tokens_as_ids: bool  # tokens of logprobs are shown as token_id:N
+    echo: bool = False  # the prompt is part of the text
+    calls_tools: bool = False  # calls of tools are looked for in the text
+    parallel_tool_calls: bool = True  # else the first call only
+    tool_call_parser: str | None = None  # how they look; the server's, where calls_tools
 
 
 def parse_completion(body: Mapping[str, Any], tenant: str, limits: Limits) -> Asked:
     """Raises RequestError naming the field at fault."""
     fields = Fields(body)
     fields.accept_only(known_fields.COMPLETIONS)
-    prompts = _prompts(fields.raw("prompt"), limits)
-    return _asked(fields, prompts, "prompt", fields.integer("logprobs"), COMPLETIONS_MAX_TOKENS, tenant)
+    adds_special_tokens = fields.boolean("add_special_tokens", True)
+    prompts = _prompts(fields.raw("prompt"), adds_special_tokens, limits)
+    logprobs, echo = fields.integer("logprobs"), fields.boolean("echo")
+    if echo and logprobs is not None:
+        raise RequestError("echo with logprobs is not supported: prompts have no log-probabilities", field="echo")
+    return replace(_asked(fields, prompts, "prompt", logprobs, COMPLETIONS_MAX_TOKENS, tenant), echo=echo)
 
 
 def parse_chat(body: Mapping[str, Any], tenant: str, limits: Limits) -> Asked:
     """Raises RequestError naming the field at fault."""
     fields = Fields(body)
     fields.accept_only(known_fields.CHAT)
-    messages = _messages(fields.raw("messages"), limits)
+    tools, parallel = parse_tools(fields), fields.boolean("parallel_tool_calls", True)
+    choice = _tool_choice(fields.raw("tool_choice"), bool(tools))
+    conversation = parse_conversation(fields, limits, tools if choice == "auto" else ())
     top = fields.integer("top_logprobs")
     wanted = fields.boolean("logprobs")
     if top is not None and not 0 <= top <= limits.max_logprobs:
@@ -49,7 +68,20 @@ def parse_chat(body: Mapping[str, Any], tenant: str, limits: Limits) -> Asked:
     if top and not wanted:
         raise BadSampling("top_logprobs needs logprobs to be true", field="top_logprobs")
     logprobs = (top or 0) if wanted else None
-    return _asked(fields, (PromptChat(messages),), "messages", logprobs, None, tenant)
+    asked = _asked(fields, (conversation,), "messages", logprobs, None, tenant)
+    return replace(asked, calls_tools=bool(conversation.options.tools), parallel_tool_calls=parallel)
+
+
+def _tool_choice(value: Any, has_tools: bool) -> str:
+    """none: the model is not told of the tools."""
+    if value is None:
+        return "auto"
+    if value not in ("none", "auto"):
+        needed = "" if has_tools else ", and needs tools"
+        raise RequestError(
+            f"tool_choice is not supported at this value{needed}; auto and none are", field="tool_choice"
+        )
+    return str(value)
 
 
 def _asked(
@@ -81,10 +113,12 @@ def _asked(
         slo=_slo(fields),
         priority=fields.integer("priority") or 0,
         tenant=tenant,
+        output=_output(fields),
+        keep_prompt_tokens=fields.integer("truncate_prompt_tokens"),
     )
     asked = Asked(
-        draft, stream, include_usage, continuous_usage,
-        fields.boolean("return_token_ids"), fields.boolean("return_timing"),
+        draft, stream, include_usage, continuous_usage, fields.boolean("return_token_ids"),
+        fields.boolean("return_timing"), fields.boolean("return_tokens_as_token_ids"),
     )  # fmt: skip
     fields.refuse_unknown()
     return asked
@@ -111,6 +145,11 @@ def _sampling(fields: Fields, logprobs: int | None) -> SamplingDraft:
         ignore_eos=fields.boolean("ignore_eos"),
         logprobs=logprobs,
     )
+
+
+def _output(fields: Fields) -> OutputDraft:
+    fields.boolean("spaces_between_special_tokens")  # tokenizers of the fast kind write none either way
+    return OutputDraft(fields.boolean("skip_special_tokens", True), fields.boolean("include_stop_str_in_output"))
 
 
 def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
@@ -149,12 +188,12 @@ def _slo(fields: Fields) -> SloDraft:
     return draft
 
 
-def _prompts(value: Any, limits: Limits) -> tuple[Prompt, ...]:
+def _prompts(value: Any, adds_special_tokens: bool, limits: Limits) -> tuple[Prompt, ...]:
     """Text, token ids, or a list of either."""
     if value is None:
         return ()
     if isinstance(value, str):
-        return (PromptText(value),)
+        return (PromptText(value, adds_special_tokens),)
     items = as_list(value, "prompt")
     if not items:
         raise RequestError("prompt is an empty list", field="prompt")
@@ -164,48 +203,9 @@ def _prompts(value: Any, limits: Limits) -> tuple[Prompt, ...]:
         return (PromptTokens(as_integers(items, "prompt")),)
     if len(items) > limits.max_prompts:
         raise RequestError(f"prompt has {len(items):,} prompts, limit {limits.max_prompts}", field="prompt")
-    return tuple(_one_prompt(item, f"prompt[{n}]") for n, item in enumerate(items))
-
-
-def _one_prompt(item: Any, path: str) -> Prompt:
-    return PromptText(item) if isinstance(item, str) else PromptTokens(as_integers(item, path))
-
-
-def _messages(value: Any, limits: Limits) -> tuple[ChatMessage, ...]:
-    if value is None:
-        raise RequestError("messages is missing", field="messages")
-    items = as_list(value, "messages")
-    if not 1 <= len(items) <= limits.max_messages:
-        raise RequestError(
-            f"messages has {len(items):,} messages, allowed 1 to {limits.max_messages:,}", field="messages"
-        )
-    return tuple(_message(item, f"messages[{n}]") for n, item in enumerate(items))
-
-
-def _message(item: Any, path: str) -> ChatMessage:
-    fields = Fields(as_object(item, path), path)
-    fields.accept_only(known_fields.MESSAGE)
-    role = fields.string("role")
-    if role not in ROLES:
-        raise RequestError(f"{path}.role must be one of {', '.join(ROLES)}", field=f"{path}.role")
-    message = ChatMessage(role, _content(fields.raw("content"), f"{path}.content"), fields.string("name"))
-    fields.refuse_unknown()
-    return message
-
-
-def _content(value: Any, path: str) -> str:
-    """Text, or parts that are all text, one per line (as vLLM joins them)."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        raise RequestError(f"{path} is missing", field=path)
-    if not isinstance(value, list):
-        wrong_type(path, "a string or a list of parts", value)
-    texts = []
-    for n, item in enumerate(value):
-        part = Fields(as_object(item, f"{path}[{n}]"), f"{path}[{n}]")
-        if part.string("type") != "text":
-            raise RequestError(f"{path}[{n}].type: only text is supported", field=f"{path}[{n}].type")
-        texts.append(as_string(part.raw("text"), f"{path}[{n}].text"))
-        part.refuse_unknown()
-    return "\n".join(texts)
+    return tuple(
+        PromptText(item, adds_special_tokens)
+        if isinstance(item, str)
+        else PromptTokens(as_integers(item, f"prompt[{n}]"))
+        for n, item in enumerate(items)
+    )

@@ -39,14 +39,20 @@ class ChatTemplate:
         self._template = environment.from_string(source)
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The conversation as text, up to where the assistant answers."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        arguments: Mapping[str, Any],
+    ) -> str:
+        """The conversation as text; `arguments` are the template's own."""
         return self._template.render(
             messages=[dict(message) for message in messages],
-            tools=None,
+            tools=tools,
             documents=None,
-            add_generation_prompt=True,
-            **self._special_tokens,
+            add_generation_prompt=add_generation_prompt,
+            **(self._special_tokens | dict(arguments)),
         )
 
 

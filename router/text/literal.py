@@ -56,10 +56,10 @@ class LiteralEncoder:
         end = self._mark if self._has_open_end(stripped) or self._has_open_end(body) else ""
         return f"{lead}{start}{stripped}{end}{trail}"
 
-    def encode(self, rendered: str) -> list[int]:
-        """Ids of a text with marks; no BOS or EOS is added beyond what is written."""
+    def encode(self, rendered: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Ids of a text with marks; no BOS or EOS is added beyond what is written, unless asked for."""
         aliased = self._whole.sub(lambda match: self._alias % self._special[match[0]][0], rendered)
-        ids = self._plain.encode(aliased.replace(self._mark, ""), add_special_tokens=False).ids
+        ids = self._plain.encode(aliased.replace(self._mark, ""), add_special_tokens=add_special_tokens).ids
         return [self._id_of_alias.get(index, index) for index in ids]
 
     def _has_open_start(self, text: str) -> bool:

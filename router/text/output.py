@@ -26,11 +26,18 @@ class OutputText:
     """
 
     def __init__(
-        self, detokenizer: Detokenizer, stops: Sequence[str], end_token_ids: Collection[int] = (), min_tokens: int = 0
+        self,
+        detokenizer: Detokenizer,
+        stops: Sequence[str],
+        end_token_ids: Collection[int] = (),
+        min_tokens: int = 0,
+        *,
+        include_stop: bool = False,
     ) -> None:
+        """`include_stop`: what ends the text, string or token, is part of it."""
         self._detokenizer = detokenizer
-        self._matcher = StopMatcher(stops)
-        self._end_token_ids = frozenset(end_token_ids)
+        self._matcher = StopMatcher(stops, include=include_stop)
+        self._end_token_ids = frozenset(() if include_stop else end_token_ids)
         self._min_tokens = min_tokens
         self.num_tokens = 0
 

@@ -41,11 +41,17 @@ class PlainTokenizer:
         self._template = None if chat_template is None else ChatTemplate(chat_template, special_tokens)
 
     def apply_chat_template(
-        self, conversation: Sequence[Mapping[str, str]], *, tokenize: bool, add_generation_prompt: bool
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        **arguments: Any,
     ) -> str:
         """As transformers' method of this name, for the one way it is called."""
-        assert self._template is not None and not tokenize and add_generation_prompt
-        return self._template.render(conversation)
+        assert self._template is not None and not tokenize
+        return self._template.render(conversation, tools, add_generation_prompt, arguments)
 
 
 def try_load_plain(directory: Path) -> PlainTokenizer | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class StopScan:
     """What a piece of text came to."""
 
-    text: str  # may be sent: holds no stop string, and no start of one that may still complete
+    text: str  # may be sent: holds no stop string (unless included), and no start of one that may still complete
     stopped: bool  # a stop string is complete; nothing follows
 
 
@@ -22,8 +22,10 @@ class StopMatcher:
     Cost: O(len(piece) * number of stops) by find() over the tail and the piece.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
+        """`include`: the stop string is part of the text."""
         self._stops = tuple(stops)
+        self._include = include
         self._held = ""  # seen, not sent
 
     @property
@@ -50,13 +52,13 @@ class StopMatcher:
         return held
 
     def _first_complete(self, text: str, num_seen: int) -> int | None:
-        """Where the stop string begins that completes first at or after num_seen; None: none does."""
+        """Where the text ends by the stop string that completes first at or after num_seen; None: none does."""
         best: tuple[int, int] | None = None  # (end, start), least first
         for stop in self._stops:
             start = text.find(stop, max(0, num_seen - len(stop) + 1))
             if start >= 0 and (best is None or (start + len(stop), start) < best):
                 best = (start + len(stop), start)
-        return None if best is None else best[1]
+        return None if best is None else best[0] if self._include else best[1]
 
     def _open_tail(self, text: str) -> int:
         """Length of the longest tail of the text that a longer stop string begins with."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from router.text.chat import ChatMessage, ChatTemplateError, render_chat
+from router.text.chat import ChatMessage, ChatOptions, ChatTemplateError, render_chat
 from router.text.detokenizer import ByteLevelDetokenizer, Detokenizer, WindowedDetokenizer
 from router.text.literal import LiteralEncoder
 from router.text.plain_tokenizer import try_load_plain
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+PLAIN_CHAT = ChatOptions()
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -66,15 +67,20 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._hf.chat_template is not None
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def has_tools_template(self) -> bool:
+        """Whether the chat template has a place for tools."""
+        return "tools" in str(self._hf.chat_template)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """A prompt's ids as the Hugging Face tokenizer gives them, special tokens parsed; BOS not twice."""
-        ids: list[int] = self._backend.encode(text).ids
-        bos = self.bos_token_id
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        bos = self.bos_token_id if add_special_tokens else None
         if bos is not None and ids[:2] == [bos, bos] and text.startswith(self._hf.bos_token):
             return ids[1:]
         return ids
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def encode_chat(self, messages: Sequence[ChatMessage], options: ChatOptions = PLAIN_CHAT) -> list[int]:
         """A conversation's ids through the checkpoint's template; contents are never parsed as special tokens.
 
         Raises ChatTemplateError when there is no template or it refuses the messages.
@@ -82,22 +88,33 @@ class Tokenizer:
         if self._literal is None:
             raise ChatTemplateError("the model has no chat template; use /v1/completions")
         # A conversation without anything to protect is encoded exactly as transformers does it.
-        if not any(self._literal.is_dangerous(text) for message in messages for text in message.texts()):
-            rendered = render_chat(self._hf, messages)
-            ids: list[int] = self._backend.encode(rendered, add_special_tokens=False).ids
+        parts: list[ChatMessage | ChatOptions] = [*messages, options]
+        if not any(self._literal.is_dangerous(text) for part in parts for text in part.texts()):
+            rendered = render_chat(self._hf, messages, options)
+            ids: list[int] = self._backend.encode(rendered, add_special_tokens=options.add_special_tokens).ids
             return ids
-        protected = [message.map_texts(self._literal.protect) for message in messages]
-        return self._literal.encode(render_chat(self._hf, protected))
+        protect = self._literal.protect
+        rendered = render_chat(self._hf, [one.map_texts(protect) for one in messages], options.map_texts(protect))
+        return self._literal.encode(rendered, add_special_tokens=options.add_special_tokens)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
-    def detokenizer(self) -> Detokenizer:
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
         """A fresh one, for one choice."""
+        if skip_special_tokens:
+            if self.is_byte_level:
+                return ByteLevelDetokenizer(self.bytes_of, self.text_of)
+            return WindowedDetokenizer(self.decode, self._is_skipped, self._is_byte)
         if self.is_byte_level:
-            return ByteLevelDetokenizer(self.bytes_of, self.text_of)
-        return WindowedDetokenizer(self.decode, self._is_skipped, self._is_byte)
+            return ByteLevelDetokenizer(self.token_bytes, self._shown_text)
+        return WindowedDetokenizer(partial(self.decode, skip_special_tokens=False), self._is_unknown, self._is_byte)
+
+    def token(self, token_id: int) -> str | None:
+        """One token as the vocabulary spells it; None: no such id."""
+        spelled: str | None = self._backend.id_to_token(token_id)
+        return spelled
 
     def token_text(self, token_id: int) -> str:
         """One token on its own, special tokens shown; `bytes:\\xe2\\x82` (as OpenAI) when it is no whole character."""
@@ -126,8 +143,17 @@ class Tokenizer:
         except UnicodeDecodeError:
             return None
 
+    def _shown_text(self, token_id: int) -> str | None:
+        try:
+            return self.token_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            return None
+
     def _is_skipped(self, token_id: int) -> bool:
-        return token_id in self._special_ids or self._backend.id_to_token(token_id) is None
+        return token_id in self._special_ids or self._is_unknown(token_id)
+
+    def _is_unknown(self, token_id: int) -> bool:
+        return self._backend.id_to_token(token_id) is None
 
     def _is_byte(self, token_id: int) -> bool:
         if not self._has_byte_fallback:

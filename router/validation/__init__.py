@@ -1,12 +1,22 @@
 """One set of rules for both front doors: from what a client asked to what the core serves."""
 
-from router.validation.draft import Prompt, PromptChat, PromptText, PromptTokens, RequestDraft, SamplingDraft, SloDraft
+from router.validation.draft import (
+    OutputDraft,
+    Prompt,
+    PromptChat,
+    PromptText,
+    PromptTokens,
+    RequestDraft,
+    SamplingDraft,
+    SloDraft,
+)
 from router.validation.generation_config import load_generation_defaults
 from router.validation.identity import check_model, resolve_request_id, resolve_tenant
 from router.validation.prompt import check_prompt_texts, check_prompt_tokens
 from router.validation.request import check_priority, deadline_after, resolve_sampling, resolve_slo
 
 __all__ = [
+    "OutputDraft",
     "Prompt",
     "PromptChat",
     "PromptText",

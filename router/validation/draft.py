@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from router.text import ChatMessage
+from router.text import ChatMessage, ChatOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +13,7 @@ class PromptText:
     """Text to continue."""
 
     text: str
+    add_special_tokens: bool = True  # BOS, where the model wants it
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class PromptChat:
     """A conversation to answer."""
 
     messages: tuple[ChatMessage, ...]
+    options: ChatOptions = field(default_factory=ChatOptions)
 
 
 Prompt = PromptText | PromptTokens | PromptChat
@@ -63,6 +65,14 @@ class SloDraft:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputDraft:
+    """What the text of an answer shows."""
+
+    skip_special_tokens: bool = True
+    include_stop: bool = False  # the stop string, or the token, that ended it
+
+
+@dataclass(frozen=True, slots=True)
 class RequestDraft:
     """One request. With several prompts or n > 1 it becomes several sequences."""
 
@@ -79,4 +89,6 @@ class RequestDraft:
     slo: SloDraft = field(default_factory=SloDraft)
     priority: int = 0
     tenant: str = ""
+    output: OutputDraft = OutputDraft()
+    keep_prompt_tokens: int | None = None  # a longer prompt loses its beginning; -1: what leaves room for max_tokens
     time_left_s: float | None = None  # until the client's deadline

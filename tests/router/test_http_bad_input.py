@@ -15,6 +15,9 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 JSON = {"content-type": "application/json"}
 HELLO = [{"role": "user", "content": "hello"}]
+TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+DEEP = json.loads('{"a":' * 100 + "1" + "}" * 100)
 
 
 def completion(**fields):
@@ -88,19 +91,33 @@ REFUSED = [
     ("B45 top_logprobs", CHAT, chat(logprobs=True, top_logprobs=10**6), "top_logprobs", "1,000,000"),
     ("B45 top_logprobs alone", CHAT, chat(top_logprobs=3), "top_logprobs", "logprobs"),
     ("B45 logprobs of a chat", CHAT, chat(logprobs=3), "logprobs", "boolean"),
-    ("B45 tools", CHAT, chat(tools=[{"type": "function"}]), "tools", "not supported"),
+    ("B45 tools", CHAT, chat(tools=[TOOL]), "tools", "--tool-call-parser"),
+    ("a tool of what", CHAT, chat(tools=[{"type": "function"}]), "tools[0].function", "missing"),
+    ("a tool of another kind", CHAT, chat(tools=[{**TOOL, "type": "custom"}]), "tools[0].type", "function"),
+    ("a tool without a name", CHAT, chat(tools=[{"type": "function", "function": {}}]), "tools[0].function.name", "is"),
+    ("a deep tool", CHAT, chat(tools=[{"type": "function", "function": {"name": "f", "parameters": DEEP}}]),
+     "tools[0]", "nested deeper than 64"),
     ("B45 tool_choice", CHAT, chat(tool_choice="required"), "tool_choice", "not supported"),
     ("B45 audio", CHAT, chat(audio={"voice": "a"}), "audio", "not supported"),
     ("B45 format", CHAT, chat(response_format={"type": "json_object"}), "response_format", "not supported"),
-    ("B45 echo", COMPLETIONS, completion(echo=True), "echo", "not supported"),
-    ("B45 echo 0", COMPLETIONS, completion(echo=0), "echo", "not supported"),
+    ("B45 echo", COMPLETIONS, completion(echo=True, logprobs=1), "echo", "not supported"),
+    ("B45 echo 0", COMPLETIONS, completion(echo=0), "echo", "boolean"),
     ("B45 suffix", COMPLETIONS, completion(suffix="z"), "suffix", "not supported"),
     ("B45 best_of", COMPLETIONS, completion(best_of=4), "best_of", "equals n"),
     ("B45 template", CHAT, chat(chat_template="{{ x }}"), "chat_template", "not supported"),
     ("B45 guided", COMPLETIONS, completion(guided_json={}), "guided_json", "not supported"),
-    ("B45 special", COMPLETIONS, completion(skip_special_tokens=False), "skip_special_tokens", "not supported"),
+    ("special", COMPLETIONS, completion(skip_special_tokens=0), "skip_special_tokens", "boolean"),
+    ("truncate", COMPLETIONS, completion(truncate_prompt_tokens=0), "truncate_prompt_tokens", "at least 1"),
+    ("continue alone", CHAT, chat(continue_final_message=True), "continue_final_message", "add_generation_prompt"),
+    ("switch", CHAT, chat(chat_template_kwargs={"messages": []}), "chat_template_kwargs.messages", "template's own"),
+    ("switch, token", CHAT, chat(chat_template_kwargs={"bos_token": ""}), "chat_template_kwargs.bos_token", "own"),
+    ("switches", CHAT, chat(chat_template_kwargs={"a": DEEP}), "chat_template_kwargs", "nested deeper than 64"),
     ("B45 image", CHAT, message(content=[{"type": "image_url"}]), "messages[0].content[0].type", "only text"),
-    ("B45 tool_calls", CHAT, message(tool_calls=[{}]), "messages[0].tool_calls", "not supported"),
+    ("tool_calls", CHAT, message(tool_calls=[{}]), "messages[0].tool_calls[0].function", "missing"),
+    ("tool_calls of a user", CHAT, message(tool_calls=[CALL]), "messages[0].tool_calls", "only the assistant"),
+    ("a call's arguments", CHAT, message(role="assistant", tool_calls=[{"function": {"name": "f", "arguments": "{"}}]),
+     "messages[0].tool_calls[0].function.arguments", "not JSON"),
+    ("an answer by a user", CHAT, message(tool_call_id="c"), "messages[0].tool_call_id", "only role tool"),
     ("unknown", COMPLETIONS, completion(temprature=1), "temprature", "temprature"),
     ("unknown, null", COMPLETIONS, completion(temprature=None), "temprature", "temprature"),
     ("unknown, inside", CHAT, message(contents="x"), "messages[0].contents", "not a field"),
@@ -119,6 +136,11 @@ REFUSED = [
 ACCEPTED = [
     ("nulls", COMPLETIONS, completion(**dict.fromkeys(["n", "stop", "suffix", "best_of", "logprobs", "user", "seed"]))),
     ("no-ops", COMPLETIONS, completion(echo=False, best_of=2, n=2, length_penalty=1.0, skip_special_tokens=True)),
+    ("tools unused", CHAT, chat(tools=[TOOL], tool_choice="none", parallel_tool_calls=False)),
+    ("tool turns", CHAT, chat(messages=[*HELLO, {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                                        {"role": "tool", "tool_call_id": "call_1", "content": "5"}])),
+    ("template switches", CHAT, chat(chat_template_kwargs={"enable_thinking": False, "x": ["<|im_end|>"]})),
+    ("special tokens", CHAT, chat(add_special_tokens=True, skip_special_tokens=False)),
     ("no-ops of a chat", CHAT, chat(tools=[], tool_choice="auto", store=False, modalities=["text"], functions=None)),
     ("text format", CHAT, chat(response_format={"type": "text"}, service_tier="auto", metadata={"a": "b"})),
     ("parts", CHAT, message(content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])),

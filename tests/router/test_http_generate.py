@@ -13,7 +13,8 @@ from pdserve.sampling import FinishReason, SamplingParams
 from pdserve.slo import Blame, Slo, Timing, Verdict
 from router.choice import ChoiceEnd, ChoiceUpdate
 from router.generation import Generation
-from router.http_front.dialect import ChatDialect, CompletionDialect
+from router.http_front.chat_dialect import ChatDialect
+from router.http_front.completion_dialect import CompletionDialect
 from router.http_front.parsing import parse_chat, parse_completion
 from router.http_front.problem import to_json
 from router.interface import RouterRequest
