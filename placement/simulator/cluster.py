@@ -6,14 +6,26 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from scheduling.batching import SchedulerConfig
-from scheduling.latency import LatencyCoefficients
+from scheduling.latency import LatencyCoefficients, LatencyModel
 from scheduling.routing import Role, RoutingConfig
 
 
 class StepTimes(Protocol):
-    """How long a step takes; `scheduling.latency.LatencyModel` is one."""
+    """How long a step takes, seconds."""
 
-    def step_s(self, prefill_tokens: int, decode_sequences: int, context_tokens: int) -> float: ...
+    def batch_s(self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: int) -> float:
+        """`prefill_pairs`: query-key pairs of the prompt tokens; `context_tokens`: positions whose KV is read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSteps:
+    """The latency model that workers measure and routers predict with, as step times."""
+
+    model: LatencyModel
+
+    def batch_s(self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: int) -> float:
+        return self.model.step_s(prefill_tokens, decode_sequences, context_tokens)
 
 
 @dataclass(frozen=True, slots=True)

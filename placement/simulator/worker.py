@@ -121,7 +121,11 @@ class SimWorker:
     def _begin(self, batch: Batch) -> None:
         self._stepping = True
         shape = (batch.prefill_tokens, batch.decode_sequences, batch.context_tokens)
-        seconds = self.spec.step_times.step_s(*shape)
+        prompts = batch.steps[batch.decode_sequences :]
+        pairs = sum(len(step.token_ids) * (step.start + step.end + 1) / 2 for step in prompts)
+        seconds = self.spec.step_times.batch_s(
+            batch.prefill_tokens, pairs, batch.decode_sequences, batch.context_tokens
+        )
         self.estimator.observe(*shape, seconds)
         counts = self.counts
         counts.steps += 1

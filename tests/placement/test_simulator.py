@@ -11,6 +11,7 @@ from placement.simulator.cluster import (
     ClusterEvent,
     ClusterSpec,
     Delays,
+    LinearSteps,
     LinkSpec,
     RoleChange,
     WorkerDown,
@@ -24,7 +25,7 @@ from scheduling.latency import LatencyCoefficients, LatencyModel
 from scheduling.routing import Role, RoutingConfig
 
 BASE_S, TOKEN_S, SEQUENCE_S = 0.004, 2e-5, 5e-5
-MODEL = LatencyModel(LatencyCoefficients(BASE_S, TOKEN_S, SEQUENCE_S, 0.0))
+MODEL = LinearSteps(LatencyModel(LatencyCoefficients(BASE_S, TOKEN_S, SEQUENCE_S, 0.0)))
 CHUNK = 128
 BLOCK = 16
 

@@ -1,0 +1,1 @@
+"""What there is to compute on: GPU types, and the machine one stands at."""
