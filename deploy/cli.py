@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": "serve a model: router, prefill workers and decode workers",
     "generate": "stream a completion from a running server",
     "demo": "serve the model that ships with pdserve and send it a few requests",
+    "observability": "write Prometheus, Alertmanager and Grafana files for a cluster",
     "make-model": "write a model with random weights, for tests and measurements",
 }
 """Name -> what it does; each lives in deploy/commands/<name>.py as add_arguments(parser) and run(args) -> exit code."""
@@ -42,7 +43,7 @@ def fail(program: str, message: str) -> None:
 
 
 def overview() -> str:
-    lines = [f"  {name:<12} {does}" for name, does in COMMANDS.items()]
+    lines = [f"  {name:<13} {does}" for name, does in COMMANDS.items()]
     about = ["usage: pdserve COMMAND ...", "", pdserve.__doc__ or "", "", "commands:"]
     return "\n".join([*about, *lines, "", "`pdserve COMMAND --help` tells more."])
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pdserve.exit import ExitCode, StartError
+from pdserve.settings import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +58,19 @@ def write_ready_file(path: Path, info: ReadyInfo) -> None:
         raise StartError(f"--ready-file is {path}; it cannot be written: {error.strerror}", ExitCode.OUTPUT) from None
     finally:
         beside.unlink(missing_ok=True)
+
+
+def read_ready_file(path: Path) -> ReadyInfo:
+    """What a running cluster wrote; ConfigError when it is missing (not ready yet, or stopped) or not one."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        workers = [
+            ReadyWorker(str(one["id"]), str(one["role"]), int(one["pid"]), str(one["device"]))
+            for one in said["workers"]
+        ]
+        http = None if said["http"] is None else str(said["http"])
+        return ReadyInfo(str(said["grpc"]), http, str(said["model"]), workers)
+    except OSError as error:
+        raise ConfigError([f"--ready-file is {path}; {error.strerror}: is the server running?"]) from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError([f"--ready-file is {path}; it is not one that pdserve serve wrote"]) from None
