@@ -17,6 +17,8 @@ class Identity:
     fingerprint: bytes  # of the KvLayout
     block_bytes: int
     host_id: str  # two workers with the same can share memory
+    gpu_uuid: str = ""  # where its pool lies; empty: in host memory
+    nccl: tuple[int, int] | None = None  # NCCL's release, if it has one
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Protocol
 from kv_transfer.notices import Failed, Freed, Identity, Notice, PeerAddress, Stopped, first_error
 from kv_transfer.rendezvous import StreamRendezvous
 from kv_transfer.transports.interface import BlockMove, PairInfo, SourceChannel, Transport
-from pdserve.errors import InvariantViolation, PeerLost, ServingError
+from pdserve.errors import IncompatiblePeer, InvariantViolation, PeerLost, ServingError
 from pdserve.ids import PROTOCOL_VERSION, SequenceKey
 from pdserve.kv_memory import KvMemory
 from pdserve.v1 import worker_pb2 as pb
@@ -67,6 +67,7 @@ class HandoffSource:
         self.connect = connect
         self.notices = notices
         self.stale_messages = 0
+        self.unusable: dict[bytes, set[str]] = {}  # by target: transports that could not be opened
         self._pairs: dict[bytes, SourcePair] = {}
         self._by_key: dict[SequenceKey, tuple[SourcePair, SourceTransfer]] = {}
 
@@ -223,10 +224,11 @@ class SourcePair:
 
     async def _greet(self, messages: AsyncIterator[pb.TargetMessage]) -> pb.PairAccept:
         me = self.source.identity
+        major, minor = me.nccl or (0, 0)
         hello = pb.PairHello(
             source_boot_id=me.boot_id, target_boot_id=self.peer.boot_id, source_worker_id=me.worker_id,
             protocol_version=PROTOCOL_VERSION, layout_fingerprint=me.fingerprint, block_bytes=me.block_bytes,
-            transports=list(self.source.transports), host_id=me.host_id,
+            transports=self._offered(), host_id=me.host_id, gpu_uuid=me.gpu_uuid, nccl_major=major, nccl_minor=minor,
         )  # fmt: skip
         self._outbox.put_nowait(pb.SourceMessage(hello=hello))
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -236,14 +238,23 @@ class SourcePair:
         self._accepted = True
         return first.accept
 
+    def _offered(self) -> list[str]:
+        """All but those that could not be opened with this peer, as long as any is left."""
+        names, refused = list(self.source.transports), self.source.unusable.get(self.peer.boot_id, set())
+        return [name for name in names if name not in refused] or names[-1:]
+
     async def _open(self, accept: pb.PairAccept, rendezvous: StreamRendezvous, group: asyncio.TaskGroup) -> None:
         transport = self.source.transports.get(accept.transport)
         if transport is None or accept.target_boot_id != self.peer.boot_id:
             raise PeerLost(f"{self.peer.worker_id} answered as another worker or with transport {accept.transport!r}")
         me = self.source.identity
         pair = PairInfo(me.boot_id, self.peer.boot_id, accept.epoch, accept.nonce, me.block_bytes)
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            self._channel = await transport.open_source(pair, rendezvous, self.source.memory)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                self._channel = await transport.open_source(pair, rendezvous, self.source.memory)
+        except (IncompatiblePeer, RuntimeError):
+            self.source.unusable.setdefault(self.peer.boot_id, set()).add(accept.transport)
+            raise
         group.create_task(self._watch(self._channel))
         group.create_task(self._send_credited(self._channel, group))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
 from kv_transfer.notices import Failed, Freed, Identity, Notice, Stopped
 from kv_transfer.target_pair import Incoming, TargetPair
@@ -42,7 +42,11 @@ class HandoffTarget:
         memory: KvMemory,
         transports: Mapping[str, Transport],
         notices: asyncio.Queue[Notice],
+        reaches: Callable[[str], bool],
     ) -> None:
+        """`reaches`: can this worker's GPU read the memory of the GPU with that UUID? May block."""
+        self.reaches = reaches
+        self.unusable: dict[bytes, set[str]] = {}  # by source: transports that could not be opened
         self.identity = identity
         self.memory = memory
         self.transports = transports

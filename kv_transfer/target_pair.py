@@ -7,9 +7,10 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
+from kv_transfer.agreement import Agreement, agree, place_of
 from kv_transfer.notices import Committed, Identity, first_error
 from kv_transfer.rendezvous import StreamRendezvous
 from kv_transfer.transports.framing import give_tags
@@ -41,6 +42,8 @@ class PairOwner(Protocol):
     identity: Identity
     memory: KvMemory
     transports: Mapping[str, Transport]
+    reaches: Callable[[str], bool]
+    unusable: dict[bytes, set[str]]
     stale_messages: int
 
     def offer(self, pair: TargetPair, key: SequenceKey, transfer_id: int, num_blocks: int) -> None: ...
@@ -90,6 +93,7 @@ class TargetPair:
         self._group: asyncio.TaskGroup | None = None
         self._opened = asyncio.Event()
         self._closing = False
+        self._has_another = False
 
     def start(self, messages: AsyncIterator[pb.SourceMessage]) -> asyncio.Task[None]:
         self._task = asyncio.create_task(self._run(messages))
@@ -145,23 +149,31 @@ class TargetPair:
             raise PeerLost("hello for an earlier start of this worker")
         if hello.layout_fingerprint != me.fingerprint or hello.block_bytes != me.block_bytes:
             raise IncompatiblePeer(f"KV layout of {hello.source_worker_id} differs: another model, dtype or block size")
-        same_host = hello.host_id == me.host_id
-        mine = self.owner.transports
-        usable = [
-            n for n in hello.transports if n in mine and mine[n].is_available(same_process=False, same_host=same_host)
-        ]
-        if not usable:
-            raise IncompatiblePeer(f"no transport in common with {hello.source_worker_id}: {list(hello.transports)}")
-        self.transport_name = usable[0]
+        agreed = await self._agree(hello)
+        self.transport_name, self._has_another = agreed.transport, agreed.has_another
         nonce = secrets.token_bytes(16)
         accept = pb.PairAccept(target_boot_id=me.boot_id, epoch=self.epoch, nonce=nonce, transport=self.transport_name)
         self.outbox.put_nowait(pb.TargetMessage(accept=accept))
         pair = PairInfo(hello.source_boot_id, me.boot_id, self.epoch, nonce, me.block_bytes)
         return pair, self.owner.transports[self.transport_name]
 
+    async def _agree(self, hello: pb.PairHello) -> Agreement:
+        me, owner, peer_access = self.owner.identity, self.owner, False
+        if me.gpu_uuid and hello.gpu_uuid and hello.host_id == me.host_id:
+            peer_access = await asyncio.to_thread(owner.reaches, hello.gpu_uuid)
+        refused = owner.unusable.get(hello.source_boot_id, set())
+        return agree(owner.transports, place_of(me), hello, refused, peer_access=peer_access)
+
     async def _open(self, pair: PairInfo, transport: Transport, rendezvous: StreamRendezvous) -> None:
-        async with asyncio.timeout(OPEN_TIMEOUT_S):
-            self._channel = await transport.open_target(pair, rendezvous, self.owner.memory)
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                self._channel = await transport.open_target(pair, rendezvous, self.owner.memory)
+        except (IncompatiblePeer, RuntimeError) as error:
+            if not self._has_another:
+                raise
+            self.owner.unusable.setdefault(self.source_boot_id, set()).add(self.transport_name)
+            log.warning("%s with %s cannot be opened: %s", self.transport_name, self.source_worker_id, error)
+            raise PeerLost(f"{self.transport_name} cannot be opened: the next pair takes another") from error
         self._opened.set()
         await self._channel.wait_lost()
         raise PeerLost(f"{self.source_worker_id} is gone")

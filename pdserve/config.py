@@ -56,7 +56,11 @@ class WorkerConfig:
         high=1 << 50,
     )
     enable_prefix_caching: bool = setting(True, "keep the KV of finished prompts for later ones")
-    kv_transport: str = setting("auto", "how KV moves between workers", choices=("auto", "shm", "gloo", "nccl"))
+    kv_transport: str = setting(
+        "auto",
+        "how KV moves between workers: shm or gloo on CPUs, the others on GPUs",
+        choices=("auto", "shm", "gloo", "cuda_ipc", "nccl", "staged"),
+    )
     threads: int | None = setting(
         None,
         "threads that compute in each worker on a CPU; they change no token of float32 (default: its share of cores)",
@@ -92,13 +96,31 @@ class SloClass:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantKey:
+    """A key that speaks for one tenant only."""
+
+    tenant: str
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class RouterConfig:
     """The front doors, admission and the request's life."""
 
     grpc: str = setting("127.0.0.1:50051", "where gRPC listens, HOST:PORT; port 0 picks a free one")
     http: str = setting("127.0.0.1:8000", "where OpenAI HTTP listens, HOST:PORT; port 0 picks a free one")
     served_model_name: str | None = setting(None, "name that clients use (default: MODEL)")
-    api_key: str | None = setting(None, "clients must show it as a bearer token (or PDSERVE_API_KEY)", secret=True)
+    api_key: tuple[str, ...] = setting(
+        (), "clients must show it, or another one given, as a bearer token (or PDSERVE_API_KEY)", secret=True
+    )
+    allowed_origins: tuple[str, ...] = setting(
+        (), "whose pages in a browser may call the HTTP door (CORS); *: everyone's (default: nobody's)"
+    )
+    tool_call_parser: str | None = setting(
+        None,
+        "format in which the model calls tools (default: requests may bring no tools)",
+        choices=("hermes", "llama3_json", "mistral"),
+    )
     insecure_bind: bool = setting(False, "allow listening beyond this machine without encryption")
     max_concurrent_requests: int = setting(1024, "requests open at once; one more is refused", low=1, high=1 << 20)
     default_deadline_s: float = setting(600.0, "deadline of a request that brings none", above=0.0, high=86400.0)
@@ -114,6 +136,7 @@ class RouterConfig:
     slo_tpot_s: float | None = setting(None, "default SLO: seconds per later token", above=0.0, high=86400.0)
     slo_classes: tuple[SloClass, ...] = ()
     tenants: tuple[str, ...] = ()
+    tenant_keys: tuple[TenantKey, ...] = ()
 
     def check(self) -> list[str]:
         problems = limits(self)
@@ -124,9 +147,7 @@ class RouterConfig:
             problems += bad
         if not problems and split_address(self.grpc)[1] != 0 and split_address(self.grpc) == split_address(self.http):
             problems.append(f"grpc and http are both {self.grpc}; they must differ")
-        key = self.api_key
-        if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
-            problems.append("api_key is hidden; it must be printable ASCII without spaces, at least one character")
+        problems += self._key_problems()
         if self.served_model_name is not None and not self.served_model_name.strip():
             problems.append("served_model_name is empty; it must have at least one character")
         deadline, longest = self.default_deadline_s, self.max_deadline_s
@@ -134,6 +155,19 @@ class RouterConfig:
             problems.append(f"default_deadline_s is {deadline}; it must be at most max_deadline_s, {longest}")
         for one in self.slo_classes:
             problems += [f"slo_classes.{one.name}.{problem}" for problem in limits(one)]
+        return problems
+
+    def _key_problems(self) -> list[str]:
+        """Keys are shown in a header; one key speaks for one tenant."""
+        problems = []
+        keys = [*(("api_key", key) for key in self.api_key), *(("tenant_keys", one.key) for one in self.tenant_keys)]
+        for name, key in keys:
+            if not (key and key.isascii() and key.isprintable() and " " not in key):
+                problems.append(f"{name} is hidden; it must be printable ASCII without spaces, at least one character")
+        if len({key for _, key in keys}) != len(keys):
+            problems.append("api_key is hidden; no key may be given twice")
+        if any(not origin.strip() for origin in self.allowed_origins):
+            problems.append("allowed_origins has an empty one; it must be * or like https://host")
         return problems
 
 
@@ -181,6 +215,7 @@ class WorkerStart:
     listen: str  # HOST:PORT of the worker's service; port 0 picks a free one
     config: WorkerConfig  # every None and "auto" decided, but for kv_bytes on a GPU
     processors: tuple[int, ...] = ()  # that the process keeps to; empty: any
+    shares_gpu: bool = False  # another worker has the same GPU
 
     def to_json(self) -> str:
         """One line."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from engine.core import EngineCore
 from engine.sizing import num_kv_blocks
+from kv_transfer.transports.gpu_choice import GpuPool
 from pdserve.clock import Clock
 from pdserve.config import WorkerConfig
 from pdserve.kv_layout import KvLayout
@@ -28,11 +29,12 @@ class BuiltEngine:
     layout: KvLayout
     max_model_len: int
     vocab_size: int
+    gpu: GpuPool | None = None  # where the blocks lie if not in `memory`, which then holds their generations only
 
 
 def assemble(
     config: WorkerConfig, memory: KvMemory, layout: KvLayout, runner: StepRunner, max_model_len: int, vocab_size: int,
-    clock: Clock,
+    clock: Clock, gpu: GpuPool | None = None,
 ) -> BuiltEngine:  # fmt: skip
     """Scheduler, blocks and runner over one pool."""
     assert config.max_num_seqs is not None and config.max_num_batched_tokens is not None
@@ -55,7 +57,7 @@ def assemble(
         memory.num_blocks, layout.block_size, memory.num_blocks * memory.block_bytes / 2**20,
         memory.num_blocks * layout.block_size / max_model_len, max_model_len,
     )  # fmt: skip
-    return BuiltEngine(EngineCore(scheduler, runner, clock), memory, layout, max_model_len, vocab_size)
+    return BuiltEngine(EngineCore(scheduler, runner, clock), memory, layout, max_model_len, vocab_size, gpu)
 
 
 def pool_blocks(layout: KvLayout, kv_bytes: int, max_model_len: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 
-from pdserve.errors import error_from_status
+from pdserve.errors import PeerLost, error_from_status
 from pdserve.v1 import worker_pb2 as pb
 from pdserve.v1 import worker_pb2_grpc
 
@@ -34,6 +34,9 @@ SERVER_OPTIONS = (
 )
 
 
+_BROKEN = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED)
+
+
 class HandoffCall:
     """One open Handoff stream on a channel of its own."""
 
@@ -50,7 +53,10 @@ class HandoffCall:
                 yield message
         except grpc.aio.AioRpcError as error:
             details = (error.details() or "").split("\n", 1)[0][:200]
-            raise error_from_status(error.code().name, f"{self._address}: {details}") from None
+            message = f"{self._address}: {details}"
+            # A stream that breaks while it is written to may end as gRPC's own INTERNAL: its prompt is computed again.
+            lost = error.code() in _BROKEN
+            raise (PeerLost(message) if lost else error_from_status(error.code().name, message)) from None
 
     def cancel(self) -> bool:
         """Close the stream and its channel; safe to repeat."""

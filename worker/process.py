@@ -61,13 +61,17 @@ async def run_worker(
     """Serve until `stop` is set, then drain and end. Raises what killed the engine, OSError when it cannot listen."""
     config = start.config
     boot_id = new_boot_id()
-    identity = Identity(start.worker_id, boot_id, built.layout.fingerprint(), built.layout.block_bytes, host_id())
+    gpu = built.gpu
+    identity = Identity(
+        start.worker_id, boot_id, built.layout.fingerprint(), built.layout.block_bytes, host_id(),
+        gpu_uuid=gpu.gpu_uuid if gpu is not None else "", nccl=gpu.nccl if gpu is not None else None,
+    )  # fmt: skip
     notices: asyncio.Queue[Notice] = asyncio.Queue()
     host, port = split_address(start.listen)
-    transports = make_transports(config.kv_transport, host)
+    transports = make_transports(config.kv_transport, host, gpu)
     connect = PeerConnector(start.cluster_secret)
     source = HandoffSource(identity, built.memory, transports, connect, notices)
-    target = HandoffTarget(identity, built.memory, transports, notices)
+    target = HandoffTarget(identity, built.memory, transports, notices, gpu.reaches if gpu is not None else _nowhere)
     worker = Worker(policy, built.core, source, target, notices, MonotonicClock())
     hello = _hello(policy, start, built, identity, list(transports))
     service = WorkerService(worker, target, hello, start.cluster_secret)
@@ -86,6 +90,11 @@ async def run_worker(
         await server.stop(0.5)
     if worker.died.done():
         raise worker.died.result()
+
+
+def _nowhere(gpu_uuid: str) -> bool:
+    """What the GPU of a worker without one reaches."""
+    return False
 
 
 async def _drain(worker: Worker) -> None:

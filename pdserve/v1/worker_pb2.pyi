@@ -212,37 +212,53 @@ class PlainTokens(_message.Message):
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, attempts: _Optional[_Iterable[int]] = ..., indexes: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class PromptStarted(_message.Message):
+    __slots__ = ("attempt", "queue_s")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    queue_s: float
+    def __init__(self, attempt: _Optional[int] = ..., queue_s: _Optional[float] = ...) -> None: ...
+
 class StepOutput(_message.Message):
-    __slots__ = ("outputs", "plain")
+    __slots__ = ("outputs", "plain", "started")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     PLAIN_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[SequenceOutput]
     plain: PlainTokens
-    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ..., plain: _Optional[_Union[PlainTokens, _Mapping]] = ...) -> None: ...
+    started: _containers.RepeatedCompositeFieldContainer[PromptStarted]
+    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ..., plain: _Optional[_Union[PlainTokens, _Mapping]] = ..., started: _Optional[_Iterable[_Union[PromptStarted, _Mapping]]] = ...) -> None: ...
 
 class SequenceFailed(_message.Message):
-    __slots__ = ("key", "status", "message")
+    __slots__ = ("key", "status", "message", "reason")
     KEY_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     key: SequenceKey
     status: str
     message: str
-    def __init__(self, key: _Optional[_Union[SequenceKey, _Mapping]] = ..., status: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    reason: str
+    def __init__(self, key: _Optional[_Union[SequenceKey, _Mapping]] = ..., status: _Optional[str] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class HandoffEvent(_message.Message):
-    __slots__ = ("key", "progress", "bytes_moved", "blocks_skipped", "transfer_s")
+    __slots__ = ("key", "progress", "bytes_moved", "blocks_skipped", "transfer_s", "busy_s", "transport")
     KEY_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     BYTES_MOVED_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_SKIPPED_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     key: SequenceKey
     progress: HandoffProgress
     bytes_moved: int
     blocks_skipped: int
     transfer_s: float
-    def __init__(self, key: _Optional[_Union[SequenceKey, _Mapping]] = ..., progress: _Optional[_Union[HandoffProgress, str]] = ..., bytes_moved: _Optional[int] = ..., blocks_skipped: _Optional[int] = ..., transfer_s: _Optional[float] = ...) -> None: ...
+    busy_s: float
+    transport: str
+    def __init__(self, key: _Optional[_Union[SequenceKey, _Mapping]] = ..., progress: _Optional[_Union[HandoffProgress, str]] = ..., bytes_moved: _Optional[int] = ..., blocks_skipped: _Optional[int] = ..., transfer_s: _Optional[float] = ..., busy_s: _Optional[float] = ..., transport: _Optional[str] = ...) -> None: ...
 
 class BlockCounts(_message.Message):
     __slots__ = ("free", "used", "cached", "leased", "quarantined", "leaked")
@@ -345,7 +361,7 @@ class WorkerMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., step: _Optional[_Union[StepOutput, _Mapping]] = ..., failed: _Optional[_Union[SequenceFailed, _Mapping]] = ..., handoff: _Optional[_Union[HandoffEvent, _Mapping]] = ..., status: _Optional[_Union[WorkerStatus, _Mapping]] = ...) -> None: ...
 
 class PairHello(_message.Message):
-    __slots__ = ("source_boot_id", "target_boot_id", "source_worker_id", "protocol_version", "layout_fingerprint", "block_bytes", "transports", "host_id")
+    __slots__ = ("source_boot_id", "target_boot_id", "source_worker_id", "protocol_version", "layout_fingerprint", "block_bytes", "transports", "host_id", "gpu_uuid", "nccl_major", "nccl_minor")
     SOURCE_BOOT_ID_FIELD_NUMBER: _ClassVar[int]
     TARGET_BOOT_ID_FIELD_NUMBER: _ClassVar[int]
     SOURCE_WORKER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -354,6 +370,9 @@ class PairHello(_message.Message):
     BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
+    GPU_UUID_FIELD_NUMBER: _ClassVar[int]
+    NCCL_MAJOR_FIELD_NUMBER: _ClassVar[int]
+    NCCL_MINOR_FIELD_NUMBER: _ClassVar[int]
     source_boot_id: bytes
     target_boot_id: bytes
     source_worker_id: str
@@ -362,7 +381,10 @@ class PairHello(_message.Message):
     block_bytes: int
     transports: _containers.RepeatedScalarFieldContainer[str]
     host_id: str
-    def __init__(self, source_boot_id: _Optional[bytes] = ..., target_boot_id: _Optional[bytes] = ..., source_worker_id: _Optional[str] = ..., protocol_version: _Optional[str] = ..., layout_fingerprint: _Optional[bytes] = ..., block_bytes: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., host_id: _Optional[str] = ...) -> None: ...
+    gpu_uuid: str
+    nccl_major: int
+    nccl_minor: int
+    def __init__(self, source_boot_id: _Optional[bytes] = ..., target_boot_id: _Optional[bytes] = ..., source_worker_id: _Optional[str] = ..., protocol_version: _Optional[str] = ..., layout_fingerprint: _Optional[bytes] = ..., block_bytes: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., host_id: _Optional[str] = ..., gpu_uuid: _Optional[str] = ..., nccl_major: _Optional[int] = ..., nccl_minor: _Optional[int] = ...) -> None: ...
 
 class RendezvousSet(_message.Message):
     __slots__ = ("epoch", "key", "value")

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from kv_transfer.transports import SharedMemoryTransport
+from pdserve.errors import IncompatiblePeer
 from pdserve.ids import SequenceKey
 from pdserve.sampling import SamplingParams
 from pdserve.v1 import inference_pb2
@@ -187,5 +189,33 @@ def test_pools_that_are_far_too_small_make_everybody_wait_and_nobody_wrong(
                 engine.submit(key, pb.SEQUENCE_MODE_FULL, ids, SamplingParams(max_tokens=100))
             await engine.until(lambda: len(engine.finished) == len(prompts), 60.0)
             assert {key: tokens([engine], key) for key in prompts} == split
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("end", ["open_source", "open_target"])
+def test_a_transport_that_cannot_be_opened_gives_way_to_the_next(
+    launch_workers: Launch, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The request that met it fails as one that may be tried again; the next pair of the two takes another."""
+
+    async def refuse(*_: object) -> None:
+        raise IncompatiblePeer("this memory cannot be mapped")
+
+    monkeypatch.setattr(SharedMemoryTransport, end, refuse)
+
+    async def run() -> None:
+        async with launch_workers(transport="auto") as cluster:
+            (p,), (d,) = cluster.prefill, cluster.decode
+            ids, unlucky, lucky = prompt(random.Random(3), 50), SequenceKey("unlucky"), SequenceKey("lucky")
+            cluster.split(unlucky, p, d, ids, SamplingParams(max_tokens=5))
+            teller, other = (d, p) if end == "open_source" else (p, d)
+            await teller.until(lambda: unlucky in teller.failed)
+            assert teller.failed[unlucky].status == "UNAVAILABLE"
+            other.abort(unlucky)  # as the router does
+            cluster.split(lucky, p, d, ids, SamplingParams(max_tokens=5))
+            await d.until(lambda: lucky in d.finished)
+            assert len(tokens([p, d], lucky)) == 5
+            await cluster.settled()
 
     asyncio.run(run())
