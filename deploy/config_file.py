@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pdserve.config import SloClass
+from pdserve.config import SloClass, TenantKey
 from pdserve.settings import ConfigError
 
 MAX_BYTES = 1_000_000
@@ -90,7 +90,7 @@ def _load(path: Path) -> Any:
 
 
 def _structured(path: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The two settings that are no plain values: slo-classes and tenants."""
+    """The settings that are no plain values: slo-classes, tenants and tenant-keys."""
     if "slo_classes" in values:
         values["slo_classes"] = _slo_classes(path, values["slo_classes"])
     if "tenants" in values:
@@ -98,7 +98,20 @@ def _structured(path: Path, values: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(tenants, list) or not all(isinstance(one, str) and one for one in tenants):
             raise ConfigError([f"{path}: tenants must be a list of names"])
         values["tenants"] = tuple(tenants)
+    if "tenant_keys" in values:
+        values["tenant_keys"] = _tenant_keys(path, values["tenant_keys"])
     return values
+
+
+def _tenant_keys(path: Path, value: Any) -> tuple[TenantKey, ...]:
+    """Tenant -> its key, or a list of them."""
+    made = []
+    for tenant, given in value.items() if isinstance(value, dict) else [("", None)]:
+        keys: list[Any] = given if isinstance(given, list) else [given]
+        if not (isinstance(tenant, str) and tenant and keys and all(isinstance(key, str) for key in keys)):
+            raise ConfigError([f"{path}: tenant-keys must map tenants to a key or a list of keys"])
+        made += [TenantKey(tenant, key) for key in keys]
+    return tuple(made)
 
 
 def _slo_classes(path: Path, value: Any) -> tuple[SloClass, ...]:

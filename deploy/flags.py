@@ -16,7 +16,8 @@ from pdserve.settings import ConfigError
 
 _SUFFIXES = {"k": 10, "m": 20, "g": 30, "t": 40}
 _PARTS = (ServeConfig, RouterConfig, WorkerConfig)
-_NO_FLAG = {"model", "router", "worker", "slo_classes", "tenants"}  # positional, parts, and what only YAML can say
+_ONLY_YAML = {"slo_classes", "tenants", "tenant_keys"}
+_NO_FLAG = {"model", "router", "worker", *_ONLY_YAML}  # positional, and parts
 _ALONE = {"ray": "local"}  # what a flag means that is given without a value
 _GROUPS = {ServeConfig: "cluster", RouterConfig: "front doors and router", WorkerConfig: "workers"}
 
@@ -41,7 +42,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def _add_flag(group: argparse._ArgumentGroup, one: Field[Any], kind: type) -> None:
     text = one.metadata["help"].replace("%", "%%")
-    if one.default is not None and one.default is not False and "default" not in text:
+    if one.default not in (None, False, ()) and "default" not in text:
         text += f" (default: {'on' if one.default is True else one.default})"
     if kind is bool:
         group.add_argument(
@@ -58,12 +59,23 @@ def _add_flag(group: argparse._ArgumentGroup, one: Field[Any], kind: type) -> No
             help=text,
         )
         return
+    if kind is tuple:
+        group.add_argument(
+            flag_name(one.name),
+            action="append",
+            default=argparse.SUPPRESS,
+            metavar=one.name.upper(),
+            help=text + "; may be given again for more",
+        )
+        return
     choices = one.metadata["choices"]
     metavar = "{" + ",".join(choices) + "}" if choices else {int: "N", float: "X"}.get(kind, one.name.upper())
     group.add_argument(flag_name(one.name), default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 
 def _kind(hint: Any) -> type:
+    if get_origin(hint) is tuple:
+        return tuple
     options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
     kind: type = next(option for option in options if option is not type(None))
     return kind
@@ -106,6 +118,8 @@ def _build(values: Mapping[str, Any]) -> ServeConfig:
 
 def _parsed(value: Any, kind: type, name: str) -> Any:
     """Text from the command line as the setting's type; what is not one stays as it is, and check() refuses it."""
+    if kind is tuple and isinstance(value, str | list):
+        return (value,) if isinstance(value, str) else tuple(value)
     if not isinstance(value, str) or kind not in (int, float):
         return value
     text = value.strip().lower()

@@ -66,7 +66,7 @@ class FrontDoors:
         names = CoreConfig(
             max_in_flight=config.max_concurrent_requests,
             slo_classes=frozenset(front.slo_classes),
-            tenants=frozenset({front.default_tenant, *config.tenants}),
+            tenants=frozenset({front.default_tenant, *config.tenants, *(one.tenant for one in config.tenant_keys)}),
             routing=RoutingConfig(local_prefill_max_tokens=config.local_prefill_max_tokens),
         )
         self._config = config
@@ -123,7 +123,13 @@ def front_config(config: RouterConfig) -> FrontConfig:
         max_deadline_s=config.max_deadline_s,
         max_concurrent_requests=config.max_concurrent_requests,
     )
-    return FrontConfig(limits=limits, api_key=config.api_key, slo_classes=classes)
+    return FrontConfig(
+        limits=limits,
+        api_keys=dict.fromkeys(config.api_key, "") | {one.key: one.tenant for one in config.tenant_keys},
+        slo_classes=classes,
+        allowed_origins=config.allowed_origins,
+        tool_call_parser=config.tool_call_parser,
+    )
 
 
 async def _serve_http(desk: FrontDesk, address: str) -> HttpDoor | None:

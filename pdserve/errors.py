@@ -2,7 +2,7 @@
 
     ServingError
       RequestError        the caller's fault; never retried            400
-        PromptTooLong, BadSampling, NotFound, AlreadyExists, Unauthenticated, Unimplemented
+        PromptTooLong, BadSampling, NotFound, AlreadyExists, Unauthenticated, PermissionDenied, Unimplemented
       CapacityError       try later or elsewhere                       429
         QueueFull, NoFreeBlocks
       HandoffError        the prompt may be computed again             503
@@ -82,6 +82,12 @@ class Unauthenticated(RequestError):
     status = StatusCode.UNAUTHENTICATED
 
 
+class PermissionDenied(RequestError):
+    """The key may not do this."""
+
+    status = StatusCode.PERMISSION_DENIED
+
+
 class Unimplemented(RequestError):
     """Understood, not supported."""
 
@@ -152,7 +158,7 @@ _BY_STATUS: dict[str, type[ServingError]] = {
     cls.status.name: cls
     for cls in (
         InvariantViolation, IncompatiblePeer, Cancelled, DeadlineExceeded, HandoffError, CapacityError,
-        Unimplemented, Unauthenticated, AlreadyExists, NotFound, RequestError,
+        Unimplemented, PermissionDenied, Unauthenticated, AlreadyExists, NotFound, RequestError,
     )
 }  # fmt: skip
 

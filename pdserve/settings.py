@@ -63,6 +63,9 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 def _allowed(one: Field[Any], hint: Any, value: Any) -> str | None:
     """What a field allows, in words, when `value` is not it; None when it is (or is no plain value)."""
     options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    if get_origin(hint) is tuple and one.metadata:
+        texts = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        return None if texts else "text, or a list of texts"
     kind = next((option for option in options if option in _WORDS), None)
     if kind is None or (value is None and type(None) in options):
         return None

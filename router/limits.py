@@ -43,8 +43,9 @@ class FrontConfig:
     """What both front doors share."""
 
     limits: Limits = Limits()
-    api_key: str | None = field(default=None, repr=False)  # None: open to everyone
+    api_keys: Mapping[str, str] = field(default_factory=dict, repr=False)  # key -> tenant, empty: any; {}: open to all
     keyless_paths: frozenset[str] = frozenset({"/health", "/ready"})  # HTTP; grpc.health.v1 never asks for a key
     slo_classes: Mapping[str, Slo] = field(default_factory=lambda: {"default": Slo()})
     default_tenant: str = "default"
+    allowed_origins: tuple[str, ...] = ()  # whose pages in a browser may call: CORS; "*": everyone's
     tool_call_parser: str | None = None  # of router.text.TOOL_CALL_PARSERS; None: requests may bring no tools

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import grpc
 
 from pdserve.errors import Unauthenticated
+from router.access import KeyRing
 from router.grpc_front.status import abort_with
 
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
 
 
 class KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Refuses calls without the key, before their message is read."""
+    """Refuses calls without a key, before their message is read."""
 
-    def __init__(self, api_key: str) -> None:
-        self._expected = f"Bearer {api_key}".encode()
+    def __init__(self, keys: KeyRing) -> None:
+        self._keys = keys
 
     async def intercept_service(
         self,
@@ -27,14 +27,17 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc 
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith(HEALTH_PREFIX):
             return handler
-        if self._is_allowed(dict(handler_call_details.invocation_metadata or ())):
-            return handler
-        return _refusal(handler)
+        try:
+            key_tenant(self._keys, handler_call_details.invocation_metadata)
+        except Unauthenticated:
+            return _refusal(handler)
+        return handler
 
-    def _is_allowed(self, metadata: dict[str, str | bytes]) -> bool:
-        given = metadata.get("authorization", b"")
-        raw = given.encode("utf-8", "surrogateescape") if isinstance(given, str) else given
-        return hmac.compare_digest(raw, self._expected)
+
+def key_tenant(keys: KeyRing, metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """The tenant that a call's key speaks for, empty for any. Raises Unauthenticated."""
+    given = dict(metadata or ()).get("authorization", b"")
+    return keys.tenant_of(given.encode("utf-8", "surrogateescape") if isinstance(given, str) else given)
 
 
 async def _refuse(_request: object, context: grpc.aio.ServicerContext) -> None:

@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from router.access import KeyRing
 from router.generation import FrontDesk
 from router.grpc_front.access import KeyInterceptor
 from router.grpc_front.health import ReadinessHealth
@@ -63,9 +64,8 @@ class GrpcFront:
 async def serve_grpc(desk: FrontDesk, address: str) -> GrpcFront:
     """Listen on host:port (port 0 picks a free one) and answer. Raises OSError when the address cannot be had."""
     limits = desk.config.limits
-    interceptors: Sequence[grpc.aio.ServerInterceptor] = (
-        () if desk.config.api_key is None else (KeyInterceptor(desk.config.api_key),)
-    )
+    keys = KeyRing(desk.config.api_keys)
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = () if keys.is_open else (KeyInterceptor(keys),)
     server = grpc.aio.server(
         interceptors=interceptors,
         options=channel_options(limits),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import grpc
@@ -14,7 +15,9 @@ import grpc
 from pdserve import __version__
 from pdserve.errors import Cancelled, InvariantViolation, NotFound, RequestError, ServingError
 from pdserve.v1 import inference_pb2 as pb
+from router.access import KeyRing, tenant_for
 from router.generation import FrontDesk
+from router.grpc_front.access import key_tenant
 from router.grpc_front.conversion import Responses, draft_from, parse, worker_info
 from router.grpc_front.status import abort_with
 from router.validation import resolve_tenant
@@ -31,6 +34,7 @@ class InferenceService:
 
     def __init__(self, desk: FrontDesk) -> None:
         self._desk = desk
+        self._keys = KeyRing(desk.config.api_keys)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a server registers."""
@@ -48,6 +52,8 @@ class InferenceService:
 
         async def stream() -> None:
             draft = draft_from(parse(pb.GenerateRequest, raw), context.time_remaining())
+            if not self._keys.is_open:
+                draft = replace(draft, tenant=self._tenant(context, draft.tenant))
             async with self._desk.serve(draft) as generation:
                 responses = Responses(generation.request_id)
                 ended = False
@@ -79,13 +85,16 @@ class InferenceService:
             request = parse(pb.AbortRequest, raw)
             if not request.request_id:
                 raise RequestError("request_id is missing", field="request_id")
-            tenant = resolve_tenant(request.tenant, self._desk.config)
+            tenant = resolve_tenant(self._tenant(context, request.tenant), self._desk.config)
             if not self._desk.core.abort(request.request_id, tenant):
                 # The same words for unknown, finished and another's: who may not cancel may not learn either.
                 raise NotFound("no such request is running", field="request_id")
             return bytes(pb.AbortResponse().SerializeToString())
 
         return await _answering(context, abort)
+
+    def _tenant(self, context: grpc.aio.ServicerContext, asked: str) -> str:
+        return tenant_for(key_tenant(self._keys, context.invocation_metadata()), asked)
 
 
 async def _answering(context: grpc.aio.ServicerContext, call: Callable[[], Awaitable[T]]) -> T:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -15,16 +17,18 @@ from starlette.types import ASGIApp
 
 from pdserve import __version__
 from pdserve.errors import NotFound, RequestError
+from router.access import tenant_for
 from router.generation import FrontDesk
 from router.http_front.answer import Answer, DialectOf
 from router.http_front.body import read_json_object
 from router.http_front.called_tools import with_parser
 from router.http_front.chat_dialect import ChatDialect
 from router.http_front.completion_dialect import CompletionDialect
-from router.http_front.gate import Gate
+from router.http_front.gate import Gate, serving_id
 from router.http_front.parsing import Asked, parse_chat, parse_completion
 from router.http_front.problem import HttpProblem, json_response, problem_from
-from router.limits import Limits
+from router.http_front.tokenization import TokenizationPages
+from router.limits import FrontConfig, Limits
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TENANT_HEADER = "x-pdserve-tenant"
@@ -34,10 +38,12 @@ Parse = Callable[[Mapping[str, Any], str, Limits], Asked]
 
 def build_app(desk: FrontDesk, extra_routes: Sequence[BaseRoute] = ()) -> ASGIApp:
     """The HTTP application over a desk; extra_routes (a dashboard, say) stand beside its own, behind the same gate."""
-    pages = Pages(desk)
+    pages, tokenization = Pages(desk), TokenizationPages(desk)
     routes = [
         Route("/v1/completions", _generating(desk, parse_completion, CompletionDialect), methods=["POST"]),
         Route("/v1/chat/completions", _generating(desk, parse_chat, ChatDialect), methods=["POST"]),
+        Route("/tokenize", tokenization.tokenize, methods=["POST"]),
+        Route("/detokenize", tokenization.detokenize, methods=["POST"]),
         Route("/v1/models", pages.models),
         Route("/v1/models/{model:path}", pages.model),
         Route("/health", pages.health),
@@ -49,11 +55,26 @@ def build_app(desk: FrontDesk, extra_routes: Sequence[BaseRoute] = ()) -> ASGIAp
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Gate, config=desk.config)],
+        middleware=[*_cors(desk.config), Middleware(Gate, config=desk.config)],
         exception_handlers={HTTPException: _unrouted, HttpProblem: _refused, Exception: _failed},
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _cors(config: FrontConfig) -> list[Middleware]:
+    """Before the gate: a browser asks for permission without a key."""
+    if not config.allowed_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    ]
 
 
 def _generating(desk: FrontDesk, parse: Parse, dialect_of: DialectOf) -> Callable[[Request], Any]:
@@ -62,13 +83,23 @@ def _generating(desk: FrontDesk, parse: Parse, dialect_of: DialectOf) -> Callabl
     async def endpoint(request: Request) -> Any:
         body = await read_json_object(request, desk.config.limits)
         try:
-            asked = parse(body, request.headers.get(TENANT_HEADER, ""), desk.config.limits)
-            asked = with_parser(asked, desk.config.tool_call_parser)
+            tenant = tenant_for(request.state.key_tenant, request.headers.get(TENANT_HEADER, ""))
+            asked = with_parser(parse(body, tenant, desk.config.limits), desk.config.tool_call_parser)
         except RequestError as error:
             raise problem_from(error) from None
-        return Answer(desk, asked, dialect_of)
+        return Answer(desk, _named(asked, request), dialect_of)
 
     return endpoint
+
+
+def _named(asked: Asked, request: Request) -> Asked:
+    """Under the id that the body gives, else the header's, else the one that the answer's header shows."""
+    if asked.draft.request_id:
+        if not request.state.given_id:
+            request.state.request_id = asked.draft.request_id
+        return asked
+    name = serving_id(request.state.request_id, request.state.given_id)
+    return replace(asked, draft=replace(asked.draft, request_id=name))
 
 
 class Pages:

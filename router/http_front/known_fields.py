@@ -100,3 +100,10 @@ MESSAGE: Mapping[str, Check] = {
     "reasoning_content": _empty,
     "annotations": _empty,
 }
+
+TOKENIZE_CHAT: Mapping[str, Check] = {
+    "documents": _empty,
+    "chat_template": _NEVER,
+    "media_io_kwargs": _empty,
+    "mm_processor_kwargs": _empty,
+}

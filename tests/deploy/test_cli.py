@@ -127,16 +127,20 @@ def test_the_command_line_wins_over_the_file_over_the_environment(
     file.write_text(
         "model: from-file\nprefill: 3\nblock-size: 32\nkv-bytes: 2G\napi-key: file-key\n"
         "slo-classes: {chat: {ttft-s: 0.5}}\ntenants: [a, b]\nenable-prefix-caching: false\n"
+        "tenant-keys: {a: [k1, k2], b: k3}\n"
     )
     monkeypatch.setenv("PDSERVE_API_KEY", "env-key")
     config = serve_config({"prefill": "2", "kv_bytes": "64MiB"}, file)
     assert (config.model, config.prefill, config.worker.block_size) == ("from-file", 2, 32)
     assert config.worker.kv_bytes == 64 << 20
-    assert (config.router.api_key, config.router.tenants) == ("file-key", ("a", "b"))
+    assert (config.router.api_key, config.router.tenants) == (("file-key",), ("a", "b"))
+    assert [(one.tenant, one.key) for one in config.router.tenant_keys] == [("a", "k1"), ("a", "k2"), ("b", "k3")]
+    several = serve_config({"model": "m", "api_key": ["one", "two"], "allowed_origins": ["*"]}, file).router
+    assert (several.api_key, several.allowed_origins) == (("one", "two"), ("*",))
     assert (config.router.slo_classes[0].name, config.router.slo_classes[0].ttft_s) == ("chat", 0.5)
     assert not config.worker.enable_prefix_caching
-    assert serve_config({"model": "m"}, None).router.api_key == "env-key"
-    assert "file-key" not in repr(config)
+    assert serve_config({"model": "m"}, None).router.api_key == ("env-key",)
+    assert "file-key" not in repr(config) and "k1" not in repr(config)
 
 
 def test_a_plan_is_over_the_config_file_and_under_the_flags(tmp_path: Path) -> None:
@@ -155,9 +159,12 @@ def test_every_flag_is_a_key_of_the_file(tmp_path: Path) -> None:
     """The same names in both, and no setting is known twice."""
     file = tmp_path / "f.yaml"
     file.write_text(
-        "".join(f"{name.replace('_', '-')}: 1\n" for name in sorted(known_settings() - {"slo_classes", "tenants"}))
+        "".join(
+            f"{name.replace('_', '-')}: 1\n"
+            for name in sorted(known_settings() - {"slo_classes", "tenants", "tenant_keys"})
+        )
     )
-    assert set(read_config_file(file, known_settings())) == known_settings() - {"slo_classes", "tenants"}
+    assert set(read_config_file(file, known_settings())) == known_settings() - {"slo_classes", "tenants", "tenant_keys"}
     with pytest.raises(ConfigError):
         read_config_file(file, known_settings() - {"prefill"})
 

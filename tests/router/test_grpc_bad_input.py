@@ -216,7 +216,7 @@ def test_the_key_is_asked_for_everywhere_but_for_health(core, open_doors):
         return (("authorization", f"Bearer {key}"),)
 
     async def run():
-        async with open_doors(api_key="sesame") as doors:
+        async with open_doors(api_keys={"sesame": ""}) as doors:
             for metadata in (None, bearer("wrong"), (("authorization", "sesame"),), bearer("sesam")):
                 error = await failure(doors.stub.Generate(text_request(), metadata=metadata))
                 assert error.code() is grpc.StatusCode.UNAUTHENTICATED

@@ -309,7 +309,7 @@ def test_large_headers_are_431(open_http, extra):
 
 def test_the_key_is_asked_for_everywhere_but_for_health(core, open_desk):
     async def run():
-        transport = httpx.ASGITransport(app=build_app(open_desk(api_key="sesame")))
+        transport = httpx.ASGITransport(app=build_app(open_desk(api_keys={"sesame": ""})))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             body = {"prompt": "x"}
             for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "sesame"}):

@@ -285,9 +285,7 @@ def with_openai(open_http, use, **config):
     async def run():
         async with open_http(**config) as doors:
             url = f"http://127.0.0.1:{doors.http_port}/v1"
-            async with openai.AsyncOpenAI(
-                base_url=url, api_key=config.get("api_key") or "dummy", max_retries=0
-            ) as client:
+            async with openai.AsyncOpenAI(base_url=url, api_key="sesame", max_retries=0) as client:
                 return await use(client)
 
     return asyncio.run(run())
@@ -339,4 +337,4 @@ def test_the_openai_client_with_a_key(open_http):
         with pytest.raises(openai.AuthenticationError):
             await client.with_options(api_key="wrong").completions.create(model="tiny", prompt="x")
 
-    with_openai(open_http, use, api_key="sesame")
+    with_openai(open_http, use, api_keys={"sesame": ""})
