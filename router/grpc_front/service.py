@@ -20,7 +20,8 @@ from router.generation import FrontDesk
 from router.grpc_front.access import key_tenant
 from router.grpc_front.conversion import Responses, draft_from, parse, worker_info
 from router.grpc_front.status import abort_with
-from router.validation import resolve_tenant
+from router.tokenization import detokenized, tokenized
+from router.validation import PromptText, resolve_tenant
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class InferenceService:
                 "Generate": grpc.unary_stream_rpc_method_handler(self.generate),
                 "GetServerInfo": grpc.unary_unary_rpc_method_handler(self.get_server_info),
                 "Abort": grpc.unary_unary_rpc_method_handler(self.abort),
+                "Tokenize": grpc.unary_unary_rpc_method_handler(self.tokenize),
+                "Detokenize": grpc.unary_unary_rpc_method_handler(self.detokenize),
             },
         )
 
@@ -92,6 +95,23 @@ class InferenceService:
             return bytes(pb.AbortResponse().SerializeToString())
 
         return await _answering(context, abort)
+
+    async def tokenize(self, raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        async def tokenize() -> bytes:
+            request = parse(pb.TokenizeRequest, raw)
+            tokens = await tokenized(self._desk, request.model, PromptText(request.text), "text")
+            response = pb.TokenizeResponse(ids=tokens, max_model_len=self._desk.card.max_model_len)
+            return bytes(response.SerializeToString())
+
+        return await _answering(context, tokenize)
+
+    async def detokenize(self, raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        async def detokenize() -> bytes:
+            request = parse(pb.DetokenizeRequest, raw)
+            text = detokenized(self._desk, request.model, request.ids, "ids")
+            return bytes(pb.DetokenizeResponse(text=text).SerializeToString())
+
+        return await _answering(context, detokenize)
 
     def _tenant(self, context: grpc.aio.ServicerContext, asked: str) -> str:
         return tenant_for(key_tenant(self._keys, context.invocation_metadata()), asked)

@@ -7,15 +7,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pdserve.errors import PromptTooLong, RequestError, ServingError
+from pdserve.errors import RequestError, ServingError
 from router.generation import FrontDesk
 from router.http_front import known_fields
 from router.http_front.body import read_json_object
 from router.http_front.chat_body import parse_conversation, parse_tools
 from router.http_front.fields import Fields, as_string
 from router.http_front.problem import json_response, problem_from
-from router.validation import PromptChat, PromptText, check_model
-from router.validation.prompt import check_token_ids
+from router.tokenization import detokenized, tokenized
+from router.validation import PromptChat, PromptText
 
 
 class TokenizationPages:
@@ -40,7 +40,7 @@ class TokenizationPages:
 
     async def _tokenized(self, fields: Fields) -> dict[str, Any]:
         desk = self._desk
-        check_model(fields.string("model") or "", desk.card, desk.config.limits)
+        model = fields.string("model") or ""
         with_strings = fields.boolean("return_token_strs")
         if fields.raw("messages") is None:
             field = "prompt"
@@ -51,21 +51,14 @@ class TokenizationPages:
             fields.accept_only(known_fields.TOKENIZE_CHAT)
             prompt = parse_conversation(fields, desk.config.limits, parse_tools(fields))
         fields.refuse_unknown()
-        is_empty = isinstance(prompt, PromptText) and not prompt.text
-        ids = [] if is_empty else await desk.prompts.text(prompt, field)
+        ids = await tokenized(desk, model, prompt, field)
         strings = [desk.tokenizer.token(token_id) for token_id in ids] if with_strings else None
         return {"count": len(ids), "max_model_len": desk.card.max_model_len, "tokens": ids, "token_strs": strings}
 
     def _detokenized(self, fields: Fields) -> dict[str, Any]:
-        desk = self._desk
-        check_model(fields.string("model") or "", desk.card, desk.config.limits)
+        model = fields.string("model") or ""
         if fields.raw("tokens") is None:
             raise RequestError("tokens is missing", field="tokens")
         ids = fields.integers("tokens")
         fields.refuse_unknown()
-        limit = desk.config.limits.max_prompt_tokens
-        if len(ids) > limit:
-            raise PromptTooLong(f"tokens has {len(ids):,} tokens, limit {limit:,}", field="tokens")
-        if ids:
-            check_token_ids(ids, "tokens", desk.card)
-        return {"prompt": desk.tokenizer.decode(ids, skip_special_tokens=False)}
+        return {"prompt": detokenized(self._desk, model, ids, "tokens")}

@@ -302,3 +302,21 @@ def test_a_running_id_cannot_be_used_again(core, open_doors):
             return await failure(doors.stub.Generate(pb.GenerateRequest(request_id="one", text="x")))
 
     assert asyncio.run(run()).code() is grpc.StatusCode.ALREADY_EXISTS
+
+
+def test_text_is_tokenized_as_it_would_be_served_and_back(open_doors, tokenizer, card):
+    async def run():
+        async with open_doors() as doors:
+            made = await doors.stub.Tokenize(pb.TokenizeRequest(text="say é"))
+            back = await doors.stub.Detokenize(pb.DetokenizeRequest(ids=made.ids))
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await doors.stub.Detokenize(pb.DetokenizeRequest(ids=[5, -1]))
+            with pytest.raises(grpc.aio.AioRpcError) as unknown:
+                await doors.stub.Tokenize(pb.TokenizeRequest(model="gpt-9", text="x"))
+            return made, back, refused.value, unknown.value
+
+    made, back, refused, unknown = asyncio.run(run())
+    assert list(made.ids) == tokenizer.encode("say é") and made.max_model_len == card.max_model_len
+    assert back.text == "<|bos|>say é"
+    assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT and "ids[1]" in refused.details()
+    assert unknown.code() is grpc.StatusCode.NOT_FOUND
