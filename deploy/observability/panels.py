@@ -167,6 +167,9 @@ _KV = Row("KV memory", (
           (Query(f"max(pdserve_kv_leaked_blocks{{{OURS}}})", "leaked"),)),
 ))  # fmt: skip
 
+_NO_FAILURES = f"0 * sum({rate_by('kv_transfer_seconds_count', 'model')})"
+"""Zero where transfers are counted: what never failed has no series."""
+
 _TRANSFERS = Row("Transfers", (
     Panel("Transfer time", "First byte expected until the decode worker owns the KV.", "s",
           percentiles("kv_transfer_seconds")),
@@ -176,10 +179,10 @@ _TRANSFERS = Row("Transfers", (
           (Query(rate_by("kv_transfer_bytes_total", "transport"), "{{transport}}"),), Kind.STACKED),
     Panel("Transfers a second", "Committed, and failed.", "none",
           (Query(rate_by("kv_transfer_seconds_count", "model"), "committed"),
-           Query(f"{rate_by('kv_transfer_failures_total', 'model')} or 0 * "
-                 f"{rate_by('kv_transfer_seconds_count', 'model')}", "failed"))),
-    Panel("Failed transfers by reason", "Empty when none ever failed.", "none",
-          (Query(rate_by("kv_transfer_failures_total", "reason"), "{{reason}}"),), Kind.STACKED, 16),
+           Query(f"sum({rate_by('kv_transfer_failures_total', 'reason')}) or {_NO_FAILURES}", "failed"))),
+    Panel("Failed transfers by reason", "The error's class; a handoff that failed is tried again.", "none",
+          (Query(f"{rate_by('kv_transfer_failures_total', 'reason')} or label_replace({_NO_FAILURES}, "
+                 '"reason", "none", "", "")', "{{reason}}"),), Kind.STACKED, 16),
 ))  # fmt: skip
 
 WORKERS_AND_TRANSFERS = (_POOLS, _KV, _TRANSFERS)
