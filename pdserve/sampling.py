@@ -15,6 +15,24 @@ class FinishReason(Enum):
     ABORT = "abort"
 
 
+class ConstraintKind(Enum):
+    """In which language a constraint is written."""
+
+    JSON_SCHEMA = "json_schema"
+    JSON_OBJECT = "json_object"  # any JSON object; without a text
+    REGEX = "regex"  # of Rust's `regex`, for the whole output
+    CHOICE = "choice"  # a JSON list of strings, one of which is the whole output
+    GRAMMAR = "grammar"  # Lark or GBNF
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the text of an output must be, from its first token to its end."""
+
+    kind: ConstraintKind
+    text: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one sequence's tokens are chosen; every default is resolved (the router did), every value is in range."""
@@ -34,6 +52,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()  # the client's
     eos_token_ids: tuple[int, ...] = ()  # the model's; empty with ignore_eos
     logprobs: int | None = None  # None: none; n: the chosen token's and the n best
+    constraint: Constraint | None = None  # then min_tokens is 0 and eos_token_ids are not empty
 
     @property
     def greedy(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from pdserve.errors import IncompatiblePeer
 from pdserve.ids import SequenceKey
-from pdserve.sampling import FinishReason, SamplingParams, TokenLogprobs
+from pdserve.sampling import Constraint, ConstraintKind, FinishReason, SamplingParams, TokenLogprobs
 from pdserve.slo import Blame, Timing, Verdict
 from pdserve.v1 import inference_pb2, worker_pb2
 
@@ -32,6 +32,15 @@ _BLAME_TO_PROTO = {
     Blame.WORKER_LOSS: inference_pb2.BLAME_WORKER_LOSS,
 }
 _BLAME_FROM_PROTO: dict[int, Blame] = {number: blame for blame, number in _BLAME_TO_PROTO.items()}
+
+_KIND_TO_PROTO = {
+    ConstraintKind.JSON_SCHEMA: worker_pb2.CONSTRAINT_KIND_JSON_SCHEMA,
+    ConstraintKind.JSON_OBJECT: worker_pb2.CONSTRAINT_KIND_JSON_OBJECT,
+    ConstraintKind.REGEX: worker_pb2.CONSTRAINT_KIND_REGEX,
+    ConstraintKind.CHOICE: worker_pb2.CONSTRAINT_KIND_CHOICE,
+    ConstraintKind.GRAMMAR: worker_pb2.CONSTRAINT_KIND_GRAMMAR,
+}
+_KIND_FROM_PROTO: dict[int, ConstraintKind] = {number: kind for kind, number in _KIND_TO_PROTO.items()}
 
 _TIMING_FIELDS = (
     "queue_s", "prefill_s", "transfer_s", "decode_wait_s", "decode_s", "ttft_s", "tpot_s",
@@ -73,6 +82,7 @@ def sampling_to_proto(sampling: SamplingParams) -> worker_pb2.ResolvedSampling:
         eos_token_ids=sampling.eos_token_ids,
         logprobs=sampling.logprobs,
         choice_index=sampling.choice_index,
+        constraint=None if sampling.constraint is None else _constraint_to_proto(sampling.constraint),
     )
 
 
@@ -102,7 +112,18 @@ def sampling_from_proto(message: worker_pb2.ResolvedSampling) -> SamplingParams:
         stop_token_ids=tuple(message.stop_token_ids),
         eos_token_ids=tuple(message.eos_token_ids),
         logprobs=message.logprobs if message.HasField("logprobs") else None,
+        constraint=_constraint_from_proto(message.constraint) if message.HasField("constraint") else None,
     )
+
+
+def _constraint_to_proto(constraint: Constraint) -> worker_pb2.Constraint:
+    return worker_pb2.Constraint(kind=_KIND_TO_PROTO[constraint.kind], text=constraint.text)
+
+
+def _constraint_from_proto(message: worker_pb2.Constraint) -> Constraint:
+    if message.kind not in _KIND_FROM_PROTO:
+        raise IncompatiblePeer(f"unknown kind of constraint {message.kind}")
+    return Constraint(_KIND_FROM_PROTO[message.kind], message.text)
 
 
 def finish_reason_to_proto(reason: FinishReason | None) -> inference_pb2.FinishReason:

@@ -19,7 +19,7 @@ from pdserve.errors import InvariantViolation
 from pdserve.ids import SequenceKey
 from pdserve.sampling import SamplingParams
 from scheduling.prefix import BlockHash
-from scheduling.step import SampleRequest, SequenceStep
+from scheduling.step import SampleRequest, SequenceStep, TokenMatcher
 
 
 class SequenceState(Enum):
@@ -84,8 +84,12 @@ class Sequence:
         priority: int = 0,
         arrival_s: float = 0.0,
         deadline_s: float = math.inf,
+        matcher: TokenMatcher | None = None,
     ) -> None:
-        """`output_token_ids`: delivered by earlier attempts; computed like the prompt, sampled on as output."""
+        """`output_token_ids`: delivered by earlier attempts; computed like the prompt, sampled on as output.
+
+        `matcher`: of `sampling.constraint`, where there is one.
+        """
         self.key = key
         self.mode = mode
         self.may_grow = mode is not SequenceMode.PREFILL  # generates here: wants more blocks, may be preempted for them
@@ -104,7 +108,7 @@ class Sequence:
         self.num_given_tokens = self.num_initial_tokens  # not sampled here: with DECODE's commit, one more
         self.max_total_tokens = self.num_prompt_tokens + sampling.max_tokens  # the scheduler caps it at the context
         self.num_computed_tokens = 0
-        self.sample_request = SampleRequest(sampling, self.token_ids, self.num_prompt_tokens)
+        self.sample_request = SampleRequest(sampling, self.token_ids, self.num_prompt_tokens, matcher)
 
         self.block_ids: list[int] = []
         self.hashes: list[BlockHash] = []  # of full blocks, in order

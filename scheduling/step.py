@@ -14,6 +14,17 @@ from pdserve.ids import SequenceKey
 from pdserve.sampling import SampledToken, SamplingParams
 
 
+class TokenMatcher(Protocol):
+    """Which tokens may follow in one sequence, by its constraint; made before the sequence is queued, kept with it."""
+
+    def allowed(self, output_token_ids: Seq[int]) -> bytes:
+        """One bit per token id, lowest first, of those that may come after these, which only grow from call to call.
+
+        Raises ServingError: the tokens break the constraint, or following it costs too much.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
     """Everything that choosing the next token of a sequence depends on, besides its logits."""
@@ -21,12 +32,14 @@ class SampleRequest:
     sampling: SamplingParams
     token_ids: Seq[int]  # prompt and output so far; the sampler only reads it, and only during the step
     num_prompt_tokens: int  # the first ones of token_ids
+    matcher: TokenMatcher | None = None  # None: every token may come
     always_plain: bool = field(init=False)  # at every step the highest logit is the answer, and nothing else is asked
 
     def __post_init__(self) -> None:
         sampling = self.sampling
         bare = sampling.greedy and not sampling.has_penalties and not sampling.logit_bias and sampling.logprobs is None
-        object.__setattr__(self, "always_plain", bare and not (sampling.min_tokens and sampling.end_token_ids))
+        may_end = not (sampling.min_tokens and sampling.end_token_ids)
+        object.__setattr__(self, "always_plain", bare and may_end and self.matcher is None)
 
     @property
     def output_index(self) -> int:

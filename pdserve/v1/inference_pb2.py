@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apdserve/v1/inference.proto\x12\npdserve.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x03\"\x8e\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x05\x88\x01\x01\x12=\n\nlogit_bias\x18\t \x03(\x0b\x32).pdserve.v1.SamplingParams.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seed\"T\n\x03Slo\x12\r\n\x05\x63lass\x18\x01 \x01(\t\x12\x13\n\x06ttft_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06tpot_s\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_ttft_sB\t\n\x07_tpot_s\"\x81\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x14.pdserve.v1.TokenIdsH\x00\x12,\n\x08sampling\x18\x05 \x01(\x0b\x32\x1a.pdserve.v1.SamplingParams\x12\x17\n\nmax_tokens\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x07 \x01(\x05\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x16\n\x0estop_token_ids\x18\t \x03(\x03\x12\x12\n\nignore_eos\x18\n \x01(\x08\x12\x15\n\x08logprobs\x18\x0b \x01(\x05H\x02\x88\x01\x01\x12\x1c\n\x03slo\x18\x0c \x01(\x0b\x32\x0f.pdserve.v1.Slo\x12\x10\n\x08priority\x18\r \x01(\x05\x12\x0e\n\x06tenant\x18\x0e \x01(\tB\x08\n\x06promptB\r\n\x0b_max_tokensB\x0b\n\t_logprobs\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\"W\n\rTokenLogprobs\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12#\n\x03top\x18\x03 \x03(\x0b\x32\x16.pdserve.v1.TopLogprob\"l\n\rGenerateChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12+\n\x08logprobs\x18\x03 \x03(\x0b\x32\x19.pdserve.v1.TokenLogprobs\x12\r\n\x05index\x18\x04 \x01(\r\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\xca\x01\n\x06Timing\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x15\n\rdecode_wait_s\x18\x04 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x05 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x06 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x07 \x01(\x01\x12\x16\n\x0eprefill_worker\x18\x08 \x01(\t\x12\x15\n\rdecode_worker\x18\t \x01(\t\x12\x10\n\x08\x61ttempts\x18\n \x01(\r\"R\n\nSloOutcome\x12\x10\n\x08met_ttft\x18\x01 \x01(\x08\x12\x10\n\x08met_tpot\x18\x02 \x01(\x08\x12 \n\x05\x62lame\x18\x03 \x01(\x0e\x32\x11.pdserve.v1.Blame\"\xcf\x01\n\x10GenerateComplete\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12/\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x18.pdserve.v1.FinishReason\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.pdserve.v1.Usage\x12\"\n\x06timing\x18\x05 \x01(\x0b\x32\x12.pdserve.v1.Timing\x12#\n\x03slo\x18\x06 \x01(\x0b\x32\x16.pdserve.v1.SloOutcome\"\x90\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x19.pdserve.v1.GenerateChunkH\x00\x12\x30\n\x08\x63omplete\x18\x03 \x01(\x0b\x32\x1c.pdserve.v1.GenerateCompleteH\x00\x42\n\n\x08response\"\x16\n\x14GetServerInfoRequest\"B\n\nWorkerInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\n\n\x02up\x18\x04 \x01(\x08\"\x8b\x01\n\x15GetServerInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\'\n\x07workers\x18\x05 \x03(\x0b\x32\x16.pdserve.v1.WorkerInfo\"2\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"\x0f\n\rAbortResponse\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"6\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"/\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\x03\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03*\x96\x01\n\x05\x42lame\x12\x15\n\x11\x42LAME_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x42LAME_QUEUE\x10\x01\x12\x11\n\rBLAME_PREFILL\x10\x02\x12\x12\n\x0e\x42LAME_TRANSFER\x10\x03\x12\x15\n\x11\x42LAME_DECODE_WAIT\x10\x04\x12\x10\n\x0c\x42LAME_DECODE\x10\x05\x12\x15\n\x11\x42LAME_WORKER_LOSS\x10\x06\x32\x83\x03\n\x10InferenceService\x12G\n\x08Generate\x12\x1b.pdserve.v1.GenerateRequest\x1a\x1c.pdserve.v1.GenerateResponse0\x01\x12T\n\rGetServerInfo\x12 .pdserve.v1.GetServerInfoRequest\x1a!.pdserve.v1.GetServerInfoResponse\x12<\n\x05\x41\x62ort\x12\x18.pdserve.v1.AbortRequest\x1a\x19.pdserve.v1.AbortResponse\x12\x45\n\x08Tokenize\x12\x1b.pdserve.v1.TokenizeRequest\x1a\x1c.pdserve.v1.TokenizeResponse\x12K\n\nDetokenize\x12\x1d.pdserve.v1.DetokenizeRequest\x1a\x1e.pdserve.v1.DetokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apdserve/v1/inference.proto\x12\npdserve.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x03\"\x8e\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x05\x88\x01\x01\x12=\n\nlogit_bias\x18\t \x03(\x0b\x32).pdserve.v1.SamplingParams.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seed\"T\n\x03Slo\x12\r\n\x05\x63lass\x18\x01 \x01(\t\x12\x13\n\x06ttft_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06tpot_s\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_ttft_sB\t\n\x07_tpot_s\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"\x88\x04\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x14.pdserve.v1.TokenIdsH\x00\x12,\n\x08sampling\x18\x05 \x01(\x0b\x32\x1a.pdserve.v1.SamplingParams\x12\x17\n\nmax_tokens\x18\x06 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x07 \x01(\x05\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x16\n\x0estop_token_ids\x18\t \x03(\x03\x12\x12\n\nignore_eos\x18\n \x01(\x08\x12\x15\n\x08logprobs\x18\x0b \x01(\x05H\x03\x88\x01\x01\x12\x1c\n\x03slo\x18\x0c \x01(\x0b\x32\x0f.pdserve.v1.Slo\x12\x10\n\x08priority\x18\r \x01(\x05\x12\x0e\n\x06tenant\x18\x0e \x01(\t\x12\x15\n\x0bjson_schema\x18\x0f \x01(\tH\x01\x12\x15\n\x0bjson_object\x18\x10 \x01(\x08H\x01\x12\x0f\n\x05regex\x18\x11 \x01(\tH\x01\x12\x11\n\x07grammar\x18\x12 \x01(\tH\x01\x12%\n\x06\x63hoice\x18\x13 \x01(\x0b\x32\x13.pdserve.v1.ChoicesH\x01\x42\x08\n\x06promptB\x0c\n\nconstraintB\r\n\x0b_max_tokensB\x0b\n\t_logprobs\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\"W\n\rTokenLogprobs\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12#\n\x03top\x18\x03 \x03(\x0b\x32\x16.pdserve.v1.TopLogprob\"l\n\rGenerateChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12+\n\x08logprobs\x18\x03 \x03(\x0b\x32\x19.pdserve.v1.TokenLogprobs\x12\r\n\x05index\x18\x04 \x01(\r\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\xca\x01\n\x06Timing\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x15\n\rdecode_wait_s\x18\x04 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x05 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x06 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x07 \x01(\x01\x12\x16\n\x0eprefill_worker\x18\x08 \x01(\t\x12\x15\n\rdecode_worker\x18\t \x01(\t\x12\x10\n\x08\x61ttempts\x18\n \x01(\r\"R\n\nSloOutcome\x12\x10\n\x08met_ttft\x18\x01 \x01(\x08\x12\x10\n\x08met_tpot\x18\x02 \x01(\x08\x12 \n\x05\x62lame\x18\x03 \x01(\x0e\x32\x11.pdserve.v1.Blame\"\xcf\x01\n\x10GenerateComplete\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12/\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x18.pdserve.v1.FinishReason\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.pdserve.v1.Usage\x12\"\n\x06timing\x18\x05 \x01(\x0b\x32\x12.pdserve.v1.Timing\x12#\n\x03slo\x18\x06 \x01(\x0b\x32\x16.pdserve.v1.SloOutcome\"\x90\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x19.pdserve.v1.GenerateChunkH\x00\x12\x30\n\x08\x63omplete\x18\x03 \x01(\x0b\x32\x1c.pdserve.v1.GenerateCompleteH\x00\x42\n\n\x08response\"\x16\n\x14GetServerInfoRequest\"B\n\nWorkerInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\n\n\x02up\x18\x04 \x01(\x08\"\x8b\x01\n\x15GetServerInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\'\n\x07workers\x18\x05 \x03(\x0b\x32\x16.pdserve.v1.WorkerInfo\"2\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"\x0f\n\rAbortResponse\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"6\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"/\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\x03\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03*\x96\x01\n\x05\x42lame\x12\x15\n\x11\x42LAME_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x42LAME_QUEUE\x10\x01\x12\x11\n\rBLAME_PREFILL\x10\x02\x12\x12\n\x0e\x42LAME_TRANSFER\x10\x03\x12\x15\n\x11\x42LAME_DECODE_WAIT\x10\x04\x12\x10\n\x0c\x42LAME_DECODE\x10\x05\x12\x15\n\x11\x42LAME_WORKER_LOSS\x10\x06\x32\x83\x03\n\x10InferenceService\x12G\n\x08Generate\x12\x1b.pdserve.v1.GenerateRequest\x1a\x1c.pdserve.v1.GenerateResponse0\x01\x12T\n\rGetServerInfo\x12 .pdserve.v1.GetServerInfoRequest\x1a!.pdserve.v1.GetServerInfoResponse\x12<\n\x05\x41\x62ort\x12\x18.pdserve.v1.AbortRequest\x1a\x19.pdserve.v1.AbortResponse\x12\x45\n\x08Tokenize\x12\x1b.pdserve.v1.TokenizeRequest\x1a\x1c.pdserve.v1.TokenizeResponse\x12K\n\nDetokenize\x12\x1d.pdserve.v1.DetokenizeRequest\x1a\x1e.pdserve.v1.DetokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2410
-  _globals['_FINISHREASON']._serialized_end=2530
-  _globals['_BLAME']._serialized_start=2533
-  _globals['_BLAME']._serialized_end=2683
+  _globals['_FINISHREASON']._serialized_start=2571
+  _globals['_FINISHREASON']._serialized_end=2691
+  _globals['_BLAME']._serialized_start=2694
+  _globals['_BLAME']._serialized_end=2844
   _globals['_TOKENIDS']._serialized_start=42
   _globals['_TOKENIDS']._serialized_end=65
   _globals['_SAMPLINGPARAMS']._serialized_start=68
@@ -45,42 +45,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=388
   _globals['_SLO']._serialized_start=468
   _globals['_SLO']._serialized_end=552
-  _globals['_GENERATEREQUEST']._serialized_start=555
-  _globals['_GENERATEREQUEST']._serialized_end=940
-  _globals['_TOPLOGPROB']._serialized_start=942
-  _globals['_TOPLOGPROB']._serialized_end=989
-  _globals['_TOKENLOGPROBS']._serialized_start=991
-  _globals['_TOKENLOGPROBS']._serialized_end=1078
-  _globals['_GENERATECHUNK']._serialized_start=1080
-  _globals['_GENERATECHUNK']._serialized_end=1188
-  _globals['_USAGE']._serialized_start=1190
-  _globals['_USAGE']._serialized_end=1270
-  _globals['_TIMING']._serialized_start=1273
-  _globals['_TIMING']._serialized_end=1475
-  _globals['_SLOOUTCOME']._serialized_start=1477
-  _globals['_SLOOUTCOME']._serialized_end=1559
-  _globals['_GENERATECOMPLETE']._serialized_start=1562
-  _globals['_GENERATECOMPLETE']._serialized_end=1769
-  _globals['_GENERATERESPONSE']._serialized_start=1772
-  _globals['_GENERATERESPONSE']._serialized_end=1916
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=1918
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=1940
-  _globals['_WORKERINFO']._serialized_start=1942
-  _globals['_WORKERINFO']._serialized_end=2008
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=2011
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=2150
-  _globals['_ABORTREQUEST']._serialized_start=2152
-  _globals['_ABORTREQUEST']._serialized_end=2202
-  _globals['_ABORTRESPONSE']._serialized_start=2204
-  _globals['_ABORTRESPONSE']._serialized_end=2219
-  _globals['_TOKENIZEREQUEST']._serialized_start=2221
-  _globals['_TOKENIZEREQUEST']._serialized_end=2267
-  _globals['_TOKENIZERESPONSE']._serialized_start=2269
-  _globals['_TOKENIZERESPONSE']._serialized_end=2323
-  _globals['_DETOKENIZEREQUEST']._serialized_start=2325
-  _globals['_DETOKENIZEREQUEST']._serialized_end=2372
-  _globals['_DETOKENIZERESPONSE']._serialized_start=2374
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2408
-  _globals['_INFERENCESERVICE']._serialized_start=2686
-  _globals['_INFERENCESERVICE']._serialized_end=3073
+  _globals['_CHOICES']._serialized_start=554
+  _globals['_CHOICES']._serialized_end=578
+  _globals['_GENERATEREQUEST']._serialized_start=581
+  _globals['_GENERATEREQUEST']._serialized_end=1101
+  _globals['_TOPLOGPROB']._serialized_start=1103
+  _globals['_TOPLOGPROB']._serialized_end=1150
+  _globals['_TOKENLOGPROBS']._serialized_start=1152
+  _globals['_TOKENLOGPROBS']._serialized_end=1239
+  _globals['_GENERATECHUNK']._serialized_start=1241
+  _globals['_GENERATECHUNK']._serialized_end=1349
+  _globals['_USAGE']._serialized_start=1351
+  _globals['_USAGE']._serialized_end=1431
+  _globals['_TIMING']._serialized_start=1434
+  _globals['_TIMING']._serialized_end=1636
+  _globals['_SLOOUTCOME']._serialized_start=1638
+  _globals['_SLOOUTCOME']._serialized_end=1720
+  _globals['_GENERATECOMPLETE']._serialized_start=1723
+  _globals['_GENERATECOMPLETE']._serialized_end=1930
+  _globals['_GENERATERESPONSE']._serialized_start=1933
+  _globals['_GENERATERESPONSE']._serialized_end=2077
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=2079
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=2101
+  _globals['_WORKERINFO']._serialized_start=2103
+  _globals['_WORKERINFO']._serialized_end=2169
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=2172
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=2311
+  _globals['_ABORTREQUEST']._serialized_start=2313
+  _globals['_ABORTREQUEST']._serialized_end=2363
+  _globals['_ABORTRESPONSE']._serialized_start=2365
+  _globals['_ABORTRESPONSE']._serialized_end=2380
+  _globals['_TOKENIZEREQUEST']._serialized_start=2382
+  _globals['_TOKENIZEREQUEST']._serialized_end=2428
+  _globals['_TOKENIZERESPONSE']._serialized_start=2430
+  _globals['_TOKENIZERESPONSE']._serialized_end=2484
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2486
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2533
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2535
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2569
+  _globals['_INFERENCESERVICE']._serialized_start=2847
+  _globals['_INFERENCESERVICE']._serialized_end=3234
 # @@protoc_insertion_point(module_scope)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pdserve import wire
 from pdserve.errors import IncompatiblePeer
 from pdserve.ids import SequenceKey
-from pdserve.sampling import FinishReason, SamplingParams, TokenLogprobs
+from pdserve.sampling import Constraint, ConstraintKind, FinishReason, SamplingParams, TokenLogprobs
 from pdserve.slo import Blame, Timing, Verdict
 from pdserve.v1 import inference_pb2, worker_pb2
 
@@ -33,6 +33,7 @@ SAMPLING = st.builds(
     stop_token_ids=st.lists(TOKEN, max_size=4).map(tuple),
     eos_token_ids=st.lists(TOKEN, max_size=4).map(tuple),
     logprobs=st.none() | st.integers(0, 20),
+    constraint=st.none() | st.builds(Constraint, st.sampled_from(ConstraintKind), st.text(max_size=20)),
 )
 
 
@@ -55,6 +56,14 @@ def test_unresolved_sampling_is_refused() -> None:
     """An empty message would mean top_p 0: never guessed at."""
     with pytest.raises(IncompatiblePeer, match="max_tokens 0"):
         wire.sampling_from_proto(worker_pb2.ResolvedSampling())
+
+
+def test_unknown_constraint_is_refused() -> None:
+    """A kind of a later version is never left out silently: the output would not be what was asked."""
+    message = wire.sampling_to_proto(SamplingParams(max_tokens=1))
+    message.constraint.kind = 77
+    with pytest.raises(IncompatiblePeer, match="unknown kind of constraint 77"):
+        wire.sampling_from_proto(message)
 
 
 def test_key_survives_and_empty_key_is_refused() -> None:
