@@ -106,13 +106,22 @@ def host_pool(memory: KvMemory) -> Tensor:
     return torch.frombuffer(memory.data, dtype=torch.uint8).view(memory.num_blocks, memory.block_bytes)
 
 
-def pin(memory: KvMemory) -> Callable[[], None]:
-    """Let GPUs copy to and from this memory by themselves; what is returned ends that. NOT YET RUN ON A GPU."""
+def pin(memory: KvMemory, device: torch.device) -> Callable[[], None]:
+    """Let GPUs copy to and from this memory by themselves; what is returned ends that. NOT YET RUN ON A GPU.
+
+    `device`: one that this process uses; CUDA would begin on the first GPU otherwise, and take memory there.
+    """
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address = host_pool(memory).data_ptr()
-    if int(runtime.cudaHostRegister(address, len(memory.data), 1)) != 0:
-        raise RuntimeError(f"cannot pin {len(memory.data):,} bytes of host memory")
-    return lambda: runtime.cudaHostUnregister(address)
+    with torch.cuda.device(device):
+        if int(runtime.cudaHostRegister(address, len(memory.data), 1)) != 0:
+            raise RuntimeError(f"cannot pin {len(memory.data):,} bytes of host memory")
+
+    def unpin() -> None:
+        with torch.cuda.device(device):
+            runtime.cudaHostUnregister(address)
+
+    return unpin
 
 
 def as_words(blocks: Tensor, block_bytes: int) -> Tensor:

@@ -47,7 +47,7 @@ class _Staging:
         self.slots = as_words(host_pool(self.memory), memory.block_bytes)
         self.generations = np.frombuffer(memory.generations, np.uint64)
         self.slot_generations = np.frombuffer(self.memory.generations, np.uint64)
-        self.release: Callable[[], object] = pin(self.memory) if self.pool.is_cuda else lambda: None
+        self.release: Callable[[], object] = pin(self.memory, self.pool.device) if self.pool.is_cuda else lambda: None
         self._queue: CopyQueue = make_queue(self.pool.device)
 
     def fetch(self, chunk: Chunk) -> None:

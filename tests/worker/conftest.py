@@ -177,6 +177,7 @@ def launch_workers(tmp_path: Path) -> Launch:
         step_s: float = 0.0,
         model: Path | None = None,
         host: str = "127.0.0.1",
+        device: str = "cpu",
         decode_changes: Mapping[str, object] | None = None,
         **changes: object,
     ) -> AsyncIterator[Cluster]:
@@ -194,7 +195,7 @@ def launch_workers(tmp_path: Path) -> Launch:
             roles = itertools.chain(itertools.repeat("prefill", prefill), itertools.repeat("decode", decode))
             for number, role in enumerate(roles):
                 own = replace(config, **(decode_changes or {})) if role == "decode" else config  # type: ignore[arg-type]
-                start = WorkerStart(f"{role}-{number}", role, str(model or ""), "cpu", SECRET, f"{host}:0", own)
+                start = WorkerStart(f"{role}-{number}", role, str(model or ""), device, SECRET, f"{host}:0", own)
                 built = build_engine(start, MonotonicClock())
                 ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
                 policy = PREFILL if role == "prefill" else DECODE

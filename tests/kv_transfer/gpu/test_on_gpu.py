@@ -71,7 +71,7 @@ def test_staging_memory_is_pinned_for_as_long_as_it_is_wanted() -> None:
     """Down and up again through it, and the same bytes."""
     (pool,) = pools(1)
     memory = StagingMemory(8, BLOCK_BYTES)
-    unpin = pin(memory)
+    unpin = pin(memory, DEVICE)
     slots, words = as_words(host_pool(memory), BLOCK_BYTES), as_words(pool, BLOCK_BYTES)
     assert slots.is_pinned()
     queue, first, second = CudaCopyQueue(DEVICE), np.array([3, 4, 9, 60]), np.array([10, 11, 12, 13])
