@@ -8,6 +8,7 @@ from enum import IntEnum
 
 from pdserve.ids import SequenceKey
 from placement.simulator.worker import SimWorker
+from placement.workload.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,17 @@ class RequestLife:
     @property
     def parties(self) -> tuple[SimWorker, ...]:
         return tuple(worker for worker in (self.prefill, self.decode) if worker is not None)
+
+
+def requests_of(workload: Workload, deadline_s: float = math.inf) -> list[SimRequest]:
+    """The rows of a workload."""
+    prefix_tokens = workload.prefixes.block_tokens if workload.prefixes is not None else 512
+    return [
+        SimRequest(
+            row.arrival_s, row.prompt_tokens, row.output_tokens, row.prefix, prefix_tokens, deadline_s, row.slo_class
+        )
+        for row in workload
+    ]
 
 
 def prompt_token_ids(request: SimRequest, index: int) -> list[int]:

@@ -1,0 +1,71 @@
+"""A placement: so many workers of which kind in each pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from placement.hardware.catalogue import GpuType
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Equal workers."""
+
+    gpu: GpuType
+    workers: int
+    tp: int = 1
+    pp: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.workers, self.tp, self.pp) < 1:
+            raise ValueError(f"pool of {self.workers} workers, tp={self.tp}, pp={self.pp}: each at least 1")
+
+    @property
+    def gpus_per_worker(self) -> int:
+        return self.tp * self.pp
+
+    @property
+    def gpus(self) -> int:
+        return self.workers * self.gpus_per_worker
+
+    @property
+    def cost_per_hour(self) -> float:
+        return self.gpus * self.gpu.cost_per_hour
+
+    @property
+    def power_w(self) -> float:
+        return self.gpus * self.gpu.power_w
+
+    def __str__(self) -> str:
+        parallel = "".join(f" {name}{n}" for name, n in (("tp", self.tp), ("pp", self.pp)) if n > 1)
+        return f"{self.workers}x{self.gpu.name}{parallel}"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One placement; without a prefill pool it is colocated: decode workers compute prompts, chunk by chunk."""
+
+    prefill: Pool | None
+    decode: Pool
+    chunk_tokens: int  # token budget of one step, in both pools
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        return (self.decode,) if self.prefill is None else (self.prefill, self.decode)
+
+    @property
+    def gpus(self) -> int:
+        return sum(pool.gpus for pool in self.pools)
+
+    @property
+    def cost_per_hour(self) -> float:
+        return sum(pool.cost_per_hour for pool in self.pools)
+
+    @property
+    def power_w(self) -> float:
+        return sum(pool.power_w for pool in self.pools)
+
+    def __str__(self) -> str:
+        if self.prefill is None:
+            return f"colocated {self.decode}, chunk {self.chunk_tokens}"
+        return f"prefill {self.prefill} + decode {self.decode}, chunk {self.chunk_tokens}"
