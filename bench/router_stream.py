@@ -1,13 +1,14 @@
-"""What the router costs a token and a request: workers that compute nothing, beside a bare grpc.aio stream.
+"""What the router costs a token and a request: workers that compute nothing, beside bare servers of the same stacks.
 
     python -m bench.router_stream [--streams 1 16 64] [--tokens 512] [--rounds 3] [--doors grpc text http]
 
-Workers, router and client are processes, as they are in service; the router is the real core behind its real doors. The
-bare server has its messages ready, writes one a token, and does nothing else: no worker, no session, no text. Tokens
-come in steps, one token of every stream each. Printed for each door and number of streams, flat out and with steps
-paced at --step-s: tokens/s, messages a token, processor time of the server a token, and the time from a token's step to
-its arrival at the client (perf_counter is one clock for all processes of a Linux machine). Then requests of two tokens,
---streams at a time: processor time a request. Ratios are to the bare stream of the same run.
+Workers, router and client are processes, as they are in service; the router is the real core behind its real doors. A
+bare server (grpc.aio; starlette on uvicorn) has its messages ready, writes one a token, and does nothing else: no
+worker, no session, no text. Tokens come in steps, one token of every stream each. Printed for each door and number of
+streams, flat out and with steps paced at --step-s: tokens/s, messages a token, processor time of the server a token,
+and the time from a token's step to its arrival at the client (perf_counter is one clock for all processes of a Linux
+machine). Then requests of two tokens, --streams at a time: streams/s and processor time a request. Ratios are to the
+bare server of the same protocol in the same run.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ import grpc
 from bench.arguments import positive
 from bench.step_worker import run_workers
 from bench.stream_clients import Arrival, Read, grpc_reader, grpc_tokens, http_reader, http_tokens
-from bench.stream_servers import run_bare, run_router
+from bench.stream_servers import run_bare_grpc, run_bare_http, run_router
 
-BARE = "bare"
-DOORS = ("grpc", "text", "http")
+BARE_SERVERS = {"bare grpc": run_bare_grpc, "bare http": run_bare_http}
+BARE_OF = {"grpc": "bare grpc", "text": "bare grpc", "http": "bare http"}
+DOORS = tuple(BARE_OF)
 SHORT_TOKENS = 2  # of a request that is measured as a whole
 
 
@@ -53,6 +55,7 @@ class Sample:
     """One run of one server."""
 
     tokens_per_s: float
+    requests_per_s: float
     messages_per_token: float
     processor_s: float  # of the server, all of it
     delay_p50_s: float  # a token's step to its arrival
@@ -92,8 +95,8 @@ async def drive(kind: str, ports: list[int], load: Load, begin: Callable[[], Non
         await asyncio.gather(*(one_stream(number) for number in range(load.streams)))
         return time.perf_counter() - begin_s
 
-    if kind == "http":
-        return await run(http_reader(ports[1])), streams
+    if kind.endswith("http"):
+        return await run(http_reader(ports[-1])), streams
     async with grpc.aio.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
         return await run(grpc_reader(channel, text=kind == "text")), streams
 
@@ -108,8 +111,8 @@ def one_run(kind: str, load: Load) -> Sample:
         processor_s = server.recv()
         return summarize(kind, load, elapsed_s, processor_s, streams, finish())
 
-    if kind == BARE:
-        with process(run_bare, load.step_s) as server:
+    if kind in BARE_SERVERS:
+        with process(BARE_SERVERS[kind], load.step_s) as server:
             return measure(server, server.recv)
     with process(run_workers, load.step_s) as workers, process(run_router, workers.recv()) as server:
 
@@ -124,7 +127,7 @@ def one_run(kind: str, load: Load) -> Sample:
 def summarize(
     kind: str, load: Load, elapsed_s: float, processor_s: float, streams: dict[str, Any], made_s: dict[str, Any]
 ) -> Sample:
-    tokens = http_tokens if kind == "http" else grpc_tokens
+    tokens = http_tokens if kind.endswith("http") else grpc_tokens
     delays, requests, num_messages = [], [], 0
     for name, (sent, *arrivals) in streams.items():
         num_messages += len(arrivals)
@@ -134,6 +137,7 @@ def summarize(
     total = load.total_requests * load.tokens
     return Sample(
         tokens_per_s=total / elapsed_s,
+        requests_per_s=load.total_requests / elapsed_s,
         messages_per_token=num_messages / total,
         processor_s=processor_s,
         delay_p50_s=delays[len(delays) // 2],
@@ -162,7 +166,9 @@ def show_stream(label: str, sample: Sample, bare: Sample, load: Load) -> str:
 def show_requests(label: str, sample: Sample, bare: Sample, load: Load) -> str:
     each_us = 1e6 * sample.processor_s / load.total_requests
     return (
-        f"{label:<26} {each_us:6.0f} us/request (bare {1e6 * bare.processor_s / load.total_requests:4.0f})"
+        f"{label:<26} {sample.requests_per_s:6.0f} streams/s"
+        f" ({sample.requests_per_s / bare.requests_per_s:5.2f} x bare)"
+        f"  {each_us:6.0f} us/request (bare {1e6 * bare.processor_s / load.total_requests:4.0f})"
         f"  p50 {1e3 * sample.request_p50_s:6.2f} ms (bare {1e3 * bare.request_p50_s:5.2f})"
     )
 
@@ -171,12 +177,14 @@ Show = Callable[[str, Sample, Sample, Load], str]
 
 
 def compare(doors: list[str], load: Load, label: str, rounds: int, show: Show) -> None:
-    samples: dict[str, list[Sample]] = {kind: [] for kind in (*doors, BARE)}
+    bare = dict.fromkeys(BARE_OF[door] for door in doors)
+    samples: dict[str, list[Sample]] = {kind: [] for kind in (*doors, *bare)}
     for _ in range(rounds):
         for kind, found in samples.items():  # in turn, so that drift hits all
             found.append(one_run(kind, load))
     for kind, found in samples.items():
-        print(show(f"{kind}, {load.streams} x {label}", best(found), best(samples[BARE]), load), flush=True)
+        floor = best(samples[BARE_OF.get(kind, kind)])
+        print(show(f"{kind}, {load.streams} x {label}", best(found), floor, load), flush=True)
 
 
 def main() -> None:

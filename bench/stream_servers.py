@@ -1,15 +1,22 @@
-"""The two servers that bench/router_stream.py compares, each a process: the router, and a bare grpc.aio stream."""
+"""The servers that bench/router_stream.py compares, each a process: the router, and bare ones of the same stacks."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
+from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
 from bench.step_worker import LEAST_STEP_S, SECRET, token_of
 from deploy.models.byte_bpe import write_tokenizer
@@ -78,12 +85,49 @@ class StepClock:
             self._next = asyncio.Event()
 
 
-def run_bare(step_s: float, pipe: Connection) -> None:
-    """A server that writes bytes it has ready, one message a token, and does nothing else."""
-    asyncio.run(_serve_bare(step_s, pipe))
+def run_bare_grpc(step_s: float, pipe: Connection) -> None:
+    """grpc.aio that writes bytes it has ready, one message a token, and does nothing else."""
+    asyncio.run(_serve_bare_grpc(step_s, pipe))
 
 
-async def _serve_bare(step_s: float, pipe: Connection) -> None:
+def run_bare_http(step_s: float, pipe: Connection) -> None:
+    """Starlette on uvicorn, as both come, that writes events it has ready, one a token, and does nothing else."""
+    asyncio.run(_serve_bare_http(step_s, pipe))
+
+
+async def _serve_bare_http(step_s: float, pipe: Connection) -> None:
+    clock = StepClock()
+    choice = '{"index":0,"text":"a","logprobs":null,"finish_reason":null}'
+    event = (
+        f'data: {{"id":"cmpl-{"r" * 36}","object":"text_completion","created":1795264299,"model":"bench",'
+        f'"choices":[{choice}]}}\n\n'
+    ).encode()
+
+    async def complete(request: Request) -> StreamingResponse:
+        asked = await request.json()
+
+        async def events() -> AsyncIterator[bytes]:
+            for _ in range(asked["max_tokens"]):
+                await clock.wait(asked["request_id"])
+                yield event
+            yield b"data: [DONE]\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = Starlette(routes=[Route("/v1/completions", complete, methods=["POST"])])
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    serving = asyncio.create_task(server.serve([listener]))
+    stepping = asyncio.create_task(clock.run(step_s))
+    pipe.send([listener.getsockname()[1]])
+    await answer(pipe)
+    pipe.send(clock.made_s)
+    stepping.cancel()
+    server.should_exit = True
+    await serving
+
+
+async def _serve_bare_grpc(step_s: float, pipe: Connection) -> None:
     clock = StepClock()
     payloads = [
         pb.GenerateResponse(
