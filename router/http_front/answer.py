@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pdserve.errors import ServingError
@@ -14,7 +15,7 @@ from router.choice import ChoiceEnd
 from router.generation import FrontDesk, Generation
 from router.http_front.dialect import Dialect, Whole
 from router.http_front.parsing import Asked
-from router.http_front.problem import json_response, problem_from, to_json
+from router.http_front.problem import problem_from, to_json
 from router.text import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -48,20 +49,20 @@ class Answer:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
-        async def send_event(body: bytes) -> None:
+        async def send_event(body: bytes, more_body: bool = True) -> None:
             nonlocal started
             if not started:
                 started = True
                 await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM_HEADERS})
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+            await send({"type": "http.response.body", "body": body, "more_body": more_body})
 
         try:
             async with self._desk.serve(self._asked.draft) as generation:
                 dialect = self._dialect_of(self._asked, generation, self._desk.card.served_name, self._desk.tokenizer)
                 if not self._asked.stream:
-                    body = dialect.whole(await _collect(generation))
+                    body = to_json(dialect.whole(await _collect(generation)))
                 else:
-                    await self._stream(generation, dialect, send_event)
+                    body = await self._stream(generation, dialect, send_event)
         except ServingError as error:
             problem = problem_from(error)
             if not started:
@@ -71,25 +72,31 @@ class Answer:
             # nothing does not read this either; then the server closes its connection.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_S):
-                    await send_event(_event(to_json(problem.body())))
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    await send_event(_event(to_json(problem.body())), more_body=False)
             return
-        # What the request held is free before its answer is on its way.
-        if not self._asked.stream:
-            await json_response(body)(scope, receive, send)
-        else:
-            await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        # What the request held is free before its answer, or the end of it, is on its way.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._desk.config.limits.max_unread_s):
+                if self._asked.stream:
+                    await send_event(body + DONE, more_body=False)
+                else:
+                    await Response(body, media_type="application/json")(scope, receive, send)
 
     async def _stream(
         self, generation: Generation, dialect: Dialect, send_event: Callable[[bytes], Awaitable[None]]
-    ) -> None:
+    ) -> bytes:
+        """Every event but the last ones, which are returned: they leave with the end, as one message."""
         ends: dict[int, ChoiceEnd] = {}
-        while len(ends) < len(generation.requests):
+        while True:
             updates = await generation.take()
-            await send_event(b"".join([_event(dialect.event(update)) for update in updates]))
+            events = b"".join([_event(dialect.event(update)) for update in updates])
             ends |= {update.index: update.end for update in updates if update.end is not None}
+            if len(ends) == len(generation.requests):
+                break
+            await send_event(events)
         if self._asked.include_usage:
-            await send_event(_event(to_json(dialect.usage_chunk([ends[n] for n in sorted(ends)]))))
+            events += _event(to_json(dialect.usage_chunk([ends[n] for n in sorted(ends)])))
+        return events
 
 
 async def _collect(generation: Generation) -> list[Whole]:
