@@ -15,7 +15,7 @@ from typing import Protocol
 
 from kv_transfer.notices import Failed, Freed, Identity, Notice, PeerAddress, Stopped, first_error
 from kv_transfer.rendezvous import StreamRendezvous
-from kv_transfer.transports.interface import BlockMove, PairInfo, SourceChannel, Transport
+from kv_transfer.transports.interface import BlockMove, CannotOpen, PairInfo, SourceChannel, Transport
 from pdserve.errors import IncompatiblePeer, InvariantViolation, PeerLost, ServingError
 from pdserve.ids import PROTOCOL_VERSION, SequenceKey
 from pdserve.kv_memory import KvMemory
@@ -252,7 +252,7 @@ class SourcePair:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 self._channel = await transport.open_source(pair, rendezvous, self.source.memory)
-        except (IncompatiblePeer, RuntimeError):
+        except (IncompatiblePeer, CannotOpen, RuntimeError):
             self.source.unusable.setdefault(self.peer.boot_id, set()).add(accept.transport)
             raise
         group.create_task(self._watch(self._channel))

@@ -14,7 +14,7 @@ from kv_transfer.agreement import Agreement, agree, place_of
 from kv_transfer.notices import Committed, Identity, first_error
 from kv_transfer.rendezvous import StreamRendezvous
 from kv_transfer.transports.framing import give_tags
-from kv_transfer.transports.interface import BlockMove, PairInfo, TargetChannel, Transport
+from kv_transfer.transports.interface import BlockMove, CannotOpen, PairInfo, TargetChannel, Transport
 from pdserve.errors import IncompatiblePeer, InvariantViolation, PeerLost, ServingError
 from pdserve.ids import PROTOCOL_VERSION, SequenceKey
 from pdserve.kv_memory import KvMemory
@@ -168,7 +168,7 @@ class TargetPair:
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 self._channel = await transport.open_target(pair, rendezvous, self.owner.memory)
-        except (IncompatiblePeer, RuntimeError) as error:
+        except (IncompatiblePeer, CannotOpen, RuntimeError) as error:
             if not self._has_another:
                 raise
             self.owner.unusable.setdefault(self.source_boot_id, set()).add(self.transport_name)

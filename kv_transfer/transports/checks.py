@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kv_transfer.transports.framing import Frame, Generations, Ids, are_neighbours
-from kv_transfer.transports.gloo_link import MAX_DATA_TAG
+from kv_transfer.transports.framing import MAX_DATA_TAG, Frame, Generations, Ids, are_neighbours
 from kv_transfer.transports.interface import BlockMove
 from pdserve.errors import InvariantViolation, TransferCorrupt
 
 
 class StaleBlock(TransferCorrupt):
     """The generation had moved on."""
+
+
+def check_sources(frame: Frame, num_blocks: int) -> None:
+    """TransferCorrupt unless every source block of the frame is in a pool of so many."""
+    outside = (frame.sources < 0) | (frame.sources >= num_blocks)
+    if outside.any():
+        raise TransferCorrupt(f"source block {frame.sources[outside.argmax()]:,} of a pool of {num_blocks:,}")
 
 
 def check_generations(frame: Frame, generations: Generations | None) -> None:
@@ -27,7 +33,9 @@ def check_generations(frame: Frame, generations: Generations | None) -> None:
 
 
 def check_credited(sources: Ids, tags: Ids, num_blocks: int) -> None:
-    """InvariantViolation unless these blocks are in the pool, and those of one tag neighbours."""
+    """InvariantViolation unless these blocks are in the pool, their tags data's, and those of one tag neighbours."""
+    if (tags % 2).any() or tags.min() < 0 or tags.max() >= MAX_DATA_TAG:
+        raise InvariantViolation(f"credited tag is odd or past {MAX_DATA_TAG:,}")
     if sources.min() < 0 or sources.max() >= num_blocks:
         raise InvariantViolation(f"credited block is not one of {num_blocks:,}")
     if not are_neighbours(sources, tags):

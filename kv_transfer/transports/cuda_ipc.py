@@ -21,7 +21,8 @@ from torch import Tensor
 
 from kv_transfer.transports.background import Flag, call_in_thread
 from kv_transfer.transports.cuda_ipc_handle import CudaPoolSharing, PoolSharing
-from kv_transfer.transports.cuda_ipc_target import CudaIpcTarget
+from kv_transfer.transports.device_copies import DeviceCopies
+from kv_transfer.transports.fetching import FetchingTarget
 from kv_transfer.transports.gpu_copies import MakeQueue, PoolOf, as_words, queue_for
 from kv_transfer.transports.interface import DEFAULT_TIMEOUT_S, PairInfo, Rendezvous
 from kv_transfer.transports.pool_link import MappedPool, PoolLink, map_pool, offer_pool
@@ -75,7 +76,7 @@ class CudaIpcTransport:
         link.start(_refuse, lost.raise_)
         return PullSource("cuda-ipc", lost, link.close)
 
-    async def open_target(self, pair: PairInfo, rendezvous: Rendezvous, memory: KvMemory) -> CudaIpcTarget:
+    async def open_target(self, pair: PairInfo, rendezvous: Rendezvous, memory: KvMemory) -> FetchingTarget:
         assert pair.block_bytes == memory.block_bytes
         mapped = await call_in_thread("cuda-ipc-open", lambda: self._map(pair, rendezvous), _Mapped.close)
         assert mapped.blocks is not None
@@ -84,7 +85,8 @@ class CudaIpcTransport:
         mapped.host.link.start(_refuse, lost.raise_)
         source, mapped.blocks = as_words(mapped.blocks, pair.block_bytes), None
         queue = self._make_queue(target.device)
-        return CudaIpcTarget(source, mapped.host.pool.generations, target, queue, lost, mapped.close)
+        copies = DeviceCopies(source, mapped.host.pool.generations, target, queue, lost)
+        return FetchingTarget("cuda-ipc", copies, lost, mapped.close)
 
     def _map(self, pair: PairInfo, rendezvous: Rendezvous) -> _Mapped:
         """Blocks. The link proves that it is this pair's source; only then is its card looked at."""

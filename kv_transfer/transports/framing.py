@@ -30,6 +30,8 @@ MESSAGE_BYTES = 512 << 10
 """At most: smaller ones cost calls, larger ones leave the processor's caches."""
 MAX_FRAME_BLOCKS = 1024
 """So that the questions about one frame fit in a packet (shared_memory)."""
+MAX_DATA_TAG = 2**31 - 16
+"""Data's tags are below it; gloo_link has those above for itself."""
 
 Ids = npt.NDArray[np.int64]
 Generations = npt.NDArray[np.uint64]

@@ -14,9 +14,9 @@ from __future__ import annotations
 from kv_transfer.transports.background import call_in_thread
 from kv_transfer.transports.faults import NO_FAULTS, Faults
 from kv_transfer.transports.gloo_link import SOURCE_RANK, TARGET_RANK, GlooDevice, GlooLink
-from kv_transfer.transports.gloo_source import GlooSource
-from kv_transfer.transports.gloo_target import GlooTarget
+from kv_transfer.transports.gloo_payload import GlooIncoming, GlooOutgoing
 from kv_transfer.transports.interface import DEFAULT_TIMEOUT_S, PairInfo, Rendezvous
+from kv_transfer.transports.pushing import PushedTarget, PushingSource
 from pdserve.kv_memory import KvMemory
 
 
@@ -43,13 +43,14 @@ class GlooTransport:
     def is_available(self, *, same_process: bool, same_host: bool) -> bool:
         return True
 
-    async def open_source(self, pair: PairInfo, rendezvous: Rendezvous, memory: KvMemory) -> GlooSource:
+    async def open_source(self, pair: PairInfo, rendezvous: Rendezvous, memory: KvMemory) -> PushingSource:
         link = await self._meet(pair, SOURCE_RANK, rendezvous, memory)
-        return GlooSource(pair, link, memory, self._faults, self._digests)
+        payload = GlooOutgoing(link, memory, self._faults, self._digests)
+        return PushingSource("gloo", pair, link, payload, self._faults)
 
-    async def open_target(self, pair: PairInfo, rendezvous: Rendezvous, memory: KvMemory) -> GlooTarget:
+    async def open_target(self, pair: PairInfo, rendezvous: Rendezvous, memory: KvMemory) -> PushedTarget:
         link = await self._meet(pair, TARGET_RANK, rendezvous, memory)
-        return GlooTarget(pair, link, memory, self._digests)
+        return PushedTarget("gloo", pair, link, GlooIncoming(link, memory, self._digests))
 
     async def _meet(self, pair: PairInfo, rank: int, rendezvous: Rendezvous, memory: KvMemory) -> GlooLink:
         assert pair.block_bytes == memory.block_bytes

@@ -33,8 +33,7 @@ SOURCE_RANK = 0
 TARGET_RANK = 1
 _SENTINEL_TAG = 2**31 - 1
 _CLOSE_TAG = 2**31 - 3
-_HELLO_TAG = 2**31 - 5
-MAX_DATA_TAG = 2**31 - 16
+_HELLO_TAG = 2**31 - 5  # all above framing.MAX_DATA_TAG
 _FOREVER = timedelta(days=365)
 _AT_ONCE = timedelta(milliseconds=1)
 

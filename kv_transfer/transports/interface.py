@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kv_transfer.transports.background import call_soon, settled_in_spite_of_cancellation
-from pdserve.errors import ServingError
+from pdserve.errors import PeerLost, ServingError
 from pdserve.kv_memory import KvMemory
 
 DEFAULT_TIMEOUT_S = 5.0
@@ -59,6 +59,10 @@ class ChannelStats:
     busy_s: float = 0.0  # time with a block under way
     stale_blocks: int = 0  # refused: the generation had moved on
     corrupt_blocks: int = 0  # refused: digest or descriptor
+
+
+class CannotOpen(PeerLost):
+    """This way to the peer could not be opened, though the peer may well be there: another may be tried."""
 
 
 class Rendezvous(Protocol):
@@ -165,4 +169,5 @@ class Transport(Protocol):
         """Meet the target. Raises PeerLost when it does not come in time."""
 
     async def open_target(self, pair: PairInfo, rendezvous: Rendezvous, memory: KvMemory) -> TargetChannel:
-        """Meet the source. Raises PeerLost when it does not come in time, IncompatiblePeer when it is another."""
+        """Meet the source. Raises PeerLost when it does not come in time, CannotOpen where this way may never work,
+        IncompatiblePeer when it is another."""

@@ -14,8 +14,9 @@ from kv_transfer.transports.gloo_link import SOURCE_RANK, TARGET_RANK, GlooDevic
 from kv_transfer.transports.gpu_copies import MakeQueue, PoolOf, as_words, queue_for
 from kv_transfer.transports.interface import DEFAULT_TIMEOUT_S, PairInfo, Rendezvous
 from kv_transfer.transports.nccl_communicator import Communicator, Connect, NcclCommunicator
-from kv_transfer.transports.nccl_ends import NcclSource, NcclTarget
 from kv_transfer.transports.nccl_link import NcclLink
+from kv_transfer.transports.nccl_payload import NcclIncoming, NcclOutgoing
+from kv_transfer.transports.pushing import PushedTarget, PushingSource
 from pdserve.kv_memory import KvMemory
 
 
@@ -43,16 +44,19 @@ class NcclTransport:
         """Whether the two GPUs may form a communicator is for gpu_choice to know."""
         return True
 
-    async def open_source(self, pair: PairInfo, rendezvous: Rendezvous, memory: KvMemory) -> NcclSource:
+    async def open_source(self, pair: PairInfo, rendezvous: Rendezvous, memory: KvMemory) -> PushingSource:
         link = await self._meet(pair, SOURCE_RANK, rendezvous, memory)
         blocks = as_words(self._pool_of(memory), pair.block_bytes)
         queue = self._make_queue(blocks.device)
-        return NcclSource(pair, link, memory, blocks, queue, self._faults, self._digests)
+        payload = NcclOutgoing(link, memory, blocks, queue, self._faults, self._digests)
+        return PushingSource("nccl", pair, link, payload, self._faults)
 
-    async def open_target(self, pair: PairInfo, rendezvous: Rendezvous, memory: KvMemory) -> NcclTarget:
+    async def open_target(self, pair: PairInfo, rendezvous: Rendezvous, memory: KvMemory) -> PushedTarget:
         link = await self._meet(pair, TARGET_RANK, rendezvous, memory)
         blocks = as_words(self._pool_of(memory), pair.block_bytes)
-        return NcclTarget(pair, link, blocks, self._make_queue(blocks.device), self._digests)
+        queue = self._make_queue(blocks.device)
+        payload = NcclIncoming(link, blocks, pair.block_bytes, queue, self._digests)
+        return PushedTarget("nccl", pair, link, payload)
 
     async def _meet(self, pair: PairInfo, rank: int, rendezvous: Rendezvous, memory: KvMemory) -> NcclLink:
         assert pair.block_bytes == memory.block_bytes

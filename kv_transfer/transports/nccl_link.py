@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroupGloo
 
 from kv_transfer.transports.gloo_link import SOURCE_RANK, GlooLink
 from kv_transfer.transports.gpu_copies import Mark
-from kv_transfer.transports.interface import PairInfo, Rendezvous
+from kv_transfer.transports.interface import CannotOpen, PairInfo, Rendezvous
 from kv_transfer.transports.nccl_communicator import Communicator
 from kv_transfer.transports.nccl_watchdog import Watchdog
 from pdserve.errors import IncompatiblePeer, PeerLost
@@ -36,8 +36,8 @@ class NcclLink(GlooLink):
             self._try_out(pair, rank, device)
         except BaseException as error:
             self.close()
-            if isinstance(error, RuntimeError):
-                raise PeerLost(f"no NCCL communicator: {error}") from error
+            if isinstance(error, RuntimeError | PeerLost):  # also when it does not connect in time
+                raise CannotOpen(f"no NCCL communicator: {error}") from error
             raise
 
     def send_payload(self, payload: Tensor) -> Mark:

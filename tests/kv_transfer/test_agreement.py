@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +58,7 @@ def test_gpu_transports_are_given_the_pool_and_not_the_host_memory() -> None:
         assert loaded._pool_of(memory) is gpu.blocks
 
 
+ROOT = Path(__file__).resolve().parents[2]
 ALL = ("cuda_ipc", "nccl", "staged")
 NEIGHBOUR, FAR = GpuPlace("host", "GPU-b", OLD), GpuPlace("elsewhere", "GPU-c", OLD)
 
@@ -110,3 +114,10 @@ def test_two_that_force_unlike_names_are_told_both() -> None:
     ours = make_transports("nccl", "127.0.0.1", gpu_pool(NEW))
     with pytest.raises(IncompatiblePeer, match=r"it has cuda_ipc, this worker nccl$"):
         agree(ours, HERE, hello("cuda_ipc"), set(), peer_access=False)
+
+
+def test_choosing_a_transport_loads_no_torch() -> None:
+    """A mock worker with shared memory, and the launcher, start without it."""
+    code = "import sys, kv_transfer.selection, kv_transfer.agreement; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -172,7 +172,7 @@ def test_a_block_given_away_while_the_source_packs_is_never_sent() -> None:
         async with wire.pair() as pair:
             for queue in wire.queues:
                 queue.let_go.set()
-            source_queue = pair.source._queue
+            source_queue = pair.source._payload._queue
             source_queue.let_go.clear()
             before = bytes(pair.target_memory.data)
             moves = pair.random_moves(4)
