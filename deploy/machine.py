@@ -1,4 +1,4 @@
-"""What this machine has: cores, memory, GPUs, ports, file descriptors; told without loading torch."""
+"""What this machine has: cores, memory, ports, file descriptors; told without loading torch (GPUs: gpus.py)."""
 
 from __future__ import annotations
 
@@ -24,16 +24,6 @@ def available_bytes() -> int:
     """Memory that could be had without swapping."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     return int(found[1]) * 1024 if found else 1 << 30
-
-
-def num_gpus() -> int:
-    """CUDA devices that a worker would see: CUDA_VISIBLE_DEVICES where set, else what the driver shows."""
-    present = len([name for name in os.listdir("/dev") if re.fullmatch(r"nvidia\d+", name)])
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None or not present:
-        return present
-    named = [one.strip() for one in visible.split(",")]
-    return named.index("-1") if "-1" in named else len([one for one in named if one])
 
 
 def raise_open_files() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.checkpoint import Checkpoint, check_checkpoint
 from deploy.cores import Share, divide, shown, this_machine
+from deploy.gpus import Gpu, Gpus, find_gpus, spread, usable_gpus
 from deploy.hub import model_directory
-from deploy.machine import available_bytes, num_gpus
+from deploy.machine import available_bytes
 from deploy.models.demo_model import demo_model_directory
 from deploy.safetensors_headers import BadCheckpoint
+from kv_transfer.selection import HOST_TRANSPORTS
+from kv_transfer.transports.gpu_choice import GPU_TRANSPORTS, GpuPlace, obstacle
 from pdserve.config import ServeConfig, WorkerConfig, WorkerStart
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
@@ -25,9 +29,7 @@ CPU_KV_SHARE = 0.25  # of the available memory, over all workers
 CPU_CONTEXT = 8192  # the default context on a CPU at most: a pool of CPU_KV_BYTES holds it with most models
 NO_LIMIT_CONTEXT = 8192  # of a model that names none
 FLOAT32_PARAMETERS = 200_000_000  # on a CPU larger models are computed in bfloat16
-
-
-GPU_ENGINE_IS_BUILT = False  # pools, kernels and transports for GPUs are still to come
+BFLOAT16_CAPABILITY = (8, 0)  # the first cards that multiply in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class ResolvedServe:
                 listen="127.0.0.1:0",
                 config=self._share(device),
                 processors=share.processors,
+                shares_gpu=self.config.ray is None and device != "cpu" and self.devices.count(device) > 1,
             )
             for (role, n), device, share in zip(named, self.devices, self.shares, strict=True)
         ]
@@ -82,9 +85,10 @@ def resolve(config: ServeConfig) -> ResolvedServe:
     if config.worker.mock is not None:
         _check_profile(Path(config.worker.mock))
     num_workers = config.prefill + config.decode
-    devices = _devices(config, num_workers)
+    _check_transport(config)
+    devices, cards = _devices(config, num_workers)
     max_model_len = _context(config.worker, checkpoint)
-    dtype = _dtype(config.worker, checkpoint)
+    dtype = _dtype(config.worker, checkpoint, cards)
     shares = _shares(config, num_workers)
     worker = replace(config.worker, dtype=dtype, max_model_len=max_model_len, threads=shares[0].threads)
     worker = _defaults(worker, num_workers)
@@ -92,27 +96,50 @@ def resolve(config: ServeConfig) -> ResolvedServe:
     return ResolvedServe(config, checkpoint, name, max_model_len, worker, devices, shares)
 
 
-def _devices(config: ServeConfig, num_workers: int) -> tuple[str, ...]:
-    if config.worker.device == "cuda" and config.worker.mock is None and not GPU_ENGINE_IS_BUILT:
-        raise StartError("--device is cuda; this version computes on CPUs only: give cpu", ExitCode.ENVIRONMENT)
-    if config.ray is not None and config.worker.device == "cuda" and config.worker.mock is None:
-        return ("cuda:0",) * num_workers  # each sees the GPU that Ray gives it; how many there are, Ray knows
-    if config.worker.mock is not None or config.worker.device == "cpu":
-        if config.worker.kv_transport == "nccl":
-            raise StartError(
-                "--kv-transport is nccl; it needs GPUs, which no engine uses yet: give auto", ExitCode.ENVIRONMENT
-            )
-        return ("cpu",) * num_workers
-    count = num_gpus()
-    if count == 0:
-        raise StartError("--device is cuda; no GPU is visible (driver, CUDA_VISIBLE_DEVICES)", ExitCode.ENVIRONMENT)
-    if config.worker.kv_transport == "nccl" and num_workers > count:
+def _on_gpu(config: ServeConfig) -> bool:
+    return config.worker.device == "cuda" and config.worker.mock is None
+
+
+def _check_transport(config: ServeConfig) -> None:
+    """The name must be one of the device's."""
+    name = config.worker.kv_transport
+    if not _on_gpu(config) and name in GPU_TRANSPORTS:
         raise StartError(
-            f"--kv-transport is nccl; it needs a GPU for each of {num_workers} workers, {count} visible: "
-            "start fewer workers, or give auto",
+            f"--kv-transport is {name}; it moves KV between GPUs: give auto, {', '.join(HOST_TRANSPORTS)}, or --device "
+            "cuda without --mock",
             ExitCode.ENVIRONMENT,
         )
-    return tuple(f"cuda:{n % count}" for n in range(num_workers))
+    if _on_gpu(config) and name in HOST_TRANSPORTS:
+        raise ConfigError(
+            [f"--kv-transport is {name}; with --device cuda it must be auto or one of {', '.join(GPU_TRANSPORTS)}"]
+        )
+
+
+def _devices(config: ServeConfig, num_workers: int) -> tuple[tuple[str, ...], tuple[Gpu, ...]]:
+    """One device per worker, prefill workers first; the cards, where they are this machine's GPUs."""
+    if not _on_gpu(config):
+        return ("cpu",) * num_workers, ()
+    if config.ray is not None:
+        return ("cuda:0",) * num_workers, ()  # each sees the GPU that Ray gives it; how many there are, Ray knows
+    found = find_gpus()
+    cards = usable_gpus(found)
+    numbers = spread(config.prefill, config.decode, len(cards))
+    _check_links(config, found, numbers)
+    log.info("GPUs: %s; workers on %s", ", ".join(one.name for one in cards), ", ".join(map(str, numbers)))
+    return tuple(f"cuda:{number}" for number in numbers), cards
+
+
+def _check_links(config: ServeConfig, found: Gpus, numbers: tuple[int, ...]) -> None:
+    """A transport that was asked for by name must work between every two workers that will hand over."""
+    name = config.worker.kv_transport
+    if name == "auto":
+        return
+    for theirs in numbers[: config.prefill]:
+        for mine in numbers[config.prefill :]:
+            places = (GpuPlace("here", f"cuda:{number}", found.nccl) for number in (mine, theirs))
+            reason = obstacle(name, *places, peer_access=theirs in found.cards[mine].reads)
+            if reason is not None:
+                raise StartError(f"--kv-transport is {name}; {reason}: give auto", ExitCode.ENVIRONMENT)
 
 
 def _context(worker: WorkerConfig, checkpoint: Checkpoint) -> int:
@@ -127,12 +154,16 @@ def _context(worker: WorkerConfig, checkpoint: Checkpoint) -> int:
     return longest or NO_LIMIT_CONTEXT
 
 
-def _dtype(worker: WorkerConfig, checkpoint: Checkpoint) -> str:
+def _dtype(worker: WorkerConfig, checkpoint: Checkpoint, cards: Sequence[Gpu]) -> str:
+    old = next((card for card in cards if card.capability < BFLOAT16_CAPABILITY), None)
+    if worker.dtype == "bfloat16" and old is not None:
+        shown = ".".join(map(str, old.capability))
+        raise ConfigError([f"--dtype is bfloat16; {old.name} (compute capability {shown}) has none: give float16"])
     if worker.dtype != "auto":
         return worker.dtype
     if worker.device == "cpu":
         return "float32" if checkpoint.num_parameters < FLOAT32_PARAMETERS else "bfloat16"
-    return checkpoint.stored_dtype if checkpoint.stored_dtype == "float16" else "bfloat16"
+    return "float16" if old is not None or checkpoint.stored_dtype == "float16" else "bfloat16"
 
 
 def _shares(config: ServeConfig, num_workers: int) -> tuple[Share, ...]:

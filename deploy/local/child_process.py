@@ -40,16 +40,20 @@ class ChildProcess:
 
     @classmethod
     async def spawn(
-        cls, name: str, command: Sequence[str], first_line: str, max_line_bytes: int = MAX_LINE_BYTES
-    ) -> Self:
-        """Start the child and hand it its first line; an answer longer than `max_line_bytes` is none."""
+        cls, name: str, command: Sequence[str], first_line: str, max_line_bytes: int = MAX_LINE_BYTES,
+        environment: Mapping[str, str] | None = None,
+    ) -> Self:  # fmt: skip
+        """Start the child and hand it its first line; an answer longer than `max_line_bytes` is none.
+
+        `environment`: the whole of it; child_environment() unless given.
+        """
         guarded = [sys.executable, "-P", "-m", "deploy.local.die_with_parent", str(os.getpid()), *command]
         process = await asyncio.create_subprocess_exec(
             *guarded,
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,
-            env=child_environment(),
+            env=child_environment() if environment is None else environment,
             process_group=0,
             limit=max_line_bytes,
         )

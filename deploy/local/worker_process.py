@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploy.local.child_process import ChildProcess
+from deploy.local.environment import worker_environment
 from pdserve.config import WorkerStart
 from pdserve.exit import StartError
 
@@ -43,7 +44,9 @@ class WorkerProcess:
     @classmethod
     async def spawn(cls, start: WorkerStart, command: Sequence[str]) -> WorkerProcess:
         """Start the child and hand it its first line."""
-        return cls(start, await ChildProcess.spawn(start.worker_id, command, start.to_json()))
+        environment = worker_environment(start)
+        child = await ChildProcess.spawn(start.worker_id, command, start.to_json(), environment=environment)
+        return cls(start, child)
 
     @property
     def worker_id(self) -> str:

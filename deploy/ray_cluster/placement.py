@@ -80,7 +80,7 @@ def placed(worker: WorkerStart, host: str, per_gpu: int) -> WorkerStart:
         return replace(worker, listen=_address(host))
     share = worker.config.gpu_memory_utilization / per_gpu
     config = replace(worker.config, gpu_memory_utilization=share)
-    return replace(worker, device="cuda:0", listen=_address(host), config=config)
+    return replace(worker, device="cuda:0", listen=_address(host), config=config, shares_gpu=per_gpu > 1)
 
 
 def listen_hosts(node_ips: Sequence[str], own_ip: str) -> list[str]:
