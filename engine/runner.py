@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.attention import AttentionBackend
 from engine.batch import StepBatch, StepPacker
+from engine.grammar import MaskThread
 from engine.kv_pool import KvPool
 from engine.model import LoadedModel
 from engine.sampler import sample
@@ -31,16 +32,17 @@ class TorchRunner:
         self.pool = pool
         self.computes = model.kernels.forward_over(pool, backend)
         self._packer = StepPacker(pool.layout.block_size, model.kernels.row_multiple, model.device)
+        self._masks = MaskThread()
 
     def execute(self, steps: Seq[SequenceStep]) -> list[StepResult]:
         """Compute one step and sample; one result per sequence, in order. See `StepRunner`."""
         if not steps:
             return []
         assert not self.model.deterministic or torch.get_num_threads() == 1, "somebody raised the number of threads"
-        batch = self._packer.pack(steps)
-        logits = self.forward(batch)
         requests = [step.sample for step in steps if step.sample is not None]
-        chosen = iter(sample(logits, requests))
+        self._masks.begin(requests)
+        logits = self.forward(self._packer.pack(steps))
+        chosen = iter(sample(logits, requests, self._masks.take()))
         return [None if step.sample is None else next(chosen) for step in steps]
 
     @torch.inference_mode()

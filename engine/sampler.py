@@ -1,7 +1,7 @@
 """Choosing tokens from logits. Each row is its own affair: nothing here depends on the batch.
 
     raw logits -> logprobs (reported)
-        |-> penalties, logit bias, end tokens out before min_tokens -> greedy
+        |-> penalties, logit bias, end tokens out before min_tokens, what the constraint does not allow out -> greedy
                 -> temperature -> min_p -> top_k, top_p -> one uniform number, inverse CDF in order of token id
 
 Definitions and order are vLLM's.
@@ -10,22 +10,26 @@ Definitions and order are vLLM's.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
 import numpy as np
 from torch import Tensor
 
-from engine.selection import Float64s, draw, drop_beyond, highest
+from engine.grammar.mask_thread import NO_MASKS, Mask
+from engine.selection import Float64s, Indexes, draw, drop_beyond, highest, set_bits
 from engine.uniform import uniform
 from pdserve.errors import BadSampling, ServingError
 from pdserve.sampling import SampledToken, SamplingParams, TokenLogprobs
 from scheduling.step import SampleRequest
 
 
-def sample(logits: Tensor, requests: Seq[SampleRequest]) -> list[SampledToken | ServingError]:
+def sample(
+    logits: Tensor, requests: Seq[SampleRequest], masks: Mapping[int, Mask] = NO_MASKS
+) -> list[SampledToken | ServingError]:
     """One token per row, or why there is none.
 
-    Shapes:  logits [n, V], any float dtype; one request per row.
+    Shapes:  logits [n, V], any float dtype; one request per row; one mask per row that has a matcher.
     """
     assert logits.shape[0] == len(requests)
     best, token_ids = (part.tolist() for part in logits.max(-1))
@@ -35,9 +39,20 @@ def sample(logits: Tensor, requests: Seq[SampleRequest]) -> list[SampledToken | 
             results.append(ServingError(f"the model's logits are not finite (highest is {top})"))
         elif _is_plain(request):
             results.append(SampledToken(token_id))
-        else:
+        elif request.matcher is None:
             results.append(_sample_row(logits[row].double().cpu().numpy(), request))
+        else:
+            results.append(_sample_constrained(logits[row], request, masks[row]))
     return results
+
+
+def _sample_constrained(logits: Tensor, request: SampleRequest, mask: Mask) -> SampledToken | ServingError:
+    if isinstance(mask, ServingError):
+        return mask
+    allowed = set_bits(mask, len(logits))
+    if len(allowed) == 1 and request.sampling.logprobs is None:  # as in most of a JSON object with fixed keys
+        return SampledToken(int(allowed[0]))
+    return _sample_row(logits.double().cpu().numpy(), request, allowed)
 
 
 def _is_plain(request: SampleRequest) -> bool:
@@ -46,16 +61,20 @@ def _is_plain(request: SampleRequest) -> bool:
         return True
     sampling = request.sampling
     bare = sampling.greedy and not sampling.has_penalties and not sampling.logit_bias and sampling.logprobs is None
-    return bare and not _too_early_to_end(request)
+    return bare and request.matcher is None and not _too_early_to_end(request)
 
 
 def _too_early_to_end(request: SampleRequest) -> bool:
     return request.output_index < request.sampling.min_tokens and bool(request.sampling.end_token_ids)
 
 
-def _sample_row(raw: Float64s, request: SampleRequest) -> SampledToken | ServingError:
+def _sample_row(raw: Float64s, request: SampleRequest, allowed: Indexes | None = None) -> SampledToken | ServingError:
+    """`allowed`: the tokens that a constraint leaves; None where there is none."""
     sampling = request.sampling
     scores = _bent(raw, request)
+    if allowed is not None:
+        every, scores = scores, np.full(len(raw), -np.inf)
+        scores[allowed] = every[allowed]
     best = float(scores.max())
     if not np.isfinite(best):
         return BadSampling("no token is possible: every one is ruled out by the sampling parameters")

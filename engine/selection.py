@@ -17,6 +17,11 @@ _SORTED = 2048  # so few are simply sorted
 _SHIFTS = (46, 34, 22, 10)  # of a float64's bits, those above are compared in each round; the last are left to the sort
 
 
+def set_bits(bits: bytes, count: int) -> Indexes:
+    """Which of the first `count` bits are set, the lowest bit of a byte first; bits that are not there are not set."""
+    return np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), count=count, bitorder="little"))
+
+
 def highest(scores: Float64s, count: int) -> Indexes:
     """Where the `count` highest are, in order of position; ties with the last of them are all there."""
     count = min(count, len(scores))

@@ -17,8 +17,8 @@ from pdserve.sampling import SampledToken, SamplingParams
 class TokenMatcher(Protocol):
     """Which tokens may follow in one sequence, by its constraint; made before the sequence is queued, kept with it."""
 
-    def allowed(self, output_token_ids: Seq[int]) -> bytes:
-        """One bit per token id, lowest first, of those that may come after these, which only grow from call to call.
+    def allowed(self, token_ids: Seq[int], num_prompt_tokens: int) -> bytes:
+        """One bit per token id, lowest first, of those that may come next: a sequence's tokens only grow between calls.
 
         Raises ServingError: the tokens break the constraint, or following it costs too much.
         """

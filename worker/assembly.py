@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from engine.core import EngineCore
+from engine.grammar import GrammarCompiler
 from engine.sizing import num_kv_blocks
 from kv_transfer.transports.gpu_choice import GpuPool
 from pdserve.clock import Clock
@@ -30,6 +31,7 @@ class BuiltEngine:
     max_model_len: int
     vocab_size: int
     gpu: GpuPool | None = None  # where the blocks lie if not in `memory`, which then holds their generations only
+    grammars: GrammarCompiler | None = None  # None: it takes no constraints
 
 
 def assemble(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from engine.grammar import GrammarCompiler
 from engine.kv_pool import KvPool
 from engine.model import load_model
 from engine.runner import TorchRunner
@@ -33,4 +36,5 @@ def build_torch(start: WorkerStart, clock: Clock) -> BuiltEngine:
     memory.make_resident()
     runner = TorchRunner(model, KvPool(layout, num_blocks, memory))
     runner.warm_up(config.max_num_batched_tokens, config.max_num_seqs)
-    return assemble(config, memory, layout, runner, model.max_model_len, model.vocab_size, clock)
+    built = assemble(config, memory, layout, runner, model.max_model_len, model.vocab_size, clock)
+    return replace(built, grammars=GrammarCompiler(start.model, model.vocab_size))

@@ -31,6 +31,7 @@ from pdserve.settings import ConfigError, split_address
 from pdserve.v1 import worker_pb2 as pb
 from worker.assembly import BuiltEngine
 from worker.build import build_engine
+from worker.constraints import ConstraintDesk
 from worker.peers import PeerConnector
 from worker.policy import RolePolicy
 from worker.runtime import Worker
@@ -72,7 +73,7 @@ async def run_worker(
     connect = PeerConnector(start.cluster_secret)
     source = HandoffSource(identity, built.memory, transports, connect, notices)
     target = HandoffTarget(identity, built.memory, transports, notices, gpu.reaches if gpu is not None else _nowhere)
-    worker = Worker(policy, built.core, source, target, notices, MonotonicClock())
+    worker = Worker(policy, built.core, source, target, notices, MonotonicClock(), ConstraintDesk(built.grammars))
     hello = _hello(policy, start, built, identity, list(transports))
     service = WorkerService(worker, target, hello, start.cluster_secret)
     server, port = await serve(service, host, port)

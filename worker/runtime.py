@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 from engine.core import Commit, EngineCore, Quarantine, Release, Report, Room, Submit
 from engine.thread import EngineThread
@@ -26,6 +27,7 @@ from scheduling.latency import OnlineLatencyEstimator
 from scheduling.lease import LEASE_S, LeaseTable
 from scheduling.sequence import Sequence, SequenceMode
 from worker.accounting import StepBooks, committed_event, count_transfer
+from worker.constraints import ConstraintDesk
 from worker.outbox import Outbox
 from worker.policy import RolePolicy
 from worker.status import status_message
@@ -64,6 +66,7 @@ class Worker:
         target: HandoffTarget,
         notices: asyncio.Queue[Notice],
         clock: Clock,
+        constraints: ConstraintDesk,
     ) -> None:
         self.policy = policy
         self.telemetry = Telemetry()
@@ -79,6 +82,8 @@ class Worker:
         self._outboxes: set[Outbox] = set()
         self._emptied = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._constraints = constraints
+        self._compiling: set[asyncio.Task[None]] = set()
 
     # ---- life ----
 
@@ -92,9 +97,11 @@ class Worker:
             self._abort(key, "worker stops")
         await self._source.close()
         await self._target.close()
-        for task in self._tasks:
+        self._constraints.close()
+        tasks = [*self._tasks, *self._compiling]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self._thread.stop)
         for outbox in list(self._outboxes):
             outbox.close()
@@ -147,13 +154,13 @@ class Worker:
             error = IncompatiblePeer(f"a {self.policy.role} worker does not take mode {submit.mode}")
             self._tell_failed(outbox, key, error)
             return
-        now = self._clock.now()
-        sequence = Sequence(
-            key=key, mode=mode, prompt_token_ids=submit.prompt_token_ids, output_token_ids=submit.output_token_ids,
-            sampling=sampling_from_proto(submit.sampling), salt=submit.tenant, priority=submit.priority,
+        now, sampling = self._clock.now(), sampling_from_proto(submit.sampling)
+        make = partial(
+            Sequence, key=key, mode=mode, prompt_token_ids=submit.prompt_token_ids,
+            output_token_ids=submit.output_token_ids, sampling=sampling, salt=submit.tenant, priority=submit.priority,
             arrival_s=now, deadline_s=now + submit.deadline_left_s,
         )  # fmt: skip
-        self._tracked[key] = Tracked(mode, outbox)
+        tracked = self._tracked[key] = Tracked(mode, outbox)
         self._leases.grant(key)
         num_tokens = len(submit.prompt_token_ids) + len(submit.output_token_ids)
         if mode is SequenceMode.PREFILL:
@@ -161,7 +168,22 @@ class Worker:
             self._source.begin(key, peer, -(-num_tokens // self._block_size))
         elif mode is SequenceMode.DECODE:
             self._target.expect(key, submit.peer.boot_id)
-        self._thread.put(Submit(sequence))
+        if sampling.constraint is None:
+            self._thread.put(Submit(make()))
+        else:
+            compiling = asyncio.create_task(self._submit_constrained(key, tracked, make))
+            self._compiling.add(compiling)
+            compiling.add_done_callback(self._compiling.discard)
+
+    async def _submit_constrained(self, key: SequenceKey, tracked: Tracked, make: partial[Sequence]) -> None:
+        """The handoff goes ahead meanwhile; a sequence that ended meanwhile never reaches the engine."""
+        try:
+            sequence = make(matcher=await self._constraints.matcher(make.keywords["sampling"]))
+            if self._tracked.get(key) is tracked and not tracked.told_end:
+                self._thread.put(Submit(sequence))
+        except ServingError as error:
+            if self._tracked.get(key) is tracked:
+                self._fail(key, error)
 
     def _abort(self, key: SequenceKey, reason: str) -> None:
         """End a sequence here; its blocks are freed at once, or as soon as no transfer can touch them."""

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import json
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +104,7 @@ class Wire:
         sampling: SamplingParams,
         peer: Wire | None = None,
         deadline_s: float = 60.0,
+        output: Sequence[int] = (),
     ) -> None:
         named = on_wire(key)
         self.keys[named.attempt] = key
@@ -111,6 +112,7 @@ class Wire:
             key=key_to_proto(named),
             mode=mode,
             prompt_token_ids=prompt,
+            output_token_ids=output,
             sampling=sampling_to_proto(sampling),
             deadline_left_s=deadline_s,
         )
