@@ -65,7 +65,7 @@ class FrontDoors:
         front = front_config(config)
         names = CoreConfig(
             max_in_flight=config.max_concurrent_requests,
-            slo_classes=frozenset(front.slo_classes),
+            slos=tuple(front.slo_classes.values()),
             tenants=frozenset({front.default_tenant, *config.tenants, *(one.tenant for one in config.tenant_keys)}),
             routing=RoutingConfig(local_prefill_max_tokens=config.local_prefill_max_tokens),
         )

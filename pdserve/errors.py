@@ -6,7 +6,7 @@
       CapacityError       try later or elsewhere                       429
         QueueFull, NoFreeBlocks
       HandoffError        the prompt may be computed again             503
-        PeerLost, LeaseExpired, TransferCorrupt, NoWorker
+        PeerLost, LeaseExpired, TransferCorrupt, NoWorker, Stopping
       DeadlineExceeded    the client's time is up                      504
       Cancelled           the client left or aborted                   499
       IncompatiblePeer    two workers can never talk                   409
@@ -122,6 +122,10 @@ class NoWorker(HandoffError):
     """No live worker for a role."""
 
 
+class Stopping(HandoffError):
+    """This router stops; another one may serve it."""
+
+
 class LeaseExpired(HandoffError):
     """Blocks were held longer than their lease."""
 
@@ -163,6 +167,14 @@ _BY_STATUS: dict[str, type[ServingError]] = {
 }  # fmt: skip
 
 
-def error_from_status(status: str, message: str) -> ServingError:
-    """The error that a status name stands for, as it arrives from another process."""
+_BY_REASON: dict[str, type[ServingError]] = {
+    cls.__name__: cls for cls in (QueueFull, NoFreeBlocks, PeerLost, LeaseExpired, TransferCorrupt, PromptTooLong)
+}
+
+
+def error_from_status(status: str, message: str, reason: str = "") -> ServingError:
+    """The error that a status name stands for, as it arrives from another process; `reason`: its class, if known."""
+    exact = _BY_REASON.get(reason)
+    if exact is not None and exact.status.name == status:
+        return exact(message)
     return _BY_STATUS.get(status, ServingError)(message)

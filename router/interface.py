@@ -29,6 +29,7 @@ class RouterRequest:
     tenant: str
     received_s: float  # when the front had the whole request
     deadline_s: float  # absolute; the core ends the request with DeadlineExceeded by then
+    trace_parent: str | None = None  # W3C traceparent that came with it
 
 
 @dataclass(slots=True)  # not frozen: one a token, and freezing costs more than the rest of it

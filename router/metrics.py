@@ -6,35 +6,42 @@ A dead worker's series disappear; what it had counted in series that name no wor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from pdserve.slo import Blame, Slo, Timing, Verdict
-from router.record import Outcome
+from pdserve.slo import Slo
+from router.record import Outcome, RequestRecord
 from router.token_gaps import GapHistogram
 from router.worker_series import PREFIX, WorkerCollector, WorkerSnapshot, WorkerSource
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TRANSFER_SECONDS = (0.0005, *_SECONDS)
-_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0)
+_GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0)
+_SIZES = tuple(float(2**n) for n in range(18))
+_PHASES = ("queue", "prefill", "transfer", "decode_wait", "decode")
 
 
 class RouterMetrics:
-    """What the router counts, and the collector of what workers count."""
+    """What the router counts, and the collector of what workers count. A `RecordSink`."""
 
     def __init__(
-        self, workers: WorkerSource, slo_classes: Iterable[str] = ("default",), tenants: Iterable[str] = ("default",)
+        self, workers: WorkerSource, slos: Sequence[Slo] = (Slo(),), tenants: Iterable[str] = ("default",)
     ) -> None:
+        """Every threshold of the configured classes is a bucket's edge: attainment can be read from the histogram."""
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self._slo_classes = frozenset(slo_classes)
+        self._slo_classes = frozenset(slo.slo_class for slo in slos)
         self._tenants = frozenset(tenants)
-        self._ttft = self._histogram("time_to_first_token_seconds", "Received until the first token left.", _SECONDS)
-        self._tpot = self._histogram("time_per_output_token_seconds", "(last - first token) / (n - 1).", _TOKEN_SECONDS)
-        self._gap = GapHistogram(PREFIX + "inter_token_latency_seconds", "Between two tokens.", _TOKEN_SECONDS)
+        first, later = _with_edges(_SECONDS, (s.ttft_s for s in slos)), _with_edges(_GAPS, (s.tpot_s for s in slos))
+        self._ttft = self._histogram("time_to_first_token_seconds", "Received until the first token left.", first)
+        self._tpot = self._histogram("time_per_output_token_seconds", "(last - first token) / (n - 1).", later)
+        self._gap = GapHistogram(PREFIX + "inter_token_latency_seconds", "Between two tokens.", later)
         self.registry.register(self._gap)
+        self._whole = self._histogram("e2e_request_latency_seconds", "Received until the end, if served.", _SECONDS)
+        self._prompt_sizes = self._histogram("request_prompt_tokens", "Prompt tokens of served requests.", _SIZES)
+        self._output_sizes = self._histogram("request_generation_tokens", "Tokens given by served requests.", _SIZES)
         self._phase = self._histogram("request_phase_seconds", "Where a request's time went.", _SECONDS, ["phase"])
         self._transfer = self._histogram("kv_transfer_seconds", "First byte expected until commit.", _TRANSFER_SECONDS)
         self._lag = self._histogram("event_loop_lag_seconds", "How late the router's loop ran a timer.", _SECONDS)
@@ -50,6 +57,8 @@ class RouterMetrics:
         )
         for outcome in Outcome:
             self._requests.labels(outcome.value)
+        self._in_phase = {phase: self._phase.labels(phase) for phase in _PHASES}
+        self._show_thresholds(slos)
         own = {metric.name for metric in self.registry.collect()}
         self._collector = WorkerCollector(workers, own)
         self.registry.register(self._collector)
@@ -57,6 +66,10 @@ class RouterMetrics:
     def text(self) -> bytes:
         """Every series, Prometheus text format."""
         return prometheus_client.generate_latest(self.registry)
+
+    def gap_counts(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """Gaps between tokens so far: upper bounds, and how many lie in each bucket and beyond the last bound."""
+        return self._gap.counts()
 
     # ---- what happened ----
 
@@ -90,21 +103,33 @@ class RouterMetrics:
         """`kind` is one of a few words of ours."""
         self._stale.labels(kind).inc(count)
 
-    def finished(self, num_tokens: int, timing: Timing) -> None:
-        """A request was served."""
-        if num_tokens > 1:
-            self._tpot.observe(timing.tpot_s)
-        for phase in ("queue", "prefill", "transfer", "decode_wait", "decode"):
-            self._phase.labels(phase).observe(getattr(timing, f"{phase}_s"))
+    def record(self, record: RequestRecord) -> None:
+        """Every request, once; without a verdict it says nothing about the SLO."""
+        self._requests.labels(record.outcome.value).inc()
+        if record.verdict is not None:
+            word = "met" if record.verdict.met_ttft and record.verdict.met_tpot else "missed"
+            slo_class = record.slo.slo_class if record.slo.slo_class in self._slo_classes else "default"
+            tenant = record.tenant if record.tenant in self._tenants else "default"
+            self._slo.labels(word, record.verdict.blame.value, slo_class, tenant).inc()
+        if record.outcome is Outcome.FINISHED:
+            if record.completion_tokens > 1:
+                self._tpot.observe(record.timing.tpot_s)
+            self._whole.observe(record.ended_s)
+            self._prompt_sizes.observe(record.prompt_tokens)
+            self._output_sizes.observe(record.completion_tokens)
+        if record.outcome is not Outcome.REJECTED:
+            self._count_phases(record)
 
-    def ended(self, outcome: Outcome, slo: Slo, tenant: str, verdict: Verdict | None) -> None:
-        """Every request, once; without a verdict (the client left) it says nothing about the SLO."""
-        self._requests.labels(outcome.value).inc()
-        if verdict is not None:
-            word = "met" if verdict.met_ttft and verdict.met_tpot else "missed"
-            slo_class = slo.slo_class if slo.slo_class in self._slo_classes else "default"
-            known_tenant = tenant if tenant in self._tenants else "default"
-            self._slo.labels(word, verdict.blame.value, slo_class, known_tenant).inc()
+    def _count_phases(self, record: RequestRecord) -> None:
+        """Those that it reached; a served one all five, though nothing moved."""
+        served, timing = record.outcome is Outcome.FINISHED, record.timing
+        for phase, seconds in zip(
+            _PHASES,
+            (timing.queue_s, timing.prefill_s, timing.transfer_s, timing.decode_wait_s, timing.decode_s),
+            strict=True,
+        ):
+            if served or seconds > 0.0:
+                self._in_phase[phase].observe(seconds)
 
     def worker_lost(self, worker: WorkerSnapshot) -> None:
         """Its series disappear; its share of series that name no worker is kept."""
@@ -116,7 +141,15 @@ class RouterMetrics:
     def _counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
         return Counter(PREFIX + name, text, labels, registry=self.registry)
 
+    def _show_thresholds(self, slos: Iterable[Slo]) -> None:
+        shown = Gauge(
+            PREFIX + "slo_threshold_seconds", "What a class asks for.", ["slo_class", "metric"], registry=self.registry
+        )
+        for slo in slos:
+            for metric, seconds in (("ttft", slo.ttft_s), ("tpot", slo.tpot_s)):
+                if seconds is not None:
+                    shown.labels(slo.slo_class, metric).set(seconds)
 
-def missed(blame: Blame) -> Verdict:
-    """The verdict on a request that was not served: both missed."""
-    return Verdict(False, False, blame)
+
+def _with_edges(bounds: tuple[float, ...], edges: Iterable[float | None]) -> tuple[float, ...]:
+    return tuple(sorted({*bounds, *(edge for edge in edges if edge is not None)}))

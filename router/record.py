@@ -1,7 +1,9 @@
 """All that is known of one request at its end, and who wants to know: metrics, log, traces, the dashboard.
 
-    received      prefill_started    first_token       committed       decode_started     ended
-       |── queue ──────|── prefill ──────|── transfer ─────|── decode_wait ──|─── decode ────|
+    received   prefill_started   first_token      reserved     committed    decode_started    ended
+       |── queue ────|── prefill ─────|─ decode_wait ─|── transfer ──|─ decode_wait ─|── decode ──|
+
+(room on the decode worker is nearly always there before token 1: then there is no first decode_wait)
 
 Every instant is an offset in seconds from `received`, on the router's monotonic clock; borders never go backwards. A
 request that did not get as far as a border has None there, and the phase that it was in lasts until `ended_s`: the
@@ -54,7 +56,8 @@ class Transfer:
     num_bytes: int
     blocks_skipped: int  # the decode worker had them already
     seconds: float  # first byte expected until commit, by the decode worker's clock; overlaps the prefill
-    transport: str | None  # "shm", "gloo", ...; None: the worker did not say
+    busy_s: float  # of it, with a block under way
+    transport: str | None  # "shm", "gloo", ...; None: nothing moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class RequestRecord:
     dispatched_s: float | None  # the workers were told; None: rejected
     prefill_started_s: float | None
     first_token_s: float | None
+    reserved_s: float | None  # the decode worker had room; later than the first token, what lies between is decode_wait
     committed_s: float | None  # the decode worker owned the KV; None: nothing was handed over
     decode_started_s: float | None
     ended_s: float  # the last token that counts left; without a served end, the instant of the end

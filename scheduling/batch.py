@@ -88,6 +88,7 @@ class SequenceUpdate:
     holds_blocks: bool = (
         False  # with the last update: it is QUARANTINED; call abort when no transfer touches its blocks
     )
+    started_after_s: float | None = None  # with a prompt's first step, if it has more: arrival until that step
 
     @property
     def is_plain(self) -> bool:

@@ -77,7 +77,10 @@ class ResultBook:
             self._publish(seq)
         if result is None:
             ready = self._ready_blocks(seq, num_computed // self._pool.block_size)
-            return None if ready is None else SequenceUpdate(seq.key, ready_blocks=ready)
+            waited_s = self._started_after_s(seq, step)
+            if ready is None and waited_s is None:
+                return None
+            return SequenceUpdate(seq.key, ready_blocks=ready, started_after_s=waited_s)
         index = num_computed - seq.num_prompt_tokens
         timing = self._first_token_timing(seq, now_s) if num_computed == seq.num_given_tokens else None
         finish_reason, error = self._append(seq, result.token_id)
@@ -120,6 +123,12 @@ class ResultBook:
         seq.num_ready_blocks = end
         block_ids = tuple(seq.block_ids[first:end])
         return ReadyBlocks(first, block_ids, tuple(self._pool.generations[block_id] for block_id in block_ids))
+
+    def _started_after_s(self, seq: Sequence, step: SequenceStep) -> float | None:
+        """How long a prompt waited, with the first of its several steps; None with the others."""
+        if seq.first_step_s is None or step.start != seq.cached_tokens:
+            return None
+        return seq.first_step_s - seq.arrival_s
 
     def _first_token_timing(self, seq: Sequence, now_s: float) -> FirstTokenTiming:
         assert seq.first_step_s is not None

@@ -34,5 +34,6 @@ def committed_event(notice: Committed) -> pb.HandoffEvent:
     """What the router hears of it."""
     return pb.HandoffEvent(
         key=key_to_proto(notice.key), progress=pb.HANDOFF_PROGRESS_COMMITTED, bytes_moved=notice.bytes_moved,
-        blocks_skipped=notice.blocks_skipped, transfer_s=notice.transfer_s,
+        blocks_skipped=notice.blocks_skipped, transfer_s=notice.transfer_s, busy_s=notice.busy_s,
+        transport=notice.transport,
     )  # fmt: skip

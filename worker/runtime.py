@@ -252,6 +252,8 @@ class Worker:
         ready = update.ready_blocks
         if ready is not None:
             self._source.on_blocks_ready(update.key, ready.first, ready.block_ids, ready.generations)
+        if update.started_after_s is not None:
+            message.add_started(update)
         if update.token is not None:
             message.add(update)
             if tracked.mode is SequenceMode.PREFILL and update.finish_reason is None:
@@ -275,7 +277,9 @@ class Worker:
         self._abort(key, error.message)
 
     def _tell_failed(self, outbox: Outbox, key: SequenceKey, error: ServingError) -> None:
-        failed = pb.SequenceFailed(key=key_to_proto(key), status=error.status.name, message=error.message)
+        failed = pb.SequenceFailed(
+            key=key_to_proto(key), status=error.status.name, message=error.message, reason=type(error).__name__
+        )
         outbox.put(pb.WorkerMessage(failed=failed))
 
     # ---- handoff ----

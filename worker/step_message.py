@@ -10,17 +10,18 @@ from scheduling.batching import SequenceUpdate
 class StepMessage:
     """Gathers; `to_proto` once. A token costs three appends, a `SequenceOutput` microseconds at both ends."""
 
-    __slots__ = ("_attempts", "_indexes", "_outputs", "_token_ids")
+    __slots__ = ("_attempts", "_indexes", "_outputs", "_started", "_token_ids")
 
     def __init__(self) -> None:
         self._attempts: list[int] = []
         self._indexes: list[int] = []
         self._token_ids: list[int] = []
         self._outputs: list[pb.SequenceOutput] = []
+        self._started: list[pb.PromptStarted] = []
 
     @property
     def is_empty(self) -> bool:
-        return not self._attempts and not self._outputs
+        return not self._attempts and not self._outputs and not self._started
 
     def add_plain(self, update: SequenceUpdate) -> None:
         """One that `is_plain`."""
@@ -28,6 +29,11 @@ class StepMessage:
         self._attempts.append(update.key.attempt)
         self._indexes.append(update.output_index)
         self._token_ids.append(update.token.token_id)
+
+    def add_started(self, update: SequenceUpdate) -> None:
+        """A prompt's first step, when it has more."""
+        assert update.started_after_s is not None
+        self._started.append(pb.PromptStarted(attempt=update.key.attempt, queue_s=update.started_after_s))
 
     def add(self, update: SequenceUpdate) -> None:
         """A token with whatever else there is to say."""
@@ -51,6 +57,8 @@ class StepMessage:
         step.SetInParent()
         if self._outputs:
             step.outputs.extend(self._outputs)
+        if self._started:
+            step.started.extend(self._started)
         if self._attempts:
             plain = step.plain
             plain.attempts.extend(self._attempts)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from pdserve.ids import SequenceKey
 from pdserve.sampling import FinishReason
+from pdserve.slo import Timing
 from router.core.fleet import Worker
 from router.core.order import TokenOrder
 from router.core.stream import RequestStream
-from router.core.timing import Marks, breakdown, judge
+from router.core.timing import Borders, Marks, borders, breakdown, served_end_s
+from router.core.verdict import judge_served
 from router.interface import Finished, RouterRequest
 
 
@@ -69,16 +71,39 @@ class ActiveRequest:
             return worker is self.decode
         return worker is (self.prefill if first_index == 0 else self.decode)
 
-    def finished(self, reason: FinishReason, num_tokens: int, now_s: float) -> Finished:
-        """The end as the client sees it, with `num_tokens` that count."""
+    def stalled_for_s(self, max_unread: int, now_s: float) -> float:
+        """How long the client has had at least so many tokens unread, as seen at each call."""
+        if self.stream.unread_tokens < max_unread:
+            self.stalled_since_s = None
+        elif self.stalled_since_s is None:
+            self.stalled_since_s = now_s
+        return 0.0 if self.stalled_since_s is None else now_s - self.stalled_since_s
+
+    def end_s(self, reason: FinishReason | None, num_tokens: int, now_s: float) -> float:
+        """When it ended: a served one with its last token, any other now."""
+        served = reason is not None and reason is not FinishReason.ABORT
+        return served_end_s(self.marks, num_tokens, now_s) if served else now_s
+
+    def borders(self, end_s: float) -> Borders:
+        """The borders of its phases, should it end at that instant."""
+        return borders(self.marks, end_s, handed_over=self.prefill is not None)
+
+    def timing(self, num_tokens: int, end_s: float) -> Timing:
+        """Where its time went, should it end at that instant with so many tokens."""
         decoded = self.committed or self.order.next_index > 1
-        timing = breakdown(
-            self.marks,
+        marks = self.marks
+        last_s = marks.token_left_s(num_tokens) - marks.received_s if marks.times and num_tokens else None
+        return breakdown(
+            self.borders(end_s),
             num_tokens,
-            now_s,
+            last_s,
             prefill_worker=self.computing.id,
             decode_worker=self.decode.id if decoded else self.computing.id,
             attempts=self.attempts,
         )
-        verdict = judge(timing, num_tokens, self.request.slo, self.marks.predicted_prefill_s)
+
+    def finished(self, reason: FinishReason, num_tokens: int, now_s: float) -> Finished:
+        """The end as the client sees it, with `num_tokens` that count."""
+        timing = self.timing(num_tokens, self.end_s(reason, num_tokens, now_s))
+        verdict = judge_served(timing, num_tokens, self.request.slo, self.marks.predicted)
         return Finished(reason, num_tokens, self.cached_tokens, timing, verdict)

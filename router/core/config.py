@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pdserve.slo import Slo
 from scheduling.lease import RENEW_S
 from scheduling.routing import RoutingConfig
 
@@ -36,7 +37,7 @@ class CoreConfig:
     stall_timeout_s: float = 30.0  # ... for this long is cut off
     tick_s: float = 0.25  # housekeeping
     stats_s: float = 10.0  # the line in the log
-    slo_classes: frozenset[str] = frozenset({"default"})  # labels of metrics; others count as default
+    slos: tuple[Slo, ...] = (Slo(),)  # the configured classes: labels and bucket edges; others count as default
     tenants: frozenset[str] = frozenset({"default"})
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     session: SessionConfig = field(default_factory=SessionConfig)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable
 
 from pdserve.clock import Clock, MonotonicClock
-from pdserve.errors import IncompatiblePeer, NoWorker, ServingError, Unauthenticated
+from pdserve.errors import IncompatiblePeer, ServingError, Stopping, Unauthenticated
 from pdserve.ids import new_boot_id
 from router.core.config import CoreConfig
 from router.core.fleet import Fleet, Worker
@@ -22,6 +22,7 @@ from router.core.stats import StatsLine
 from router.core.stream import RequestStream
 from router.interface import RouterRequest, WorkerView
 from router.metrics import RouterMetrics
+from router.record import RecordSink
 from router.worker_series import WorkerSnapshot
 from scheduling.routing import LeastPredictedLatency, Role, RoutingPolicy
 
@@ -41,14 +42,15 @@ class Core:
         *,
         policy: RoutingPolicy | None = None,
         clock: Clock | None = None,
+        sinks: Iterable[RecordSink] = (),
     ) -> None:
-        """`addresses` are host:port of the workers' services, `secret` the cluster's."""
+        """`addresses` are host:port of the workers' services, `secret` the cluster's; `sinks` hear of every end."""
         self.config = config or CoreConfig()
         self.clock = clock or MonotonicClock()
         self.fleet = Fleet(self.clock)
-        self.metrics = RouterMetrics(self, self.config.slo_classes, self.config.tenants)
+        self.metrics = RouterMetrics(self, self.config.slos, self.config.tenants)
         policy = policy or LeastPredictedLatency(self.config.routing)
-        self.requests = Requests(self.config, self.fleet, policy, self.metrics, self.clock)
+        self.requests = Requests(self.config, self.fleet, policy, self.metrics, self.clock, tuple(sinks))
         self._boot_id = new_boot_id()
         self._secret = secret
         self._addresses = list(addresses)
@@ -115,7 +117,9 @@ class Core:
 
     def submit(self, request: RouterRequest) -> RequestStream:
         if self._draining:
-            raise NoWorker("the router is draining", retry_after_s=2.0)
+            error = Stopping("the router is draining", retry_after_s=2.0)
+            self.requests.reject(request, error)
+            raise error
         return self.requests.submit(request)
 
     def abort(self, request_id: str, tenant: str) -> bool:

@@ -11,6 +11,7 @@ from scheduling.ledger import Holding
 
 def dispatch(active: ActiveRequest, now_s: float, growth_tokens: int) -> None:
     """Send the sequence to its workers. The room is asked for first: P's first frame should find it."""
+    active.marks.dispatched_s = now_s
     if active.prefill is None:
         _send(active, active.decode, worker_pb2.SEQUENCE_MODE_FULL, None, now_s, growth_tokens)
         return

@@ -1,17 +1,20 @@
-"""What the end of a request means to others: to its workers, and to the metrics."""
+"""What the end of a request means to others: to its workers, and to everyone who keeps records."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Iterable
 
-from pdserve.errors import Cancelled, DeadlineExceeded, NoWorker, PeerLost, RequestError, ServingError, StatusCode
+from pdserve.errors import Cancelled, DeadlineExceeded, ServingError, StatusCode
 from pdserve.sampling import FinishReason
-from pdserve.slo import Blame
+from pdserve.slo import Timing
 from router.core.active import ActiveRequest
+from router.core.messages import SequenceTimes
+from router.core.verdict import judge_rejected, judge_unserved
 from router.interface import Finished, RouterRequest
-from router.metrics import RouterMetrics, missed
-from router.record import Outcome
+from router.record import Outcome, Predicted, RecordSink, RequestRecord, WorkerTimes
 
 log = logging.getLogger(__name__)
 
@@ -28,29 +31,105 @@ def release(active: ActiveRequest, ending: Ending, freed_grace_s: float) -> None
             worker.abort(active.key)
 
 
-def count(metrics: RouterMetrics, active: ActiveRequest, ending: Ending) -> None:
-    """One request ended; a client that left says nothing about the SLO, any other failure is a miss."""
-    slo, tenant = active.request.slo, active.request.tenant
-    if active.order.duplicates:
-        metrics.stale("duplicate_token", active.order.duplicates)
-    if isinstance(ending, Finished) and ending.finish_reason is not FinishReason.ABORT:
-        metrics.finished(ending.num_tokens, ending.timing)
-        metrics.ended(Outcome.FINISHED, slo, tenant, ending.verdict)
-    elif isinstance(ending, Finished | Cancelled):
-        metrics.ended(Outcome.CANCELLED, slo, tenant, None)
-    elif isinstance(ending, DeadlineExceeded):
-        late = Blame.QUEUE if active.marks.first_s is None else Blame.DECODE
-        metrics.ended(Outcome.DEADLINE, slo, tenant, missed(late))
+def note(sinks: Iterable[RecordSink], record: RequestRecord) -> None:
+    """Tell everyone; one of them that breaks harms neither the request nor the others."""
+    for sink in sinks:
+        try:
+            sink.record(record)
+        except Exception:
+            log.exception("%s could not take the record of %s", type(sink).__name__, record.request_id)
+
+
+def record_of(active: ActiveRequest, ending: Ending, now_s: float) -> RequestRecord:
+    """All that is known of a request that was taken. Without a verdict: the client left, or said stop."""
+    request, marks = active.request, active.marks
+    if isinstance(ending, Finished):
+        num_tokens, timing, reason, error = ending.num_tokens, ending.timing, ending.finish_reason, None
+        end_s = active.end_s(reason, num_tokens, now_s)
+        outcome = Outcome.CANCELLED if reason is FinishReason.ABORT else Outcome.FINISHED
+        verdict = None if reason is FinishReason.ABORT else ending.verdict
     else:
-        # Our own bugs must be seen; a lost worker has said so once, and overload would fill the log.
-        level = logging.ERROR if ending.status is StatusCode.INTERNAL else logging.DEBUG
-        log.log(level, "request %s failed: %s: %s", active.key.request_id, ending.status.name, ending.message)
-        lost = Blame.WORKER_LOSS if isinstance(ending, PeerLost) else Blame.NONE
-        metrics.ended(Outcome.FAILED, slo, tenant, missed(lost))
+        num_tokens, reason, error, end_s = active.order.next_index, None, ending, now_s
+        timing = active.timing(num_tokens, now_s)
+        outcome, verdict = _failure(ending), None
+        if outcome is not Outcome.CANCELLED:
+            limit_s = request.deadline_s - request.received_s
+            verdict = judge_unserved(ending, timing, num_tokens, request.slo, marks.predicted, limit_s)
+        if outcome is Outcome.FAILED:
+            # Our own bugs must be seen; a lost worker has said so once, and overload would fill the log.
+            level = logging.ERROR if ending.status is StatusCode.INTERNAL else logging.DEBUG
+            log.log(level, "request %s failed: %s: %s", request.request_id, ending.status.name, ending.message)
+    at = active.borders(end_s)
+    return RequestRecord(
+        request_id=request.request_id,
+        tenant=request.tenant,
+        priority=request.priority,
+        slo=request.slo,
+        deadline_s=request.deadline_s - request.received_s,
+        trace_parent=request.trace_parent,
+        outcome=outcome,
+        finish_reason=reason,
+        error_status=None if error is None else error.status.name,
+        error=None if error is None else error.message,
+        prompt_tokens=len(request.prompt_token_ids),
+        completion_tokens=num_tokens,
+        cached_tokens=active.cached_tokens,
+        received_unix_s=time.time() - (now_s - request.received_s),
+        dispatched_s=None if marks.dispatched_s is None else marks.dispatched_s - marks.received_s,
+        prefill_started_s=at.prefill_started_s,
+        first_token_s=at.first_token_s,
+        reserved_s=at.reserved_s,
+        committed_s=at.committed_s,
+        decode_started_s=at.decode_started_s,
+        ended_s=at.ended_s,
+        timing=timing,
+        predicted=marks.predicted,
+        verdict=verdict,
+        prompt_times=_times(marks.prompt),
+        decode_times=_times(marks.decode),
+        transfer=marks.transfer,
+    )
 
 
-def count_rejected(metrics: RouterMetrics, request: RouterRequest, error: ServingError) -> None:
-    """One request was not taken; the caller's own fault says nothing about the SLO."""
-    blame = Blame.WORKER_LOSS if isinstance(error, NoWorker) else Blame.QUEUE
-    verdict = None if isinstance(error, RequestError) else missed(blame)
-    metrics.ended(Outcome.REJECTED, request.slo, request.tenant, verdict)
+def record_of_rejected(request: RouterRequest, error: ServingError, now_s: float) -> RequestRecord:
+    """A request that was not taken: all of its time was queue."""
+    waited_s = max(0.0, now_s - request.received_s)
+    return RequestRecord(
+        request_id=request.request_id,
+        tenant=request.tenant,
+        priority=request.priority,
+        slo=request.slo,
+        deadline_s=request.deadline_s - request.received_s,
+        trace_parent=request.trace_parent,
+        outcome=Outcome.REJECTED,
+        finish_reason=None,
+        error_status=error.status.name,
+        error=error.message,
+        prompt_tokens=len(request.prompt_token_ids),
+        completion_tokens=0,
+        cached_tokens=0,
+        received_unix_s=time.time() - waited_s,
+        dispatched_s=None,
+        prefill_started_s=None,
+        first_token_s=None,
+        reserved_s=None,
+        committed_s=None,
+        decode_started_s=None,
+        ended_s=waited_s,
+        timing=Timing(waited_s, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, "", "", 0),
+        predicted=Predicted(),
+        verdict=judge_rejected(error),
+        prompt_times=None,
+        decode_times=None,
+        transfer=None,
+    )
+
+
+def _failure(error: ServingError) -> Outcome:
+    if isinstance(error, Cancelled):
+        return Outcome.CANCELLED
+    return Outcome.DEADLINE if isinstance(error, DeadlineExceeded) else Outcome.FAILED
+
+
+def _times(times: SequenceTimes | None) -> WorkerTimes | None:
+    return None if times is None else WorkerTimes(times.queue_s, times.first_token_s)

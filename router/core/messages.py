@@ -10,6 +10,7 @@ from pdserve.errors import IncompatiblePeer, ServingError, error_from_status
 from pdserve.ids import PROTOCOL_VERSION, SequenceKey
 from pdserve.sampling import FinishReason, TokenLogprobs
 from pdserve.v1 import worker_pb2
+from router.record import Transfer
 from scheduling.latency import LatencyCoefficients
 from scheduling.routing import Role
 
@@ -71,11 +72,20 @@ class PlainTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptStarted:
+    """A prompt of several steps has taken its first."""
+
+    attempt: int
+    queue_s: float  # received by the worker until then
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
     """Everything one step gave."""
 
     deltas: tuple[SequenceDelta, ...]
     plain: PlainTokens = PlainTokens()
+    started: tuple[PromptStarted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +110,7 @@ class HandoffReport:
 
     key: SequenceKey
     progress: Progress
-    bytes_moved: int
-    transfer_s: float  # with COMMITTED: first byte expected until commit
+    transfer: Transfer | None = None  # with COMMITTED
 
 
 Labels = tuple[tuple[str, str], ...]  # sorted by name
@@ -219,7 +228,12 @@ def _handoff(message: worker_pb2.HandoffEvent) -> HandoffReport:
         progress = Progress(message.progress)
     except ValueError:
         raise IncompatiblePeer(f"unknown handoff progress {message.progress}") from None
-    return HandoffReport(wire.key_from_proto(message.key), progress, message.bytes_moved, message.transfer_s)
+    moved = None
+    if progress is Progress.COMMITTED:
+        moved = Transfer(
+            message.bytes_moved, message.blocks_skipped, message.transfer_s, message.busy_s, message.transport or None
+        )
+    return HandoffReport(wire.key_from_proto(message.key), progress, moved)
 
 
 def _status(message: worker_pb2.WorkerStatus) -> StatusReport:
@@ -247,11 +261,13 @@ def event_from_proto(message: worker_pb2.WorkerMessage) -> WorkerEvent:
     """One message after the hello. Errors: `IncompatiblePeer` for what this protocol version does not have."""
     kind = message.WhichOneof("message")
     if kind == "step":
-        return StepReport(tuple(_delta(output) for output in message.step.outputs), _plain(message.step.plain))
+        step = message.step
+        started = tuple(PromptStarted(one.attempt, one.queue_s) for one in step.started)
+        return StepReport(tuple(_delta(output) for output in step.outputs), _plain(step.plain), started)
     if kind == "failed":
         failed = message.failed
         text = failed.message.partition("\n")[0][:_MAX_ERROR_CHARS]  # a client reads it
-        return SequenceFailure(wire.key_from_proto(failed.key), error_from_status(failed.status, text))
+        return SequenceFailure(wire.key_from_proto(failed.key), error_from_status(failed.status, text, failed.reason))
     if kind == "handoff":
         return _handoff(message.handoff)
     if kind == "status":

@@ -13,14 +13,14 @@ import asyncio
 import secrets
 
 from pdserve.clock import Clock
-from pdserve.errors import Cancelled, DeadlineExceeded, InvariantViolation, NoWorker, PeerLost, ServingError
+from pdserve.errors import Cancelled, DeadlineExceeded, InvariantViolation, PeerLost, ServingError, Stopping
 from pdserve.ids import SequenceKey
 from pdserve.sampling import FinishReason
 from router.core.active import ActiveRequest, Timers
 from router.core.admission import admit
 from router.core.config import CoreConfig
 from router.core.dispatch import dispatch
-from router.core.ending import Ending, count, count_rejected, release
+from router.core.ending import Ending, note, record_of, record_of_rejected, release
 from router.core.fleet import Fleet, Worker
 from router.core.messages import (
     HandoffReport,
@@ -32,10 +32,12 @@ from router.core.messages import (
     WorkerEvent,
 )
 from router.core.order import TokenOrder
+from router.core.prediction import predict
 from router.core.stream import RequestStream
 from router.core.timing import Marks
 from router.interface import Finished, RouterRequest
 from router.metrics import RouterMetrics
+from router.record import RecordSink
 from scheduling.routing import RoutingPolicy
 
 
@@ -43,12 +45,15 @@ class Requests:
     """Every running request. Belongs to one event loop; no method waits."""
 
     def __init__(
-        self, config: CoreConfig, fleet: Fleet, policy: RoutingPolicy, metrics: RouterMetrics, clock: Clock
-    ) -> None:
+        self, config: CoreConfig, fleet: Fleet, policy: RoutingPolicy, metrics: RouterMetrics, clock: Clock,
+        sinks: tuple[RecordSink, ...] = (),
+    ) -> None:  # fmt: skip
+        """`sinks` hear of every end, as the metrics do."""
         self._config = config
         self._fleet = fleet
         self._policy = policy
         self._metrics = metrics
+        self._sinks: tuple[RecordSink, ...] = (metrics, *sinks)
         self._clock = clock
         self._running: dict[str, ActiveRequest] = {}
         self._by_attempt: dict[int, ActiveRequest] = {}  # the same requests
@@ -70,7 +75,7 @@ class Requests:
         try:
             active = self._admit(request, now_s)
         except ServingError as error:
-            count_rejected(self._metrics, request, error)
+            self.reject(request, error)
             raise
         self._running[request.request_id] = self._by_attempt[active.key.attempt] = active
         self._idle.clear()
@@ -80,12 +85,17 @@ class Requests:
         dispatch(active, now_s, self._config.routing.growth_tokens)
         return active.stream
 
+    def reject(self, request: RouterRequest, error: ServingError) -> None:
+        """Note that a request is not taken."""
+        note(self._sinks, record_of_rejected(request, error, self._clock.now()))
+
     def abort(self, request_id: str, tenant: str) -> bool:
         """End it with reason ABORT; False when this tenant has no such request."""
         active = self._running.get(request_id)
         if active is None or active.request.tenant != tenant:
             return False
-        self._end(active, active.finished(FinishReason.ABORT, active.order.next_index, self._clock.now()))
+        now_s = self._clock.now()
+        self._end(active, active.finished(FinishReason.ABORT, active.order.next_index, now_s), now_s)
         return True
 
     async def wait_idle(self) -> None:
@@ -95,7 +105,7 @@ class Requests:
     def fail_all(self, reason: str) -> None:
         """End everything that runs, UNAVAILABLE: the router stops."""
         for active in list(self._running.values()):
-            self._end(active, NoWorker(reason))
+            self._end(active, Stopping(reason))
 
     def _admit(self, request: RouterRequest, now_s: float) -> ActiveRequest:
         taken = admit(request, self._running, self._fleet, self._policy, self._config, now_s)
@@ -106,7 +116,7 @@ class Requests:
             attempts=1,
             prefill=taken.prefill,
             decode=taken.decode,
-            marks=Marks(request.received_s, taken.predicted_prefill_s),
+            marks=Marks(request.received_s, predict(taken.prefill, taken.decode, len(request.prompt_token_ids))),
             order=TokenOrder(self._config.max_ahead_tokens),
             timers=Timers(),
             stream=RequestStream(handle),
@@ -124,6 +134,10 @@ class Requests:
         if isinstance(event, StepReport):
             now_s = self._clock.now()
             before = self.generated_tokens
+            for started in event.started:
+                waiting = self._by_attempt.get(started.attempt)
+                if waiting is not None and worker is waiting.computing:
+                    waiting.marks.prompt_started(started.queue_s, now_s)
             for delta in event.deltas:
                 self._on_delta(worker, delta, now_s)
             self._on_plain(worker, event.plain, now_s)
@@ -148,16 +162,10 @@ class Requests:
         """Cut off clients that have stopped reading; called by housekeeping."""
         now_s = self._clock.now()
         for active in list(self._running.values()):
-            if active.stream.unread_tokens < self._config.stall_tokens:
-                active.stalled_since_s = None
-            elif active.stalled_since_s is None:
-                active.stalled_since_s = now_s
-            elif now_s - active.stalled_since_s >= self._config.stall_timeout_s:
+            stalled_s = active.stalled_for_s(self._config.stall_tokens, now_s)
+            if stalled_s >= self._config.stall_timeout_s:
                 unread = active.stream.unread_tokens
-                self._end(
-                    active,
-                    Cancelled(f"the client left {unread:,} tokens unread for {now_s - active.stalled_since_s:.0f} s"),
-                )
+                self._end(active, Cancelled(f"the client left {unread:,} tokens unread for {stalled_s:.0f} s"))
 
     def check(self) -> None:
         """Every running request is watched, unended and known to its workers."""
@@ -244,7 +252,7 @@ class Requests:
         if delta.finish_reason is FinishReason.ABORT:  # nobody asked for it, or we would not be here
             self._end(active, PeerLost("the worker gave the sequence up"))
         elif delta.finish_reason is not None:
-            self._end(active, active.finished(delta.finish_reason, delta.end, now_s))
+            self._end(active, active.finished(delta.finish_reason, delta.end, now_s), now_s)
 
     def _watch_gap(self, active: ActiveRequest) -> None:
         """Each missing token has its own time: one that came late does not shorten the next one's."""
@@ -279,12 +287,17 @@ class Requests:
             return
         now_s = self._clock.now()
         worker.settle(report.key, now_s)
-        if report.progress is Progress.COMMITTED:
-            active = self._current(worker, report.key)
-            if active is not None and worker is active.decode and active.prefill is not None:
-                self._stop_peer_timer(active)
-                active.marks.committed_s = active.marks.committed_s or now_s
-                self._metrics.transferred(report.transfer_s)
+        active = self._current(worker, report.key)
+        if active is None or worker is not active.decode or active.prefill is None:
+            return
+        if report.progress is Progress.RESERVED:
+            active.marks.reserved_s = active.marks.reserved_s or now_s
+        elif active.marks.committed_s is None:
+            self._stop_peer_timer(active)
+            active.marks.committed_s = now_s
+            active.marks.transfer = report.transfer
+            if report.transfer is not None:
+                self._metrics.transferred(report.transfer.seconds)
 
     # ---- the end ----
 
@@ -299,12 +312,13 @@ class Requests:
 
     def finish(self, active: ActiveRequest, num_tokens: int) -> Finished:
         """The reader has enough: reason STOP; also right when the request has just ended by itself."""
-        result = active.finished(FinishReason.STOP, num_tokens, self._clock.now())
+        now_s = self._clock.now()
+        result = active.finished(FinishReason.STOP, num_tokens, now_s)
         if not active.ended:
-            self._end(active, result)
+            self._end(active, result, now_s)
         return result
 
-    def _end(self, active: ActiveRequest, outcome: Ending) -> None:
+    def _end(self, active: ActiveRequest, outcome: Ending, now_s: float | None = None) -> None:
         """The one way out: timers stopped, workers released, counted, the client told."""
         assert not active.ended, f"{active.key} ended twice"
         active.ended = True
@@ -313,7 +327,9 @@ class Requests:
             self._idle.set()
         active.timers.cancel()
         release(active, outcome, self._config.freed_grace_s)
-        count(self._metrics, active, outcome)
+        if active.order.duplicates:
+            self._metrics.stale("duplicate_token", active.order.duplicates)
+        note(self._sinks, record_of(active, outcome, self._clock.now() if now_s is None else now_s))
         active.stream.end(outcome)
 
 

@@ -323,10 +323,12 @@ def test_timing_of_the_first_token(make_world: Any) -> None:
     world.clock.advance(2.0)
     world.schedule()
     world.clock.advance(0.5)
-    assert world.complete() == []
+    (update,) = world.complete()
+    assert update.started_after_s == 2.0 and update.token is None
     world.schedule()
     world.clock.advance(0.25)
     (update,) = world.complete()
+    assert update.started_after_s is None
     assert (update.first_token_timing.queue_s, update.first_token_timing.first_token_s) == (2.0, 0.75)
     (update,) = world.step()
     assert update.first_token_timing is None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pdserve.errors import Cancelled, DeadlineExceeded, NoWorker, QueueFull
+from pdserve.errors import Cancelled, DeadlineExceeded, QueueFull, Stopping
 from pdserve.sampling import FinishReason, SamplingParams
 from router.core.config import CoreConfig
 
@@ -182,7 +182,7 @@ def test_drain_refuses_new_and_waits_for_the_running(harness: Any) -> None:
         draining = asyncio.create_task(cluster.core.drain(5.0))
         await asyncio.sleep(0)
         assert not cluster.core.is_ready()
-        with pytest.raises(NoWorker, match="draining"):
+        with pytest.raises(Stopping, match="draining"):
             cluster.submit("late")
         cluster.decode.tokens(key, 0, 1, finish=FinishReason.STOP)
         await harness.read_all(stream)
@@ -201,7 +201,7 @@ def test_what_does_not_end_in_time_is_ended(harness: Any) -> None:
         await cluster.decode.told("other")
         assert not await cluster.core.drain(0.05)
         for one in (stream, other):
-            with pytest.raises(NoWorker, match="stopping"):
+            with pytest.raises(Stopping, match="stopping"):
                 await harness.read_all(one)
         await cluster.decode.aborted("r")
         await cluster.decode.aborted("other")
@@ -216,10 +216,10 @@ def test_close_ends_what_runs_and_tells_the_workers(harness: Any) -> None:
         stream = cluster.submit()
         await cluster.decode.told("r")
         await cluster.core.close()
-        with pytest.raises(NoWorker, match="the router stopped"):
+        with pytest.raises(Stopping, match="the router stopped"):
             await harness.read_all(stream)
         await cluster.decode.aborted("r")
-        with pytest.raises(NoWorker):
+        with pytest.raises(Stopping):
             cluster.submit("late")
 
     harness.run(0, 1, walk)

@@ -114,7 +114,7 @@ def test_every_series_of_the_design_is_there(harness: Any) -> None:
         assert value(text, "step_seconds_bucket", role="decode", le="+Inf") == 4.0
         assert value(text, "step_seconds_count", role="prefill") == 1.0
 
-    harness.run(1, 1, walk, CoreConfig(tick_s=0.05, slo_classes=frozenset({"default", "gold"})))
+    harness.run(1, 1, walk, CoreConfig(tick_s=0.05, slos=(Slo(), Slo("gold", 30.0, 0.042))))
 
 
 def test_workers_of_a_role_add_up_and_a_dead_ones_series_vanish(harness: Any) -> None:

@@ -18,10 +18,20 @@ from pdserve.slo import Slo
 from pdserve.v1 import worker_pb2
 from router.core.config import CoreConfig
 from router.core.fleet import Fleet, Worker
-from router.core.messages import HandoffReport, Progress, SequenceDelta, SequenceFailure, StepReport, WorkerIdentity
+from router.core.messages import (
+    HandoffReport,
+    Progress,
+    PromptStarted,
+    SequenceDelta,
+    SequenceFailure,
+    SequenceTimes,
+    StepReport,
+    WorkerIdentity,
+)
 from router.core.requests import Requests
 from router.interface import Finished, RouterRequest, TokenDelta, TokenStream
 from router.metrics import RouterMetrics
+from router.record import Outcome, RequestRecord, Transfer
 from router.worker_series import WorkerSnapshot
 from scheduling.routing import LeastPredictedLatency, Role
 
@@ -54,6 +64,13 @@ class Nobody:
         return []
 
 
+class Broken:
+    """A sink that fails harms nobody."""
+
+    def record(self, record: RequestRecord) -> None:
+        raise OSError("disk full")
+
+
 class World:
     """A router's state, its workers and its clients, without sockets."""
 
@@ -62,7 +79,10 @@ class World:
         self.clock = MonotonicClock()
         self.fleet = Fleet(self.clock)
         self.metrics = RouterMetrics(Nobody())
-        self.requests = Requests(CONFIG, self.fleet, LeastPredictedLatency(), self.metrics, self.clock)
+        self.records: list[RequestRecord] = []
+        self.num_rejected = 0
+        sinks = (Broken(), self)
+        self.requests = Requests(CONFIG, self.fleet, LeastPredictedLatency(), self.metrics, self.clock, sinks)
         roles = [Role.PREFILL] * prefill + [Role.DECODE] * decode
         ends = [HonestWorker(f"{role.value}-{n}", role) for n, role in enumerate(roles)]
         self.workers: list[tuple[Worker, HonestWorker]] = [
@@ -70,6 +90,9 @@ class World:
             for end in ends
         ]
         self.streams: list[Any] = []
+
+    def record(self, record: RequestRecord) -> None:
+        self.records.append(record)
 
     def step(self) -> None:
         """One random thing happens."""
@@ -96,6 +119,7 @@ class World:
             self.streams.append(self.requests.submit(request))
         except ServingError:
             assert not self.fleet.has(Role.DECODE)
+            self.num_rejected += 1
 
     def kill(self, pair: tuple[Worker, HonestWorker]) -> None:
         self.workers.remove(pair)
@@ -116,9 +140,12 @@ class World:
         elif mode == worker_pb2.SEQUENCE_MODE_PREFILL and sent == 1:
             if act < 0.6:  # in truth after D's commit; early is only harder
                 del end.held[key]
-                self.requests.handle(worker, HandoffReport(key, Progress.FREED, 0, 0.0))
+                self.requests.handle(worker, HandoffReport(key, Progress.FREED))
         elif mode == worker_pb2.SEQUENCE_MODE_DECODE and sent == 1 and act < 0.5:
-            self.requests.handle(worker, HandoffReport(key, Progress.COMMITTED, 1, 0.1))
+            progress = Progress.RESERVED if act < 0.35 else Progress.COMMITTED
+            self.requests.handle(worker, HandoffReport(key, progress, Transfer(1, 0, 0.1, 0.1, "shm")))
+        elif sent == 0 and act < 0.4:
+            self.requests.handle(worker, StepReport((), started=(PromptStarted(key.attempt, self.rng.random()),)))
         else:
             last = sent + 1 == LENGTH or (sent == 0 and act > 0.95)
             end.sent[key] += 1
@@ -128,7 +155,8 @@ class World:
 
     def say(self, worker: Worker, key: SequenceKey, index: int, finish: FinishReason | None) -> None:
         token = hash((key.request_id, index)) % 1000
-        self.requests.handle(worker, StepReport((SequenceDelta(key, index, (token,), (), finish, None),)))
+        times = SequenceTimes(self.rng.random(), self.rng.random(), 0) if self.rng.random() < 0.3 else None
+        self.requests.handle(worker, StepReport((SequenceDelta(key, index, (token,), (), finish, times),)))
 
 
 def read(stream: TokenStream, request_id: str) -> Finished | ServingError:
@@ -151,6 +179,24 @@ def read(stream: TokenStream, request_id: str) -> Finished | ServingError:
     return end
 
 
+def check_records(world: World, ends: list[Finished | ServingError]) -> None:
+    """One record for each request, which the metrics agree with; its phases add up to its end."""
+    ran = [record for record in world.records if record.outcome is not Outcome.REJECTED]
+    assert sorted(record.request_id for record in ran) == [f"r{n}" for n in range(len(ends))]
+    assert len(world.records) - len(ran) == world.num_rejected
+    text = world.metrics.text().decode()
+    for outcome in Outcome:
+        counted = float(text.split(f'pdserve_requests_total{{outcome="{outcome.value}"}} ')[1].split()[0])
+        assert counted == sum(record.outcome is outcome for record in world.records)
+    for record in world.records:
+        timing = record.timing
+        phases = (timing.queue_s, timing.prefill_s, timing.transfer_s, timing.decode_wait_s, timing.decode_s)
+        assert abs(sum(phases) - record.ended_s) < 1e-9 and min(phases) >= -1e-12
+        if record.completion_tokens:
+            assert abs(timing.queue_s + timing.prefill_s - timing.ttft_s) < 1e-9
+            assert record.first_token_s == timing.ttft_s
+
+
 @settings(max_examples=100, deadline=None)
 @example(1241, 2, 3, 23)  # the end at token 1 came with a token 2 that waited for it
 @given(st.integers(0, 2**32), st.integers(0, 2), st.integers(1, 3), st.integers(10, 250))
@@ -171,9 +217,6 @@ def test_one_end_for_each_and_nothing_left(seed: int, prefill: int, decode: int,
         for worker, end in world.workers:
             assert not end.held and not worker.holding, f"{worker.id} still holds {list(end.held)}"
         assert len(ends) == len(world.streams) and len(world.requests) == 0
-        text = world.metrics.text().decode()
-        counted = [float(line.split()[-1]) for line in text.splitlines() if line.startswith("pdserve_requests_total{")]
-        rejected = float(text.split('pdserve_requests_total{outcome="rejected"} ')[1].split()[0])
-        assert sum(counted) - rejected == len(ends)
+        check_records(world, ends)
 
     asyncio.run(main())
