@@ -18,6 +18,7 @@ from pdserve.settings import split_address
 from pdserve.slo import Slo
 from router.core.config import CoreConfig
 from router.core.core import Core
+from router.dashboard import CoreSource, LiveView, Planned
 from router.generation import FrontDesk
 from router.grpc_front import GrpcFront, serve_grpc
 from router.interface import ModelCard
@@ -40,6 +41,12 @@ class HttpDoor(Protocol):
     async def stop(self, grace_s: float) -> None: ...
 
 
+class LivePage(Protocol):
+    """A running dashboard."""
+
+    async def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ModelText:
     """What of a model the router needs, loaded."""
@@ -60,7 +67,15 @@ def load_text(resolved: ResolvedServe) -> ModelText:
 class FrontDoors:
     """Core, desk and doors: `open`, then `drain`, then always `close`."""
 
-    def __init__(self, config: RouterConfig, text: ModelText, addresses: Sequence[str], secret: str) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        text: ModelText,
+        addresses: Sequence[str],
+        secret: str,
+        planned: Planned | None = None,
+    ) -> None:
+        """`planned` is for the dashboard: what the cluster should be."""
         clock = MonotonicClock()
         front = front_config(config)
         names = CoreConfig(
@@ -70,10 +85,12 @@ class FrontDoors:
             routing=RoutingConfig(local_prefill_max_tokens=config.local_prefill_max_tokens),
         )
         self._config = config
-        self.core = Core(addresses, secret, names, clock=clock)
+        self._view = LiveView(front.slo_classes, text.card.served_name, clock, planned)
+        self.core = Core(addresses, secret, names, clock=clock, sinks=[self._view])
         self.desk = FrontDesk(self.core, text.card, text.tokenizer, front, clock)
         self._grpc: GrpcFront | None = None
         self._http: HttpDoor | None = None
+        self._dashboard: LivePage | None = None
 
     async def open(self) -> None:
         """Connect to every worker, then listen. StartError when a worker does not answer or an address is taken."""
@@ -85,7 +102,7 @@ class FrontDoors:
             raise StartError(f"the workers did not answer the router within {CONNECT_TIMEOUT_S:g} s") from None
         try:
             self._grpc = await serve_grpc(self.desk, self._config.grpc)
-            self._http = await _serve_http(self.desk, self._config.http)
+            self._http = await self._serve_http()
         except OSError as error:
             raise StartError(str(error), ExitCode.ENVIRONMENT) from None
 
@@ -106,11 +123,28 @@ class FrontDoors:
     async def close(self) -> None:
         """End what still runs, each with an answer, and stop listening. Safe to repeat."""
         await self.core.drain(0.0)
+        if self._dashboard is not None:
+            await self._dashboard.close()
         doors = [door for door in (self._grpc, self._http) if door is not None]
         await asyncio.gather(*(door.stop(FRONT_STOP_S) for door in doors))
         self._grpc = self._http = None
         await self.core.close()
         self.desk.close()
+
+    async def _serve_http(self) -> HttpDoor | None:
+        """The HTTP door, or None where its libraries are not installed: gRPC serves alone then."""
+        try:
+            from router.dashboard.routes import Dashboard
+            from router.http_front import build_app, serve_http
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] not in {"starlette", "uvicorn"}:
+                raise
+            log.warning("no HTTP: %s is not installed", error.name)
+            return None
+        dashboard = Dashboard(self._view, CoreSource(self.core), self.core.clock)
+        dashboard.start()
+        self._dashboard = dashboard
+        return await serve_http(build_app(self.desk, dashboard.routes), *split_address(self._config.http))
 
 
 def front_config(config: RouterConfig) -> FrontConfig:
@@ -130,18 +164,6 @@ def front_config(config: RouterConfig) -> FrontConfig:
         allowed_origins=config.allowed_origins,
         tool_call_parser=config.tool_call_parser,
     )
-
-
-async def _serve_http(desk: FrontDesk, address: str) -> HttpDoor | None:
-    """The HTTP door, or None where its libraries are not installed: gRPC serves alone then."""
-    try:
-        from router.http_front import build_app, serve_http
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in {"starlette", "uvicorn"}:
-            raise
-        log.warning("no HTTP: %s is not installed", error.name)
-        return None
-    return await serve_http(build_app(desk), *split_address(address))
 
 
 def _with_port(address: str, port: int) -> str:

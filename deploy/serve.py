@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from deploy.local.cluster import LocalCluster, RunningWorker, first_error
@@ -40,8 +41,10 @@ class Workers(Protocol):
 class Serving:
     """A whole cluster: `start`, then `drain`, then always `close`."""
 
-    def __init__(self, resolved: ResolvedServe) -> None:
+    def __init__(self, resolved: ResolvedServe, plan: Path | None = None) -> None:
+        """`plan` is the file that --plan named, for the dashboard; what it says is in `resolved` already."""
         self.resolved = resolved
+        self._plan = plan
         self._secret = secrets.token_urlsafe(32)
         self._cluster = _launcher(resolved, self._secret)
         self._watch: asyncio.Task[None] | None = None
@@ -59,8 +62,11 @@ class Serving:
         running = workers.result()
         self._watch = asyncio.create_task(self._cluster.watch(), name="watch workers")
         from deploy.front_doors import FrontDoors
+        from router.dashboard import Planned
 
-        self._doors = FrontDoors(config.router, text.result(), [one.ready.address for one in running], self._secret)
+        planned = Planned(config.prefill, config.decode, None if self._plan is None else self._plan.name)
+        addresses = [one.ready.address for one in running]
+        self._doors = FrontDoors(config.router, text.result(), addresses, self._secret, planned)
         await self._doors.open()
         return self._info(self._doors, running)
 

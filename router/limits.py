@@ -44,7 +44,7 @@ class FrontConfig:
 
     limits: Limits = Limits()
     api_keys: Mapping[str, str] = field(default_factory=dict, repr=False)  # key -> tenant, empty: any; {}: open to all
-    keyless_paths: frozenset[str] = frozenset({"/health", "/ready"})  # HTTP; grpc.health.v1 never asks for a key
+    keyless_paths: frozenset[str] = frozenset({"/health", "/ready", "/dashboard"})  # HTTP; the last without data
     slo_classes: Mapping[str, Slo] = field(default_factory=lambda: {"default": Slo()})
     default_tenant: str = "default"
     allowed_origins: tuple[str, ...] = ()  # whose pages in a browser may call: CORS; "*": everyone's

@@ -25,6 +25,10 @@ class GapHistogram(Collector):
         self._counts[bisect_left(self._upper_bounds, value)] += count
         self._sum += count * value
 
+    def counts(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """Upper bounds, and how many lie in each bucket and beyond the last bound."""
+        return self._upper_bounds, tuple(self._counts)
+
     def collect(self) -> Iterator[Metric]:
         bounds = [*map(repr, self._upper_bounds), "+Inf"]
         buckets = list(zip(bounds, accumulate(self._counts), strict=True))

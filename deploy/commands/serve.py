@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     configure_logging()
     resolved = resolve(config)
     prepare(config)
-    return asyncio.run(serve_until_stopped(resolved))
+    return asyncio.run(serve_until_stopped(resolved, args.plan))
 
 
 def configure_logging(default_level: str = "INFO") -> None:
@@ -71,11 +71,11 @@ def prepare(config: ServeConfig) -> None:
         prepare_ready_file(Path(config.ready_file))
 
 
-async def serve_until_stopped(resolved: ResolvedServe) -> int:
+async def serve_until_stopped(resolved: ResolvedServe, plan: Path | None = None) -> int:
     """Serve until the first signal, drain, stop; a second signal cuts the draining short."""
     signals = StopSignals()
     signals.install()
-    serving = Serving(resolved)
+    serving = Serving(resolved, plan)
     log.info(
         "serving %s: %s, context %d tokens, %d prefill and %d decode workers",
         resolved.served_name,

@@ -1,0 +1,127 @@
+"""One snapshot a second for everyone who watches: serialised once, as a whole and as what changed in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from pdserve.clock import Clock
+
+MAX_WATCHERS = 16
+PERIOD_S = 1.0
+
+Snapshot = Callable[[], dict[str, Any]]
+
+
+class Frame:
+    """One version of the state."""
+
+    def __init__(self, version: int, taken_s: float, sections: dict[str, Any], before: Frame | None) -> None:
+        self.version = version
+        self.taken_s = taken_s
+        self._points: list[Any] = sections["history"]["points"]
+        self._history = sections["history"]
+        self._texts = {name: _dumps(section) for name, section in sections.items() if name != "history"}
+        self._changed = None if before is None else self._since(before)
+        self._whole: str | None = None
+
+    @property
+    def whole(self) -> str:
+        """All sections, JSON."""
+        if self._whole is None:
+            self._whole = self._joined({**self._texts, "history": _dumps(self._history)})
+        return self._whole
+
+    @property
+    def changed(self) -> str | None:
+        """The sections that differ from those of the version before, and history's new points."""
+        return self._changed
+
+    def _since(self, before: Frame) -> str:
+        last = before._points[-1][0] if before._points else -1
+        texts = {name: text for name, text in self._texts.items() if before._texts.get(name) != text}
+        texts["points"] = _dumps([point for point in self._points if point[0] > last])
+        return self._joined(texts)
+
+    def _joined(self, texts: dict[str, str]) -> str:
+        parts = [f'"version":{self.version}', *(f'"{name}":{text}' for name, text in texts.items())]
+        return "{" + ",".join(parts) + "}"
+
+
+class Broadcast:
+    """Takes snapshots while somebody watches, and only then."""
+
+    def __init__(self, snapshot: Snapshot, clock: Clock) -> None:
+        self._snapshot = snapshot
+        self._clock = clock
+        self._frame: Frame | None = None
+        self._watchers = 0
+        self._news = asyncio.Event()
+        self._ticker: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more watcher would be too many."""
+        return self._watchers >= MAX_WATCHERS or self._closed
+
+    def current(self) -> Frame:
+        """A frame that is no older than a period."""
+        if self._frame is None or self._clock.now() - self._frame.taken_s >= PERIOD_S:
+            self._take()
+        assert self._frame is not None
+        return self._frame
+
+    async def watch(self) -> AsyncIterator[tuple[str, str]]:
+        """(kind, JSON): the whole state first, then every second what changed; one who lags gets the whole again."""
+        self._watchers += 1
+        if self._ticker is None:
+            self._ticker = asyncio.create_task(self._tick(), name="dashboard")
+        try:
+            frame = self.current()
+            yield "state", frame.whole
+            while not self._closed:
+                seen, news = frame.version, self._news
+                if self._frame is None or self._frame.version == seen:
+                    await news.wait()
+                    continue
+                frame = self._frame
+                if frame.version == seen + 1 and frame.changed is not None:
+                    yield "change", frame.changed
+                else:
+                    yield "state", frame.whole
+        finally:
+            self._watchers -= 1
+            if self._watchers == 0 and self._ticker is not None:
+                self._ticker.cancel()
+                self._ticker = None
+
+    def close(self) -> None:
+        """End every watcher's stream."""
+        self._closed = True
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+        self._ring()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            self._take()
+
+    def _take(self) -> None:
+        before = self._frame
+        version = 1 if before is None else before.version + 1
+        self._frame = Frame(version, self._clock.now(), self._snapshot(), before)
+        self._ring()
+
+    def _ring(self) -> None:
+        """Wake those who wait now; who waits later waits for the next."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
