@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": "serve a model: router, prefill workers and decode workers",
     "generate": "stream a completion from a running server",
     "demo": "serve the model that ships with pdserve and send it a few requests",
+    "doctor": "check this machine and measure every prefill-decode link, or look at a running cluster",
     "observability": "write Prometheus, Alertmanager and Grafana files for a cluster",
     "make-model": "write a model with random weights, for tests and measurements",
 }

@@ -1,0 +1,142 @@
+"""A cluster that runs already: its workers, its leaks, and its links as traffic found them."""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from deploy.doctor.finding import Finding, fail, ok, warn
+from deploy.doctor.judge import MIN_SHARE_OF_PEERS
+from pdserve.exit import ExitCode, StartError
+
+AREA = "running cluster"
+TIMEOUT_S = 10.0
+MAX_SKEW_S = 2.0  # the server's Date has whole seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line of /metrics."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class LiveLink:
+    """A pair of workers, and the bandwidth of the last transfer between them."""
+
+    src: str
+    dst: str
+    bytes_per_second: float | None  # None: nothing has moved yet
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """What the router said, and by how much its clock differs from ours."""
+
+    series: list[Series]
+    skew_s: float | None
+
+    def of(self, name: str) -> list[Series]:
+        return [one for one in self.series if one.name == f"pdserve_{name}"]
+
+
+def scrape(server: str) -> Scrape:
+    """A router's /metrics; StartError when it does not answer."""
+    url = f"http://{server}/metrics"
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+            now, date = time.time(), answer.headers.get("Date")
+            text = answer.read().decode()
+        families = list(text_string_to_metric_families(text))
+    except (OSError, urllib.error.URLError, ValueError) as error:
+        raise StartError(f"--server is {server}; {url} does not answer: {error}", ExitCode.ENVIRONMENT) from None
+    series = [Series(s.name, dict(s.labels), float(s.value)) for family in families for s in family.samples]
+    skew_s = email.utils.parsedate_to_datetime(date).timestamp() - now if date else None
+    return Scrape(series, skew_s)
+
+
+def live_links(seen: Scrape) -> list[LiveLink]:
+    """Every prefill-decode pair of the workers that are up."""
+    roles: dict[str, list[str]] = {"prefill": [], "decode": []}
+    for one in seen.of("worker_up"):
+        roles.setdefault(one.labels["role"], []).append(one.labels["worker"])
+    rates = {(one.labels["src"], one.labels["dst"]): one.value for one in seen.of("link_bandwidth_bytes_per_second")}
+    return [
+        LiveLink(src, dst, rates.get((src, dst))) for src in sorted(roles["prefill"]) for dst in sorted(roles["decode"])
+    ]
+
+
+def judge_cluster(seen: Scrape, links: Sequence[LiveLink]) -> list[Finding]:
+    """What is wrong with it, as far as it tells."""
+    counted = [_workers(seen), _leaks(seen), _failures(seen), *_transports(seen)]
+    return [*counted, *(_judge(link, links) for link in links), *_skew(seen)]
+
+
+def _workers(seen: Scrape) -> Finding:
+    up = [one.labels for one in seen.of("worker_up") if one.value == 1]
+    said = ", ".join(f"{role} {sum(one['role'] == role for one in up)}" for role in ("prefill", "decode"))
+    if not any(one["role"] == "decode" for one in up):
+        return fail(AREA, "workers up", said, "nothing can be served: look at the server's log, start it again")
+    return ok(AREA, "workers up", said)
+
+
+def _leaks(seen: Scrape) -> Finding:
+    count = sum(one.value for one in seen.of("kv_leaked_blocks"))
+    if count:
+        return fail(AREA, "leaked KV blocks", f"{count:g}", "a bug: keep the workers' logs; a restart gives them back")
+    return ok(AREA, "leaked KV blocks", "0")
+
+
+def _failures(seen: Scrape) -> Finding:
+    failed = {one.labels.get("reason", "?"): one.value for one in seen.of("kv_transfer_failures_total") if one.value}
+    done = sum(one.value for one in seen.of("kv_transfer_seconds_count"))
+    said = f"{done:g} done, {sum(failed.values()):g} failed"
+    if failed:
+        reasons = ", ".join(f"{reason} {count:g}" for reason, count in failed.items())
+        return warn(AREA, "transfers", f"{said} ({reasons})", "the workers' logs say which pairs broke, and why")
+    return ok(AREA, "transfers", said)
+
+
+def _transports(seen: Scrape) -> list[Finding]:
+    """More than one means that some pair could not use the best."""
+    moved = {one.labels["transport"]: one.value for one in seen.of("kv_transfer_bytes_total") if one.value}
+    if not moved:
+        return []
+    said = ", ".join(f"{name} {num_bytes / 2**20:,.1f} MiB" for name, num_bytes in sorted(moved.items()))
+    if len(moved) > 1:
+        hint = "pairs on one host that use gloo beside others that use shm fell back: their logs say why"
+        return [warn(AREA, "transports", said, hint)]
+    return [ok(AREA, "transports", said)]
+
+
+def _judge(link: LiveLink, links: Sequence[LiveLink]) -> Finding:
+    name = f"{link.src} -> {link.dst}"
+    if link.bytes_per_second is None or not math.isfinite(link.bytes_per_second):
+        return ok(AREA, name, "nothing has moved on it yet")
+    said = f"{link.bytes_per_second / 1e9:.3f} GB/s in the last transfer"
+    others = [one.bytes_per_second for one in links if one is not link and one.bytes_per_second is not None]
+    if others and link.bytes_per_second < MIN_SHARE_OF_PEERS * median(others):
+        hint = f"below {MIN_SHARE_OF_PEERS:.0%} of the other links' median, {median(others) / 1e9:.3f} GB/s"
+        return warn(AREA, name, f"{said}: slow", hint)
+    return ok(AREA, name, said)
+
+
+def _skew(seen: Scrape) -> list[Finding]:
+    """Only logs and dashboards care: no duration of ours is taken from two clocks."""
+    if seen.skew_s is None:
+        return []
+    said = f"{abs(seen.skew_s):.0f} s" if abs(seen.skew_s) >= 1 else "below 1 s"
+    if abs(seen.skew_s) > MAX_SKEW_S:
+        return [warn(AREA, "clock skew", said, "logs of the machines do not line up: run an NTP daemon on both")]
+    return [ok(AREA, "clock skew", said)]
