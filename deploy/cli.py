@@ -16,6 +16,8 @@ from pdserve.settings import ConfigError
 COMMANDS = {
     "serve": "serve a model: router, prefill workers and decode workers",
     "generate": "stream a completion from a running server",
+    "simulate": "run requests through one placement, under a virtual clock",
+    "plan": "search the placement that serves the most requests within their targets",
     "demo": "serve the model that ships with pdserve and send it a few requests",
     "doctor": "check this machine and measure every prefill-decode link, or look at a running cluster",
     "observability": "write Prometheus, Alertmanager and Grafana files for a cluster",

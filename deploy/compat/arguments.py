@@ -1,0 +1,84 @@
+"""What the modes' flags have in common: numbers, pairs like tp=2,pp=1, what is required, and the output file."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pdserve.exit import ExitCode, StartError
+from pdserve.settings import ConfigError
+
+MAX_COUNT = 1_000_000
+
+
+def above_zero(text: str) -> float:
+    """A number above 0; argparse tells the user otherwise."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
+    return number
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
+    if not 1 <= number <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to {MAX_COUNT:,}")
+    return number
+
+
+def require(args: argparse.Namespace, names: Iterable[str], mode: str) -> None:
+    """Raises ConfigError for every flag that the mode needs and was not given."""
+    missing = [flag(name) for name in names if getattr(args, name) is None]
+    if missing:
+        raise ConfigError([f"{one} is missing; {mode} needs it" for one in missing])
+
+
+def refuse(args: argparse.Namespace, names: Iterable[str], mode: str) -> None:
+    """Raises ConfigError for every flag that was given and that the mode does not have."""
+    given = [flag(name) for name in names if getattr(args, name) is not None]
+    if given:
+        raise ConfigError([f"{one} means nothing to {mode}" for one in given])
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def pairs(name: str, text: str, known: Mapping[str, str]) -> dict[str, str]:
+    """`tp=2,pp=1` as names and values; names that are not given have their value in known."""
+    found: dict[str, str] = {}
+    for item in text.split(","):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or key not in known or key in found:
+            example = ",".join(f"{one}={default or '...'}" for one, default in known.items())
+            raise ConfigError([f"{flag(name)} is {text!r}; it must be like {example}, each name once"])
+        found[key] = value
+    return {**known, **found}
+
+
+def pair_count(name: str, key: str, value: str) -> int:
+    """A value of pairs that is a whole number."""
+    try:
+        return count(value)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError([f"{flag(name)}: {key}={error}"]) from None
+
+
+def check_output(path: Path) -> None:
+    """Raises StartError (exit code 6) before the work, for a place where no file can be."""
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "is a directory" if path.is_dir() else "its directory does not exist"
+        raise StartError(f"--output is {path}; {reason}", ExitCode.OUTPUT)
+
+
+def write_output(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StartError(f"--output is {path}; {error.strerror}", ExitCode.OUTPUT) from None
