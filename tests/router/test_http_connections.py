@@ -132,3 +132,30 @@ def test_stopping_lets_a_running_request_end(core, open_desk):
         return answer
 
     assert b"200 OK" in asyncio.run(run())
+
+
+def test_the_end_of_an_answer_waits_for_its_reader_no_longer_than_the_rest(core, open_desk):
+    """What the request held is free by then; only the connection is left to give up."""
+    body = b'{"prompt": "x", "stream": true}'
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
+    received = iter([{"type": "http.request", "body": body, "more_body": False}])
+    last = []
+
+    async def receive():
+        return next(received, None) or await asyncio.Event().wait()
+
+    async def send(message):
+        if message["type"] == "http.response.body" and not message["more_body"]:
+            last.append(message["body"])
+            await asyncio.Event().wait()
+
+    async def run():
+        desk = open_desk(limits={"max_unread_s": 0.1})
+        async with asyncio.timeout(10):
+            await build_app(desk)(scope, receive, send)
+            await desk.idle()
+        desk.close()
+
+    asyncio.run(run())
+    assert last and last[0].endswith(b"data: [DONE]\n\n") and not core.streams[0].cancelled.is_set()
