@@ -9,6 +9,7 @@ Errors are those of pdserve/errors.py, as the server meant them. Nothing is retr
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import grpc.aio
 
 from pdserve import wire
 from pdserve.errors import InvariantViolation, ServingError, error_from_status
-from pdserve.sampling import FinishReason, TokenLogprobs
+from pdserve.sampling import Constraint, ConstraintKind, FinishReason, TokenLogprobs
 from pdserve.slo import Slo, Timing, Verdict
 from pdserve.v1 import inference_pb2 as pb
 from pdserve.v1 import inference_pb2_grpc as rpc
@@ -54,6 +55,7 @@ class GenerateOptions:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none; n: the chosen token's and the n best
+    constraint: Constraint | None = None  # what the text must be
     slo: Slo | None = None
     priority: int = 0  # lower runs earlier
     tenant: str = ""
@@ -234,12 +236,24 @@ def _request(prompt: str | Sequence[int], options: GenerateOptions) -> pb.Genera
     if options.slo is not None:
         slo_class = "" if options.slo.slo_class == "default" else options.slo.slo_class
         given["slo"] = pb.Slo(ttft_s=options.slo.ttft_s, tpot_s=options.slo.tpot_s, **{"class": slo_class})
+    if options.constraint is not None:
+        given |= _constraint(options.constraint)
     return pb.GenerateRequest(
         request_id=options.request_id, model=options.model, sampling=sampling, max_tokens=options.max_tokens,
         min_tokens=options.min_tokens, stop=options.stop, stop_token_ids=options.stop_token_ids,
         ignore_eos=options.ignore_eos, logprobs=options.logprobs, priority=options.priority, tenant=options.tenant,
         **given,
     )  # fmt: skip
+
+
+def _constraint(constraint: Constraint) -> dict[str, Any]:
+    """As the one field of the request that says it."""
+    value: Any = constraint.text
+    if constraint.kind is ConstraintKind.JSON_OBJECT:
+        value = True
+    elif constraint.kind is ConstraintKind.CHOICE:
+        value = pb.Choices(texts=json.loads(constraint.text))
+    return {constraint.kind.value: value}
 
 
 def _event(response: pb.GenerateResponse) -> Chunk | Completion:

@@ -12,9 +12,8 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, grammar_from
 
 from pdserve.errors import BadSampling
-from pdserve.sampling import Constraint, ConstraintKind
+from pdserve.sampling import MAX_CONSTRAINT_BYTES, Constraint, ConstraintKind
 
-MAX_BYTES = 64 << 10  # of a constraint's text
 MAX_NESTING = 48  # of a JSON schema; llguidance's own reader of JSON stops at 128
 MAX_SPACES = 40
 """White space between two parts of JSON, at most: a model that likes spaces must not go on with them for ever."""
@@ -42,8 +41,8 @@ def grammar_of(constraint: Constraint) -> str:
     It may still be a grammar that llguidance refuses, and in its own words.
     """
     size = len(constraint.text.encode("utf-8", "surrogatepass"))
-    if size > MAX_BYTES:
-        raise BadSampling(f"is {size:,} bytes long, limit {MAX_BYTES:,}")
+    if size > MAX_CONSTRAINT_BYTES:
+        raise BadSampling(f"is {size:,} bytes long, limit {MAX_CONSTRAINT_BYTES:,}")
     if not size and constraint.kind is not ConstraintKind.JSON_OBJECT:
         raise BadSampling("is empty")
     match constraint.kind:

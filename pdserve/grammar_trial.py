@@ -21,7 +21,7 @@ from pdserve.errors import BadSampling
 from pdserve.grammar import grammar_of, parser_limits, patterns_of
 from pdserve.sampling import Constraint, ConstraintKind
 
-MAX_CPU_S = 0.3  # for one constraint; then SIGPROF
+MAX_CPU_S = 0.25  # for one constraint; then SIGPROF
 MAX_WALL_S = 0.7  # the same on a busy machine; then SIGALRM
 MAX_STEP_S = 0.05  # of CPU, for one mask
 MAX_MEMORY_BYTES = 2 << 30

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -13,6 +15,9 @@ class FinishReason(Enum):
     STOP = "stop"  # end of sequence, stop token or stop string
     LENGTH = "length"  # max_tokens, or the context is full
     ABORT = "abort"
+
+
+MAX_CONSTRAINT_BYTES = 64 << 10
 
 
 class ConstraintKind(Enum):
@@ -31,6 +36,11 @@ class Constraint:
 
     kind: ConstraintKind
     text: str = ""
+
+
+def choice_of(texts: Iterable[str]) -> Constraint:
+    """The output is one of these."""
+    return Constraint(ConstraintKind.CHOICE, json.dumps(list(texts), ensure_ascii=False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from router.outbox import Outbox
 from router.prompts import PromptEncoder
 from router.text import OutputText, Tokenizer
 from router.validation import (
+    ConstraintTrials,
     RequestDraft,
     check_model,
     check_priority,
@@ -69,6 +70,7 @@ class FrontDesk:
         self.config = config
         self._clock = clock
         self.prompts = PromptEncoder(tokenizer, card, config.limits)
+        self._constraints = ConstraintTrials()
         self._doorbell = Doorbell()
         self._num_running = 0
         self._draining = False
@@ -89,6 +91,7 @@ class FrontDesk:
 
     def close(self) -> None:
         self.prompts.close()
+        self._constraints.close()
 
     @asynccontextmanager
     async def serve(self, draft: RequestDraft) -> AsyncIterator[Generation]:
@@ -156,6 +159,8 @@ class FrontDesk:
             field = draft.prompt_field if len(draft.prompts) == 1 else f"{draft.prompt_field}[{position}]"
             ids = await self.prompts.prompt(prompt, field, draft)
             sampling = resolve_sampling(draft, len(ids), self.card, limits)
+            if sampling.constraint is not None:
+                await self._constraints.check(sampling.constraint, draft.sampling.constraint_field)
             for choice in range(draft.num_choices):
                 name = request_id if num_sequences == 1 else f"{request_id}-{len(requests)}"
                 chosen = replace(sampling, choice_index=choice)

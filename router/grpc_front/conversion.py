@@ -7,7 +7,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from pdserve.errors import RequestError
-from pdserve.sampling import FinishReason, TokenLogprobs
+from pdserve.sampling import Constraint, ConstraintKind, FinishReason, TokenLogprobs, choice_of
 from pdserve.slo import Blame, Timing, Verdict
 from pdserve.v1 import inference_pb2 as pb
 from router.choice import ChoiceEnd, ChoiceUpdate
@@ -94,7 +94,24 @@ def _sampling(request: pb.GenerateRequest) -> SamplingDraft:
         stop_token_ids=tuple(request.stop_token_ids),
         ignore_eos=request.ignore_eos,
         logprobs=request.logprobs if request.HasField("logprobs") else None,
+        constraint=_constraint(request),
+        constraint_field=request.WhichOneof("constraint") or "",
     )
+
+
+def _constraint(request: pb.GenerateRequest) -> Constraint | None:
+    match request.WhichOneof("constraint"):
+        case "json_schema":
+            return Constraint(ConstraintKind.JSON_SCHEMA, request.json_schema)
+        case "json_object":
+            return Constraint(ConstraintKind.JSON_OBJECT) if request.json_object else None
+        case "regex":
+            return Constraint(ConstraintKind.REGEX, request.regex)
+        case "grammar":
+            return Constraint(ConstraintKind.GRAMMAR, request.grammar)
+        case "choice":
+            return choice_of(request.choice.texts)
+    return None
 
 
 class Responses:

@@ -20,10 +20,6 @@ def _empty(value: Any) -> bool:
     return value in ("", [], {})
 
 
-def _text_format(value: Any) -> bool:
-    return bool(value == {"type": "text"})
-
-
 def _anything(kind: type) -> Check:
     """Only a note to the server: it never changes the answer."""
     return lambda value: isinstance(value, kind)
@@ -40,7 +36,6 @@ COMMON: Mapping[str, Check] = {
     "safety_identifier": _anything(str),
     "prompt_cache_key": _anything(str),
     "prompt_cache_retention": _anything(str),
-    "response_format": _text_format,
     # vLLM: sampling
     "use_beam_search": _is(False),
     "length_penalty": _is(1),
@@ -52,14 +47,9 @@ COMMON: Mapping[str, Check] = {
     # vLLM: prompt and output
     "prompt_logprobs": _NEVER,
     "logprob_token_ids": _empty,
-    "structured_outputs": _empty,
-    "guided_json": _NEVER,
-    "guided_regex": _NEVER,
-    "guided_choice": _NEVER,
-    "guided_grammar": _NEVER,
     "structural_tag": _NEVER,
     "guided_decoding_backend": _anything(str),
-    "guided_whitespace_pattern": _anything(str),
+    "guided_whitespace_pattern": _NEVER,
     "cache_salt": _NEVER,
     "kv_transfer_params": _empty,
     "vllm_xargs": _empty,

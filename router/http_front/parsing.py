@@ -10,6 +10,7 @@ from pdserve.errors import BadSampling, PromptTooLong, RequestError
 from router.http_front import known_fields
 from router.http_front.chat_body import parse_conversation, parse_tools
 from router.http_front.fields import Fields, as_integers, as_list, wrong_type
+from router.http_front.response_format import parse_constraint
 from router.limits import Limits
 from router.validation import (
     OutputDraft,
@@ -128,6 +129,7 @@ def _sampling(fields: Fields, logprobs: int | None) -> SamplingDraft:
     max_tokens, newer = fields.integer("max_tokens"), fields.integer("max_completion_tokens")
     if max_tokens is not None and newer is not None and max_tokens != newer:
         raise BadSampling("max_tokens and max_completion_tokens differ; give one", field="max_completion_tokens")
+    constraint, constraint_field = parse_constraint(fields)
     return SamplingDraft(
         temperature=fields.number("temperature"),
         top_p=fields.number("top_p"),
@@ -144,6 +146,8 @@ def _sampling(fields: Fields, logprobs: int | None) -> SamplingDraft:
         stop_token_ids=fields.integers("stop_token_ids"),
         ignore_eos=fields.boolean("ignore_eos"),
         logprobs=logprobs,
+        constraint=constraint,
+        constraint_field=constraint_field,
     )
 
 

@@ -1,5 +1,6 @@
 """One set of rules for both front doors: from what a client asked to what the core serves."""
 
+from router.validation.constraint import ConstraintTrials
 from router.validation.draft import (
     OutputDraft,
     Prompt,
@@ -16,6 +17,7 @@ from router.validation.prompt import check_prompt_texts, check_prompt_tokens
 from router.validation.request import check_priority, deadline_after, resolve_sampling, resolve_slo
 
 __all__ = [
+    "ConstraintTrials",
     "OutputDraft",
     "Prompt",
     "PromptChat",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pdserve.sampling import Constraint
 from router.text import ChatMessage, ChatOptions
 
 
@@ -53,6 +54,8 @@ class SamplingDraft:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    constraint: Constraint | None = None
+    constraint_field: str = ""  # as the client knows it
 
 
 @dataclass(frozen=True, slots=True)

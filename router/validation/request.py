@@ -11,6 +11,7 @@ from pdserve.sampling import SamplingParams
 from pdserve.slo import Slo
 from router.interface import GenerationDefaults, ModelCard
 from router.limits import FrontConfig, Limits
+from router.validation.constraint import check_constraint
 from router.validation.draft import RequestDraft, SamplingDraft, SloDraft
 from router.validation.identity import check_name
 from router.validation.prompt import check_token_ids, check_unicode
@@ -84,6 +85,7 @@ def resolve_sampling(draft: RequestDraft, num_prompt_tokens: int, card: ModelCar
         stop_token_ids=tuple(dict.fromkeys(asked.stop_token_ids)),
         eos_token_ids=() if asked.ignore_eos else card.eos_token_ids,
         logprobs=asked.logprobs,
+        constraint=check_constraint(asked, card),
     )
 
 

@@ -21,7 +21,7 @@ from pdserve.errors import (
     ServingError,
     Unauthenticated,
 )
-from pdserve.sampling import FinishReason
+from pdserve.sampling import Constraint, ConstraintKind, FinishReason, choice_of
 from pdserve.slo import Blame, Slo
 from pdserve.v1 import inference_pb2 as pb
 from pdserve.v1 import inference_pb2_grpc as rpc
@@ -184,3 +184,22 @@ def test_nobody_there_is_unavailable() -> None:
     """An error of the kind that may be tried again."""
     with Client("127.0.0.1:1") as client, pytest.raises(HandoffError):
         client.generate("hi")
+
+
+@pytest.mark.parametrize(
+    ("constraint", "field", "value"),
+    [
+        (Constraint(ConstraintKind.JSON_SCHEMA, "{}"), "json_schema", "{}"),
+        (Constraint(ConstraintKind.JSON_OBJECT), "json_object", True),
+        (Constraint(ConstraintKind.REGEX, "a+"), "regex", "a+"),
+        (Constraint(ConstraintKind.GRAMMAR, 'start: "a"'), "grammar", 'start: "a"'),
+        (choice_of(["a", "é"]), "choice", pb.Choices(texts=["a", "é"])),
+    ],
+)
+def test_a_constraint_is_asked_in_its_own_field(
+    running: Running, constraint: Constraint, field: str, value: object
+) -> None:
+    with Client(running.address, api_key="key") as client:
+        client.generate("x", GenerateOptions(constraint=constraint))
+    assert running.server.asked.WhichOneof("constraint") == field
+    assert getattr(running.server.asked, field) == value
