@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     running = parser.add_argument_group("a cluster that runs")
     running.add_argument("--server", metavar="HOST:PORT", help="its HTTP address")
+    running.add_argument("--api-key", default=os.environ.get("PDSERVE_API_KEY"), help="that it asks for")
     running.add_argument("--ready-file", type=Path, metavar="F", help="that it wrote")
     parser.add_argument("--json", type=Path, metavar="F", help="the findings and figures, for programs")
 
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         findings.append(check_ray(args.ray))
     links: Sequence[object] = []
     if server is not None:
-        seen = scrape(server)
+        seen = scrape(server, args.api_key)
         live = live_links(seen)
         findings += judge_cluster(seen, live)
         links = live

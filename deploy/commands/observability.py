@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a router's HTTP address, as Prometheus reaches it; may be repeated (default: {DEFAULT_ROUTER})",
     )  # fmt: skip
     parser.add_argument("--model", metavar="NAME", help="label of every series (default: the ready file's, or pdserve)")
+    parser.add_argument(
+        "--credentials-file", metavar="PATH", help="that holds the server's --api-key, for Prometheus to read"
+    )
     parser.add_argument("--scrape-interval", default="5s", metavar="T", help="such as 1s or 15s (default: %(default)s)")
     parser.add_argument("--alertmanager", default="127.0.0.1:9093", metavar="HOST:PORT", help="default: %(default)s")
     parser.add_argument(
@@ -75,6 +78,7 @@ def _bundle(args: argparse.Namespace) -> Bundle:
         routers=tuple(routers),
         model=args.model or (ready.model if ready is not None else "pdserve"),
         scrape_interval=args.scrape_interval,
+        credentials_file=args.credentials_file,
         alertmanager=args.alertmanager,
         prometheus=args.prometheus,
         dashboards=args.grafana_dashboards,

@@ -51,16 +51,17 @@ class Scrape:
         return [one for one in self.series if one.name == f"pdserve_{name}"]
 
 
-def scrape(server: str) -> Scrape:
-    """A router's /metrics; StartError when it does not answer."""
+def scrape(server: str, api_key: str | None = None) -> Scrape:
+    """A router's /metrics; StartError when it does not answer, or wants another key."""
     url = f"http://{server}/metrics"
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as answer:
             now, date = time.time(), answer.headers.get("Date")
             text = answer.read().decode()
         families = list(text_string_to_metric_families(text))
     except (OSError, urllib.error.URLError, ValueError) as error:
-        raise StartError(f"--server is {server}; {url} does not answer: {error}", ExitCode.ENVIRONMENT) from None
+        raise StartError(f"--server is {server}; {url}: {error}", ExitCode.ENVIRONMENT) from None
     series = [Series(s.name, dict(s.labels), float(s.value)) for family in families for s in family.samples]
     skew_s = email.utils.parsedate_to_datetime(date).timestamp() - now if date else None
     return Scrape(series, skew_s)

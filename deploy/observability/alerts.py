@@ -52,8 +52,8 @@ def _burn(rate: BurnRate, target: float) -> Alert:
         "0s",
         rate.severity,
         "{{ $labels.slo_class }}: the SLO is missed {{ $value | humanizePercentage }} of the time over " + rate.long,
-        f"The error budget of a {target:.4g} target burns more than {rate.factor:g} times too fast, over {rate.long} "
-        f"and over {rate.short}. The service dashboard's blame panel names the phase.",
+        f"The error budget of a {target:.4g} target burns more than {rate.factor:g} times as fast as it may, over "
+        f"{rate.long} and over {rate.short}. The service dashboard's blame panel names the phase.",
     )
 
 

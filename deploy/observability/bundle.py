@@ -29,6 +29,7 @@ class Bundle:
     routers: tuple[str, ...] = ("127.0.0.1:8000",)  # HTTP addresses
     model: str = "pdserve"  # label of every series
     scrape_interval: str = "5s"
+    credentials_file: str | None = None  # holds the server's key, where it asks for one; read by Prometheus
     alertmanager: str = "127.0.0.1:9093"
     prometheus: str = "127.0.0.1:9090"  # as Grafana reaches it
     dashboards: str = "/etc/grafana/dashboards/pdserve"  # where Grafana will find them
@@ -52,14 +53,15 @@ class Bundle:
             "global": {"scrape_interval": self.scrape_interval, "evaluation_interval": self.scrape_interval},
             "rule_files": ["rules/*.yml"],
             "alerting": {"alertmanagers": [{"static_configs": [{"targets": [self.alertmanager]}]}]},
-            "scrape_configs": [
-                {
-                    "job_name": JOB,
-                    "metrics_path": "/metrics",
-                    "static_configs": [{"targets": list(self.routers), "labels": {"model": self.model}}],
-                }
-            ],
+            "scrape_configs": [self._scrape()],
         }
+
+    def _scrape(self) -> dict[str, Any]:
+        job: dict[str, Any] = {"job_name": JOB, "metrics_path": "/metrics"}
+        if self.credentials_file is not None:
+            job["authorization"] = {"type": "Bearer", "credentials_file": self.credentials_file}
+        job["static_configs"] = [{"targets": list(self.routers), "labels": {"model": self.model}}]
+        return job
 
     def _datasources(self) -> dict[str, Any]:
         source = {

@@ -216,11 +216,18 @@ def test_no_alert_is_without_a_scenario() -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_prometheus_accepts_configuration_and_rules(target: float, tmp_path: Path) -> None:
     """promtool checks what is written."""
-    bundle = Bundle(target=target, routers=("router-0:8000", "[::1]:8000"), model='a "model"')
-    directory = written(tmp_path, bundle.files())
+    bundle = Bundle(target=target, routers=("router-0:8000", "[::1]:8000"), model='a "model"', credentials_file="key")
+    directory = written(tmp_path, bundle.files() | {"key": "secret"})
     said = promtool("check", "config", "prometheus.yml", cwd=directory)
     assert "2 rule files found" in said
     promtool("check", "rules", "--lint-fatal", "rules/alerts.yml", "rules/recording.yml", cwd=directory)
+
+
+@pytest.mark.skipif(shutil.which("amtool") is None, reason="amtool (prometheus-alertmanager) is not installed")
+def test_alertmanager_accepts_its_stub(tmp_path: Path) -> None:
+    """amtool checks routes, receivers and what inhibits what."""
+    directory = written(tmp_path, Bundle().files())
+    subprocess.run(["amtool", "check-config", "alertmanager.yml"], cwd=directory, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("target", [0.5, 0.9, 0.93, 0.95, 0.99, 0.999, 0.99999])
