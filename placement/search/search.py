@@ -16,6 +16,7 @@ from placement.search.bounds import Bounds, LengthStats, Slo, bounds_of
 from placement.search.build import DoesNotFit, Serving, cluster_of
 from placement.search.candidate import Candidate
 from placement.search.goodput import Effort, Goodput, Run, Verdict, find_goodput, look
+from placement.simulator.fast.run import simulate_fast, unsupported
 from placement.simulator.requests import requests_of
 from placement.simulator.results import RequestColumns
 from placement.simulator.simulate import simulate
@@ -80,11 +81,16 @@ class Job:
 
 
 def run_of(candidate: Candidate, serving: Serving, source: WorkloadSource, seed: int) -> Run:
-    """The simulator as a function of rate and number of requests; common random numbers over all candidates."""
+    """The simulator as a function of rate and number of requests; common random numbers over all candidates.
+
+    The compiled one where it models what is asked, else the one of the real code: their answers are the same.
+    """
     cluster = cluster_of(candidate, serving)
 
     def run(rate: float, num_requests: int) -> RequestColumns:
         workload = source.build(rate=rate, num_requests=num_requests, seed=seed)
+        if not unsupported(cluster, workload):
+            return simulate_fast(cluster, workload).requests
         return simulate(cluster, requests_of(workload)).requests
 
     return run

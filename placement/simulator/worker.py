@@ -122,7 +122,7 @@ class SimWorker:
         self._stepping = True
         shape = (batch.prefill_tokens, batch.decode_sequences, batch.context_tokens)
         prompts = batch.steps[batch.decode_sequences :]
-        pairs = sum(len(step.token_ids) * (step.start + step.end + 1) / 2 for step in prompts)
+        pairs = sum(len(step.token_ids) * (step.start + step.end + 1) for step in prompts) / 2
         seconds = self.spec.step_times.batch_s(
             batch.prefill_tokens, pairs, batch.decode_sequences, batch.context_tokens
         )

@@ -1,0 +1,8 @@
+"""The simulator compiled: what a search runs thousands of times.
+
+Models: first come first served queues, chunked prefill, batching, KV admission and preemption, handoff over shared
+links, both routing policies over the rules of the real ledgers, latency as the workers measure it; split, mixed and
+colocated. Does not model: prefix cache, deadlines, priorities, failures, role changes. `run.unsupported` says so of a
+given case, and the simulator of the real code takes it. Every function here follows one of that simulator or of
+`scheduling`, named in its docstring; tests/placement/test_fast.py holds them equal on random cases.
+"""

@@ -1,0 +1,92 @@
+"""`scheduling.latency.OnlineLatencyEstimator`, compiled."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from placement.simulator.fast.records import Records
+from scheduling.latency import MIN_STEPS
+
+_KEEP = 0.5 ** (1.0 / 1000.0)
+_RIDGE = 1e-6
+_SCALES = np.array([1.0, 256.0, 8.0, 4096.0])
+
+
+@njit(cache=True)
+def observe(worker: Records, tokens: int, sequences: int, context: int, seconds: float) -> None:
+    """`observe`."""
+    if not math.isfinite(seconds) or seconds <= 0.0:
+        return
+    x = np.empty(4)
+    x[0] = 1.0 / _SCALES[0] / seconds
+    x[1] = float(tokens) / _SCALES[1] / seconds
+    x[2] = float(sequences) / _SCALES[2] / seconds
+    x[3] = float(context) / _SCALES[3] / seconds
+    for i in range(4):
+        for k in range(4):
+            worker.matrix[i, k] = worker.matrix[i, k] * _KEEP + x[i] * x[k]
+        worker.right[i] = worker.right[i] * _KEEP + x[i]
+    worker.observed += 1
+
+
+@njit(cache=True)
+def coefficients(worker: Records, best: Records) -> None:
+    """`coefficients`, into `best` [4]."""
+    if worker.observed < MIN_STEPS:
+        best[:] = worker.prior
+        return
+    best[:] = 0.0
+    best_gain = -1.0
+    used = np.empty(4, np.int64)
+    for left_out in range(16):  # as itertools.product((True, False), repeat=4)
+        n = 0
+        for i in range(4):
+            if (left_out >> (3 - i)) & 1 == 0 and worker.matrix[i, i] > 0.0:
+                used[n] = i
+                n += 1
+        if n == 0:
+            continue
+        fitted = _solve(worker, used, n)
+        gain, least = 0.0, math.inf
+        for j in range(n):
+            gain += worker.right[used[j]] * fitted[j]
+            least = min(least, fitted[j])
+        if least >= 0.0 and gain > best_gain:
+            best[:] = 0.0
+            best_gain = gain
+            for j in range(n):
+                best[used[j]] = fitted[j]
+    for i in range(4):
+        best[i] = best[i] / _SCALES[i]
+
+
+@njit(cache=True)
+def _solve(worker: Records, used: Records, n: int) -> Records:
+    """`_solve`."""
+    rows = np.empty((4, 5))
+    for i in range(n):
+        for k in range(n):
+            rows[i, k] = worker.matrix[used[i], used[k]] * (1.0 + _RIDGE * (1.0 if used[i] == used[k] else 0.0))
+        rows[i, n] = worker.right[used[i]]
+    for i in range(n):
+        pivot = i
+        for r in range(i + 1, n):
+            if abs(rows[r, i]) > abs(rows[pivot, i]):
+                pivot = r
+        if pivot != i:
+            for k in range(n + 1):
+                rows[i, k], rows[pivot, k] = rows[pivot, k], rows[i, k]
+        for r in range(i + 1, n):
+            factor = rows[r, i] / rows[i, i]
+            for k in range(i, n + 1):
+                rows[r, k] -= factor * rows[i, k]
+    solution = np.zeros(4)
+    for i in range(n - 1, -1, -1):
+        known = 0.0
+        for k in range(i + 1, n):
+            known += rows[i, k] * solution[k]
+        solution[i] = (rows[i, n] - known) / rows[i, i]
+    return solution

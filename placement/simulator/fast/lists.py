@@ -1,0 +1,65 @@
+"""Ordered sets of sequences: those waiting, running and reserved of each worker, linked through the records."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from placement.simulator.fast.records import Records
+
+IN_WAITING, IN_RUNNING, IN_RESERVED = range(3)
+
+
+@njit(cache=True)
+def append(worker: Records, seqs: Records, s: int, which: int) -> None:
+    """At the end."""
+    tail = worker.tail[which]
+    seqs[s].prev, seqs[s].next = tail, -1
+    if tail < 0:
+        worker.head[which] = s
+    else:
+        seqs[tail].next = s
+    worker.tail[which] = s
+    worker.count[which] += 1
+
+
+@njit(cache=True)
+def remove(worker: Records, seqs: Records, s: int, which: int) -> None:
+    """From wherever it is."""
+    before, after = seqs[s].prev, seqs[s].next
+    if before < 0:
+        worker.head[which] = after
+    else:
+        seqs[before].next = after
+    if after < 0:
+        worker.tail[which] = before
+    else:
+        seqs[after].prev = before
+    worker.count[which] -= 1
+
+
+@njit(cache=True)
+def earlier(seqs: Records, a: int, b: int) -> bool:
+    """Whether `a` has the smaller rank: `Sequence.rank`, all of one priority."""
+    if seqs[a].arrival_s != seqs[b].arrival_s:
+        return bool(seqs[a].arrival_s < seqs[b].arrival_s)
+    return bool(seqs[a].order < seqs[b].order)
+
+
+@njit(cache=True)
+def insert_waiting(worker: Records, seqs: Records, s: int) -> None:
+    """`WaitingQueue.push`: by rank. New ones belong to the end, preempted ones to the front."""
+    head, tail = worker.head[IN_WAITING], worker.tail[IN_WAITING]
+    if tail < 0 or earlier(seqs, tail, s):
+        append(worker, seqs, s, IN_WAITING)
+        return
+    after = head
+    while earlier(seqs, after, s):
+        after = seqs[after].next
+    before = seqs[after].prev
+    seqs[s].prev, seqs[s].next = before, after
+    seqs[after].prev = s
+    if before < 0:
+        worker.head[IN_WAITING] = s
+    else:
+        seqs[before].next = s
+    worker.count[IN_WAITING] += 1

@@ -1,0 +1,148 @@
+"""The compiled simulator's face: the same cluster and workload in, the same columns out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pdserve.errors import InvariantViolation
+from placement.simulator.cluster import ClusterSpec
+from placement.simulator.fast import records
+from placement.simulator.fast.kernel import run_events
+from placement.simulator.fast.records import NEVER, Records
+from placement.simulator.fast.steps import encode
+from placement.simulator.requests import Outcome
+from placement.simulator.results import RequestColumns, SimulationResult
+from placement.simulator.worker import WorkerCounts
+from placement.workload.workload import Workload
+from scheduling.routing import Role
+
+
+class Unsupported(ValueError):
+    """The compiled simulator does not model this; the one of the real code does."""
+
+
+def unsupported(cluster: ClusterSpec, workload: Workload) -> str:
+    """Why `simulate_fast` would refuse; empty if it would not."""
+    if workload.prefixes is not None and any(worker.prefix_caching for worker in cluster.workers):
+        return "shared prefixes"
+    if cluster.delays.message_s >= cluster.status_s:
+        return "messages that take longer than a status period"
+    if len(workload) == 0:
+        return "a workload without requests"
+    prompt, total = int(workload.prompt_tokens.max()), int((workload.prompt_tokens + workload.output_tokens).max())
+    for worker in cluster.workers:
+        if encode(worker.step_times) is None:
+            return f"step times of kind {type(worker.step_times).__name__}"
+        if prompt + 1 > worker.scheduler.max_model_len or total > worker.scheduler.max_model_len:
+            return "requests longer than the context"
+        if total > worker.num_blocks * worker.block_size:
+            return "requests larger than a worker's KV pool"
+    return ""
+
+
+def simulate_fast(cluster: ClusterSpec, workload: Workload) -> SimulationResult:
+    """As `simulate`, compiled. Errors: Unsupported; InvariantViolation if something is left over."""
+    if why := unsupported(cluster, workload):
+        raise Unsupported(f"the compiled simulator does not model {why}")
+    world, workers, pairs, batches = _cluster(cluster)
+    requests, seqs, hands = _requests(workload)
+    run_events(world, workers, requests, seqs, hands, pairs, batches)
+    if world["failed"][0]:
+        raise Unsupported("the compiled simulator does not model a worker's queue that is full")
+    if (requests["outcome"] == Outcome.UNFINISHED).any() or world["handoffs"][0]:
+        raise InvariantViolation("the compiled simulator lost a request")
+    if (workers["free"] != workers["num_blocks"]).any():
+        raise InvariantViolation("the compiled simulator lost blocks")
+    return _result(cluster, world[0], workers, requests)
+
+
+def _requests(workload: Workload) -> tuple[Records, Records, Records]:
+    num = len(workload)
+    requests = np.zeros(num, records.request)
+    requests["arrival_s"], requests["prompt"] = workload.arrival_s, workload.prompt_tokens
+    requests["output"] = workload.output_tokens
+    requests["prefill"] = requests["decode"] = -1
+    requests["committed_s"] = requests["first_s"] = NEVER
+    seqs = np.zeros(2 * num, records.sequence)
+    return requests, seqs, np.zeros(num, records.handoff)
+
+
+def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records, Records]:
+    num = len(cluster.workers)
+    workers = np.zeros(num, records.worker)
+    for row, spec in zip(workers, cluster.workers, strict=True):
+        kind, params = encode(spec.step_times) or (0, np.zeros(24))
+        config = spec.scheduler
+        mixed = config.mixed_prefill_tokens
+        values = {
+            "role": 0 if spec.role is Role.PREFILL else 1, "num_blocks": spec.num_blocks, "free": spec.num_blocks,
+            "size": spec.block_size, "budget": config.max_num_batched_tokens, "seats": config.max_num_seqs,
+            "mixed": -1 if mixed is None else mixed, "watermark": config.watermark_blocks(spec.num_blocks),
+            "max_len": config.max_model_len, "max_queue": config.max_queued_sequences, "kind": kind, "params": params,
+            "head": -1, "tail": -1, "command_head": -1, "news_head": -1,
+        }  # fmt: skip
+        for name, value in values.items():
+            row[name] = value
+        if spec.prior is not None:
+            prior = spec.prior
+            numbers = (
+                prior.base_s, prior.per_prefill_token_s, prior.per_decode_sequence_s, prior.per_context_token_s,
+            )  # fmt: skip
+            row["prior"], row["coefficients"] = numbers, numbers
+            row["has_status"], row["reported_free"], row["known_s"] = 1, spec.num_blocks, -0.05
+    world = np.zeros(1, records.world)
+    delays, routing = cluster.delays, cluster.routing
+    settings: dict[str, float] = {
+        "front_s": delays.front_s, "message_s": delays.message_s, "step_s": delays.step_s, "wake_s": delays.wake_s,
+        "status_s": cluster.status_s, "bytes_per_s": cluster.link.bytes_per_s, "latency_s": cluster.link.latency_s,
+        "block_bytes": cluster.block_bytes, "max_in_flight": cluster.max_in_flight, "growth": routing.growth_tokens,
+        "local": routing.local_prefill_max_tokens, "round_robin": cluster.round_robin,
+    }  # fmt: skip
+    for name, value in settings.items():
+        world[name] = value
+    pairs = np.zeros(num * num, records.link)
+    pairs["head"] = pairs["tail"] = -1
+    most = max(spec.scheduler.max_num_seqs for spec in cluster.workers)
+    return world, workers, pairs, np.zeros((num, most + 1), np.int64)
+
+
+def _result(cluster: ClusterSpec, world: Records, workers: Records, requests: Records) -> SimulationResult:
+    """As `results.collect`."""
+    served = requests["outcome"] == Outcome.FINISHED
+
+    def only_served(times: Records) -> Records:
+        return np.where(served, times, np.nan)
+
+    ttft_s = requests["first_s"] - requests["arrival_s"]
+    left_s = requests["last_s"] - requests["first_s"]
+    prefill_s = np.minimum(requests["prefill_s"], ttft_s)
+    moved = requests["committed_s"] >= 0.0
+    transfer_s = np.where(
+        moved, np.minimum(np.maximum(0.0, requests["committed_s"] - requests["first_s"]), left_s), 0.0
+    )
+    wait_s = np.minimum(requests["wait_s"], left_s - transfer_s)
+    tpot_s = left_s / np.maximum(requests["tokens"] - 1, 1)
+    columns = RequestColumns(
+        arrival_s=requests["arrival_s"].copy(), prompt_tokens=requests["prompt"].copy(),
+        output_tokens=requests["tokens"].copy(), outcome=requests["outcome"].copy(),
+        ttft_s=only_served(ttft_s), tpot_s=only_served(tpot_s),
+        e2e_s=only_served(requests["last_s"] - requests["arrival_s"]), queue_s=only_served(ttft_s - prefill_s),
+        prefill_s=only_served(prefill_s), transfer_s=only_served(transfer_s), decode_wait_s=only_served(wait_s),
+        decode_s=only_served(left_s - transfer_s - wait_s), max_gap_s=only_served(requests["gap_s"]),
+        cached_tokens=np.zeros(len(requests), np.int64),
+    )  # fmt: skip
+    counts = {
+        spec.worker_id: WorkerCounts(
+            int(row["steps"]),
+            float(row["busy_s"]),
+            int(row["prefill_tokens"]),
+            int(row["decode_tokens"]),
+            int(row["peak"]),
+        )
+        for spec, row in zip(cluster.workers, workers, strict=True)
+    }
+    rejected = int((requests["outcome"] == Outcome.REJECTED).sum())
+    errors = {"the router is full": rejected} if rejected else {}
+    return SimulationResult(
+        columns, counts, float(world["now_s"]), float(world["moved_bytes"]), int(world["num_events"]), errors
+    )

@@ -1,0 +1,127 @@
+"""The compiled simulator against the one of the real code: equal to the last bit on thousands of random clusters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from placement.hardware.catalogue import gpu_type
+from placement.latency.roofline import Roofline
+from placement.latency.shape import KNOWN_SHAPES
+from placement.simulator.cluster import ClusterSpec, Delays, LinearSteps, LinkSpec, StepTimes, WorkerSpec
+from placement.simulator.fast.run import Unsupported, simulate_fast, unsupported
+from placement.simulator.requests import requests_of
+from placement.simulator.simulate import simulate
+from placement.workload.workload import Prefixes, Workload
+from scheduling.batching import SchedulerConfig
+from scheduling.latency import LatencyCoefficients, LatencyModel
+from scheduling.routing import Role, RoutingConfig
+
+NUM_CASES = 2000
+COLUMNS = (
+    "outcome", "output_tokens", "ttft_s", "tpot_s", "e2e_s", "queue_s", "prefill_s", "transfer_s", "decode_wait_s",
+    "decode_s", "max_gap_s",
+)  # fmt: skip
+
+
+def random_steps(rng: np.random.Generator) -> StepTimes:
+    if rng.random() < 0.2:
+        name = str(rng.choice(["llama-3.1-8b", "mixtral-8x7b"]))
+        return Roofline(KNOWN_SHAPES[name], gpu_type("h100"), int(rng.choice([1, 2])), 1)
+    coefficients = rng.choice([0.0, 1.0], 4, p=[0.2, 0.8]) * rng.uniform(0.2, 2.0, 4) * [4e-3, 2e-5, 5e-5, 1e-7]
+    return LinearSteps(LatencyModel(LatencyCoefficients(1e-4 + float(coefficients[0]), *map(float, coefficients[1:]))))
+
+
+def random_cluster(rng: np.random.Generator) -> ClusterSpec:
+    size = int(rng.choice([1, 4, 16]))
+    num_blocks = int(rng.choice([28, 40, 100, 1000])) * 16 // size
+    seats = int(rng.choice([2, 5, 16]))
+    config = SchedulerConfig(
+        max_model_len=512, max_num_seqs=seats, max_num_batched_tokens=int(rng.choice([16, 37, 128, 600])),
+        watermark=float(rng.choice([0.0, 0.01, 0.2])),
+        mixed_prefill_tokens=None if rng.random() < 0.7 else int(rng.integers(1, 64)),
+    )  # fmt: skip
+    roles = [Role.PREFILL] * int(rng.integers(0, 4)) + [Role.DECODE] * int(rng.integers(1, 4))
+    same = random_steps(rng) if rng.random() < 0.5 else None
+    prior = None if rng.random() < 0.5 else LatencyCoefficients(0.004, 2e-5, 5e-5, 0.0)
+    workers = tuple(
+        WorkerSpec(
+            f"w{i}", role, config, num_blocks, size, same or random_steps(rng), prefix_caching=False, prior=prior
+        )
+        for i, role in enumerate(roles)
+    )
+    delays = Delays(*(float(one) for one in rng.choice([0.0, 1e-3, 3.7e-4], 4)))
+    link = LinkSpec(float(rng.choice([1e6, 1e7, 1e9])), float(rng.choice([0, 1e-3])))
+    return ClusterSpec(
+        workers, int(rng.integers(1, 1 << 16)), link,
+        delays, RoutingConfig(int(rng.choice([0, 0, 40])), int(rng.choice([0, 64]))), bool(rng.random() < 0.3),
+        max_in_flight=int(rng.choice([3, 1024, 1024])), status_s=float(rng.choice([0.5, 1.0])),
+    )  # fmt: skip
+
+
+def random_workload(rng: np.random.Generator) -> Workload:
+    num = int(rng.integers(1, 25))
+    gaps = rng.exponential(float(rng.choice([1e-3, 0.02, 0.3])), num) * (rng.random(num) < rng.choice([0.5, 1.0]))
+    prompt = rng.integers(1, int(rng.choice([20, 350])), num)
+    output = np.maximum(1, (rng.integers(0, int(rng.choice([2, 20, 98])), num)))
+    return Workload.of(prompt, output, np.cumsum(gaps))
+
+
+def differences(cluster: ClusterSpec, workload: Workload) -> list[str]:
+    fast, real = simulate_fast(cluster, workload), simulate(cluster, requests_of(workload))
+    found = [
+        name
+        for name in COLUMNS
+        if not np.array_equal(getattr(fast.requests, name), getattr(real.requests, name), equal_nan=True)
+    ]
+    found += [f"{name}: {fast.workers[name]} != {counts}" for name, counts in real.workers.items()
+              if fast.workers[name] != counts]  # fmt: skip
+    return found + ([] if fast.moved_bytes == real.moved_bytes else ["moved_bytes"])
+
+
+@pytest.mark.slow
+def test_equal_to_the_real_code_on_random_clusters() -> None:
+    preempted = moved = rejected = 0
+    for seed in range(NUM_CASES):
+        rng = np.random.default_rng(seed)
+        cluster, workload = random_cluster(rng), random_workload(rng)
+        assert not unsupported(cluster, workload), seed
+        assert not (found := differences(cluster, workload)), (seed, found)
+        result = simulate_fast(cluster, workload)
+        computed = sum(counts.prefill_tokens for counts in result.workers.values())
+        served = result.requests.outcome == 1
+        preempted += computed > workload.prompt_tokens[served].sum()
+        moved += result.moved_bytes > 0
+        rejected += bool(result.errors)
+    assert min(preempted, moved, rejected) > NUM_CASES // 50, "the cases do not reach what they are for"
+
+
+def test_a_long_run_with_many_workers_is_equal_too() -> None:
+    rng = np.random.default_rng(5)
+    cluster = random_cluster(np.random.default_rng(11))
+    spec = replace(cluster.workers[0], num_blocks=4096 // cluster.workers[0].block_size * 16)
+    workers = tuple(
+        replace(spec, worker_id=f"x{i}", role=Role.PREFILL if i < 8 else Role.DECODE, step_times=random_steps(rng))
+        for i in range(20)
+    )
+    workload = Workload.of(rng.integers(1, 400, 600), rng.integers(1, 100, 600), np.cumsum(rng.exponential(4e-3, 600)))
+    assert not differences(replace(cluster, workers=workers, max_in_flight=10**6), workload)
+
+
+def test_what_it_does_not_model_is_refused_by_name() -> None:
+    rng = np.random.default_rng(0)
+    cluster, workload = random_cluster(rng), Workload.of(np.array([20]), np.array([5]), np.array([0.0]))
+    ids = Prefixes(np.array([1]), np.array([0, 1]), 64)
+    shared = replace(workload, prefixes=ids)
+    caching = replace(cluster, workers=tuple(replace(one, prefix_caching=True) for one in cluster.workers))
+    with pytest.raises(Unsupported, match="shared prefixes"):
+        simulate_fast(caching, shared)
+    assert not unsupported(cluster, shared)
+    with pytest.raises(Unsupported, match="longer than the context"):
+        simulate_fast(cluster, Workload.of(np.array([600]), np.array([5]), np.array([0.0])))
+    tiny = tuple(replace(one, scheduler=replace(one.scheduler, max_queued_sequences=1)) for one in cluster.workers)
+    many = Workload.of(np.full(30, 300), np.full(30, 5), np.zeros(30))
+    with pytest.raises(Unsupported, match="queue that is full"):
+        simulate_fast(replace(cluster, workers=tiny, max_in_flight=100), many)
