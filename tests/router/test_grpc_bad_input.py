@@ -232,6 +232,26 @@ def test_the_key_is_asked_for_everywhere_but_for_health(core, open_doors):
     assert asyncio.run(run())[-1].HasField("complete")
 
 
+def test_a_key_speaks_for_its_tenant_only(core, open_doors):
+    key = (("authorization", "Bearer for-acme"),)
+
+    async def run():
+        async with open_doors(api_keys={"for-acme": "acme"}) as doors:
+            for tenant in ("", "acme"):
+                request = text_request()
+                request.tenant = tenant
+                assert [r async for r in doors.stub.Generate(request, metadata=key)]
+            request.tenant = "beta"
+            refused = await failure(doors.stub.Generate(request, metadata=key))
+            with pytest.raises(grpc.aio.AioRpcError) as abort:
+                await doors.stub.Abort(pb.AbortRequest(request_id="x", tenant="beta"), metadata=key)
+            return refused, abort.value
+
+    refused, abort = asyncio.run(run())
+    assert refused.code() is abort.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert [request.tenant for request in core.submitted] == ["acme", "acme"]
+
+
 def test_too_many_requests_are_told_when_to_come_back(core, open_doors):
     never = asyncio.Event()
     core.script = lambda request: [[100], never]

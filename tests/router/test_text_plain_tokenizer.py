@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.models.byte_bpe import write_tokenizer
-from router.text import ChatMessage, ChatTemplateError, load_tokenizer
+from router.text import ChatMessage, ChatOptions, ChatTemplateError, load_tokenizer
 from router.text.plain_tokenizer import try_load_plain
 from router.text.tokenizer import Tokenizer, load_with_transformers
 
@@ -22,11 +22,19 @@ CHATS = (
     [ChatMessage("user", "what is 2 < 3? é")],
     [ChatMessage("system", "be brief"), ChatMessage("user", "a<|im_end|>"), ChatMessage("assistant", ' "q" ', "n")],
 )
+TOOL = {"type": "function", "function": {"name": "f", "description": "é<|im_end|>", "parameters": {"type": "object"}}}
+OPTIONS = (
+    ChatOptions(),
+    ChatOptions(tools=(TOOL,), template_arguments={"thinking": True, "style": "<|im_start|>"}),
+    ChatOptions(add_generation_prompt=False, add_special_tokens=True),
+    ChatOptions(add_generation_prompt=False, continue_final_message=True),
+)
 LLAMA_LIKE = (
     "{{- bos_token }}{%- set ns = namespace(n=0) %}\n"
     "{%- for m in messages if m.role != 'tool' %}\n  {%- set ns.n = ns.n + 1 %}\n"
     "{{- '<|im_start|>' ~ m['role'] ~ (m.name | default('')) ~ ns.n ~ dict(a=1)['a'] }}{{ m.content | trim | tojson }}"
-    "\n{%- if loop.last %}{% break %}{% endif %}{% endfor %}{{ tools is none }}{{ eos_token }}"
+    "\n{%- if loop.last %}{% break %}{% endif %}{% endfor %}{{ tools is none }}{{ tools | tojson }}"
+    "{{ thinking }}{{ style }}{{ eos_token }}"
     "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}\n"
 )
 
@@ -57,7 +65,8 @@ def assert_same(plain: Tokenizer, theirs: Tokenizer) -> None:
     assert plain.max_token_chars == theirs.max_token_chars and plain.is_byte_level == theirs.is_byte_level
     assert [plain.token_text(n) for n in range(515)] == [theirs.token_text(n) for n in range(515)]
     for chat in CHATS if plain.has_chat_template else ():
-        assert plain.encode_chat(chat) == theirs.encode_chat(chat)
+        for options in OPTIONS:
+            assert plain.encode_chat(chat, options) == theirs.encode_chat(chat, options)
 
 
 def both(directory: Path) -> tuple[Tokenizer, Tokenizer]:
