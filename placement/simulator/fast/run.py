@@ -98,8 +98,8 @@ def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records, Records]:
         "block_bytes": cluster.block_bytes, "max_in_flight": cluster.max_in_flight, "growth": routing.growth_tokens,
         "local": routing.local_prefill_max_tokens, "round_robin": cluster.round_robin,
     }  # fmt: skip
-    for name, value in settings.items():
-        world[name] = value
+    for name, setting in settings.items():
+        world[name] = setting
     pairs = np.zeros(num * num, records.link)
     pairs["head"] = pairs["tail"] = -1
     most = max(spec.scheduler.max_num_seqs for spec in cluster.workers)
