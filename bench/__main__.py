@@ -18,6 +18,7 @@ NAMES = (
     "engine_step",
     "router_stream",
     "gpu_step",
+    "gpu_split",
     "gpu_kernels",
 )
 

@@ -15,112 +15,18 @@ import asyncio
 import json
 import random
 import statistics
-import sys
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc.aio
-
 from bench.arguments import positive
+from bench.bare_router import Seen, Session, worker
 from bench.reference_models import model_directory
-from pdserve.config import WorkerConfig, WorkerStart
-from pdserve.ids import PROTOCOL_VERSION, SequenceKey
+from pdserve.config import WorkerConfig
 from pdserve.sampling import SamplingParams
 from pdserve.v1 import worker_pb2 as pb
-from pdserve.v1 import worker_pb2_grpc
-from pdserve.wire import key_to_proto, sampling_to_proto
 
 GATE, STRETCH = 0.05, 0.01  # of the prefill
-SECRET = "bench"
-START_S, REQUEST_S = 300.0, 120.0
+REQUEST_S = 120.0
 SAMPLING = SamplingParams(max_tokens=3)
-
-
-@dataclass(slots=True)
-class Seen:
-    """When what of one request arrived here."""
-
-    token_s: dict[int, float] = field(default_factory=dict)  # by index of the output
-    committed_s: float = 0.0
-    prefill_s: float = 0.0  # first step until token 1, by the worker's own clock
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def exposed_s(self) -> float:
-        return self.committed_s - self.token_s[0]
-
-    @property
-    def gap_s(self) -> float:
-        """Token 1 to token 2: the exposed transfer and one decode step."""
-        return self.token_s[1] - self.token_s[0]
-
-
-class Session:
-    """A router's stream to one worker."""
-
-    def __init__(self, peer: pb.Peer, seen: dict[int, Seen]) -> None:
-        self.peer = peer
-        self._seen = seen
-        self._channel = grpc.aio.insecure_channel(peer.address)
-        self._outgoing: asyncio.Queue[pb.RouterMessage] = asyncio.Queue()
-
-    async def _requests(self) -> AsyncIterator[pb.RouterMessage]:
-        yield pb.RouterMessage(hello=pb.SessionHello(router_boot_id=b"r" * 16, protocol_version=PROTOCOL_VERSION))
-        while True:
-            yield await self._outgoing.get()
-
-    async def read(self) -> None:
-        stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
-        async for message in stub.Session(self._requests(), metadata=(("authorization", f"Bearer {SECRET}"),)):
-            self._take(message, time.perf_counter())
-
-    def _take(self, message: pb.WorkerMessage, now: float) -> None:
-        match message.WhichOneof("message"):
-            case "step":
-                plain = message.step.plain
-                for attempt, index in zip(plain.attempts, plain.indexes, strict=True):
-                    self._seen[attempt].token_s[index] = now
-                for output in message.step.outputs:
-                    seen = self._seen[output.key.attempt]
-                    seen.token_s[output.first_index] = now
-                    if output.first_index == 0:
-                        seen.prefill_s = output.timing.first_token_s
-                    if output.finish_reason:
-                        seen.done.set()
-            case "handoff" if message.handoff.progress == pb.HANDOFF_PROGRESS_COMMITTED:
-                self._seen[message.handoff.key.attempt].committed_s = now
-            case "failed":
-                raise RuntimeError(f"{self.peer.worker_id}: {message.failed.message}")
-
-    def submit(self, attempt: int, mode: int, prompt: list[int], peer: pb.Peer) -> None:
-        submit = pb.SubmitSequence(
-            key=key_to_proto(SequenceKey("bench", attempt)), mode=mode, prompt_token_ids=prompt,
-            sampling=sampling_to_proto(SAMPLING), deadline_left_s=REQUEST_S, peer=peer,
-        )  # fmt: skip
-        self._outgoing.put_nowait(pb.RouterMessage(submit=submit))
-
-
-@asynccontextmanager
-async def worker(role: str, model: Path, config: WorkerConfig) -> AsyncIterator[pb.Peer]:
-    """A worker process, warm; it ends with its standard input."""
-    start = WorkerStart(f"{role}-0", role, str(model), "cpu", SECRET, "127.0.0.1:0", config)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", f"{role}_worker", cwd=Path(__file__).parents[1],
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        process.stdin.write(start.to_json().encode() + b"\n")
-        ready = json.loads(await asyncio.wait_for(process.stdout.readline(), START_S))
-        if not ready["ready"]:
-            raise RuntimeError(ready["error"])
-        yield pb.Peer(worker_id=start.worker_id, boot_id=bytes.fromhex(ready["boot_id"]), address=ready["address"])
-    finally:
-        process.stdin.close()
-        await process.wait()
 
 
 async def measure(model: Path, config: WorkerConfig, prompt_tokens: int, repeats: int) -> list[Seen]:
@@ -135,8 +41,8 @@ async def measure(model: Path, config: WorkerConfig, prompt_tokens: int, repeats
             for attempt in range(1, repeats + 3):
                 one = seen[attempt] = Seen()
                 prompt = [draw.randrange(vocabulary) for _ in range(prompt_tokens)]
-                sessions[1].submit(attempt, pb.SEQUENCE_MODE_DECODE, prompt, p)
-                sessions[0].submit(attempt, pb.SEQUENCE_MODE_PREFILL, prompt, d)
+                sessions[1].submit(attempt, pb.SEQUENCE_MODE_DECODE, prompt, SAMPLING, p)
+                sessions[0].submit(attempt, pb.SEQUENCE_MODE_PREFILL, prompt, SAMPLING, d)
                 await asyncio.wait_for(one.done.wait(), REQUEST_S)
             for reader in readers:
                 reader.cancel()

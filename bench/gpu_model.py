@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,6 +71,11 @@ def random_model(shape: Shape, dtype: str, device: torch.device, max_model_len: 
         weight_bytes=sum(weight.numel() * weight.element_size() for weight in others),
         matrix_elements=sum(weight.numel() for weight in others if weight.dim() > 1 and weight is not output),
     )
+
+
+def save_random(shape: Shape, dtype: str, device: torch.device, max_model_len: int, directory: Path) -> None:
+    """The same as a checkpoint that workers load; no tokenizer."""
+    random_model(shape, dtype, device, max_model_len).module.save_pretrained(directory)
 
 
 @dataclass(frozen=True, slots=True)
