@@ -14,6 +14,7 @@ import yaml
 from deploy.observability.alerts import alert_groups
 from deploy.observability.bundle import Bundle
 from deploy.observability.burn_rates import WINDOWS, burn_rates
+from deploy.observability.names import ATTAINMENT, GOODPUT, misses
 from deploy.observability.recording import recording_groups
 
 TARGETS = (0.9, 0.95, 0.99, 0.999)
@@ -201,9 +202,39 @@ def test_alerts_of_the_cluster_fire_when_they_should_and_only_then(tmp_path: Pat
 
 
 def check_firing(target: float, scenarios: Scenarios, directory: Path) -> None:
+    check_rules(rule_tester_input(target, scenarios), target, directory)
+
+
+def check_rules(tests: dict[str, Any], target: float, directory: Path) -> None:
     written(directory, Bundle(target=target).files())
-    (directory / "test.yml").write_text(yaml.safe_dump(rule_tester_input(target, scenarios), sort_keys=False))
+    (directory / "test.yml").write_text(yaml.safe_dump(tests, sort_keys=False))
     promtool("test", "rules", "test.yml", cwd=directory)
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("met", "missed", "goodput", "attainment"), [(540, 60, 9.0, 0.9), (600, None, 10.0, 1.0), (None, 600, 0.0, 0.0)]
+)
+def test_goodput_and_attainment_are_counted(
+    met: int | None, missed: int | None, goodput: float, attainment: float, tmp_path: Path
+) -> None:
+    """Also where no request ever met, or ever missed: a series that was never counted does not exist."""
+    given = {one: growing(n) for one, n in ((judged("met"), met), (judged("missed"), missed)) if n is not None}
+    values = {GOODPUT: goodput, ATTAINMENT: attainment, misses("1h"): 1 - attainment}
+    expected = [
+        {
+            "expr": f"round({name}, 0.001)",
+            "eval_time": f"{MINUTES}m",
+            "exp_samples": [{"labels": '{model="m", slo_class="chat"}', "value": round(value, 3)}],
+        }
+        for name, value in values.items()
+    ]
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": one, "values": numbers} for one, numbers in given.items()],
+        "promql_expr_test": expected,
+    }
+    check_rules(rule_tester_input(0.9, {}) | {"tests": [test]}, 0.9, tmp_path)
 
 
 def test_no_alert_is_without_a_scenario() -> None:
