@@ -15,7 +15,7 @@ from pdserve.errors import BadSampling
 from pdserve.sampling import MAX_CONSTRAINT_BYTES, Constraint, ConstraintKind
 
 MAX_NESTING = 48  # of a JSON schema; llguidance's own reader of JSON stops at 128
-MAX_SPACES = 40
+MAX_SPACES = 32
 """White space between two parts of JSON, at most: a model that likes spaces must not go on with them for ever."""
 
 _SCHEMA_OPTIONS = {"whitespace_pattern": rf"[\x20\x0A\x0D\x09]{{1,{MAX_SPACES}}}", "lenient": False}
