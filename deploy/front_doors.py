@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from deploy.model_card import read_model_card
+from deploy.record_sinks import open_sinks
 from deploy.resolve import ResolvedServe
 from deploy.safetensors_headers import BadCheckpoint
 from pdserve.clock import MonotonicClock
@@ -16,6 +17,7 @@ from pdserve.config import RouterConfig
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import split_address
 from pdserve.slo import Slo
+from router.background import LostRecords
 from router.core.config import CoreConfig
 from router.core.core import Core
 from router.dashboard import CoreSource, LiveView, Planned
@@ -86,7 +88,9 @@ class FrontDoors:
         )
         self._config = config
         self._view = LiveView(front.slo_classes, text.card.served_name, clock, planned)
-        self.core = Core(addresses, secret, names, clock=clock, sinks=[self._view])
+        self._sinks = open_sinks(config)
+        self.core = Core(addresses, secret, names, clock=clock, sinks=[self._view, *self._sinks])
+        self.core.metrics.registry.register(LostRecords(self._sinks))
         self.desk = FrontDesk(self.core, text.card, text.tokenizer, front, clock)
         self._grpc: GrpcFront | None = None
         self._http: HttpDoor | None = None
@@ -130,6 +134,9 @@ class FrontDoors:
         self._grpc = self._http = None
         await self.core.close()
         self.desk.close()
+        for sink in self._sinks:
+            await asyncio.to_thread(sink.close)
+        self._sinks = []
 
     async def _serve_http(self) -> HttpDoor | None:
         """The HTTP door, or None where its libraries are not installed: gRPC serves alone then."""

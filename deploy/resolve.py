@@ -49,7 +49,7 @@ class ResolvedServe:
         named = [("prefill", n) for n in range(self.config.prefill)] + [
             ("decode", n) for n in range(self.config.decode)
         ]
-        return [
+        starts = [
             WorkerStart(
                 worker_id=f"{role}-{n}",
                 role=role,
@@ -63,6 +63,7 @@ class ResolvedServe:
             )
             for (role, n), device, share in zip(named, self.devices, self.shares, strict=True)
         ]
+        return [replace(start, config=_with_own_port(start.config, n)) for n, start in enumerate(starts)]
 
     def _share(self, device: str) -> WorkerConfig:
         """A worker's settings; those on one GPU divide its memory among them."""
@@ -113,6 +114,13 @@ def _check_transport(config: ServeConfig) -> None:
         raise ConfigError(
             [f"--kv-transport is {name}; with --device cuda it must be auto or one of {', '.join(GPU_TRANSPORTS)}"]
         )
+
+
+def _with_own_port(config: WorkerConfig, position: int) -> WorkerConfig:
+    """The settings of the worker at that position: each has a port of its own for its metrics."""
+    if not config.worker_metrics_port:
+        return config
+    return replace(config, worker_metrics_port=config.worker_metrics_port + position)
 
 
 def _devices(config: ServeConfig, num_workers: int) -> tuple[tuple[str, ...], tuple[Gpu, ...]]:

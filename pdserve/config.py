@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 
 from pdserve.settings import (
@@ -76,6 +77,13 @@ class WorkerConfig:
         "auto", "what computes on a CPU; auto: native kernels where they are built", choices=("auto", "torch")
     )
     mock: str | None = setting(None, "profile of a mock engine: predicted step times, patterned KV, no model")
+    worker_metrics_port: int | None = setting(
+        None,
+        "each worker serves its own /metrics: the first on this port, the others on the next ones; 0 picks free ones; "
+        "the router lists them under /metrics/targets (default: only the router has /metrics)",
+        low=0,
+        high=65535,
+    )
 
     def check(self) -> list[str]:
         problems = limits(self)
@@ -134,6 +142,12 @@ class RouterConfig:
     drain_timeout_s: float = setting(10.0, "seconds that running requests get at shutdown", low=0.0, high=10.0)
     slo_ttft_s: float | None = setting(None, "default SLO: seconds to the first token", above=0.0, high=86400.0)
     slo_tpot_s: float | None = setting(None, "default SLO: seconds per later token", above=0.0, high=86400.0)
+    request_log: str | None = setting(
+        None, "file that gets a line of JSON for every request when it ends; - is standard output"
+    )
+    otlp_endpoint: str | None = setting(
+        None, "OpenTelemetry collector, http(s)://HOST:PORT of its gRPC, that gets every request's spans"
+    )
     slo_classes: tuple[SloClass, ...] = ()
     tenants: tuple[str, ...] = ()
     tenant_keys: tuple[TenantKey, ...] = ()
@@ -153,6 +167,11 @@ class RouterConfig:
         deadline, longest = self.default_deadline_s, self.max_deadline_s
         if is_number(deadline) and is_number(longest) and deadline > longest:
             problems.append(f"default_deadline_s is {deadline}; it must be at most max_deadline_s, {longest}")
+        endpoint = self.otlp_endpoint
+        if isinstance(endpoint, str) and not re.fullmatch(r"https?://[^/\s:]+(:\d{1,5})?/?", endpoint):
+            problems.append(f"otlp_endpoint is {endpoint!r}; it must be like http://127.0.0.1:4317")
+        if self.request_log == "":
+            problems.append("request_log is empty; it must be a file's name, or -")
         for one in self.slo_classes:
             problems += [f"slo_classes.{one.name}.{problem}" for problem in limits(one)]
         return problems
@@ -198,6 +217,11 @@ class ServeConfig:
         problems = limits(self) + self.router.check() + self.worker.check()
         if not self.model and self.worker.mock is None:
             problems.append("MODEL is missing; it must be a local directory or a hub id")
+        base, num_workers = self.worker.worker_metrics_port, self.prefill + self.decode
+        if isinstance(base, int) and isinstance(num_workers, int) and base > 65536 - num_workers:
+            problems.append(
+                f"worker_metrics_port is {base}; with {num_workers} workers it must be at most {65536 - num_workers}"
+            )
         if isinstance(self.ray, str) and self.ray not in ("local", "auto") and address_problems("ray", self.ray):
             problems.append(f"ray is {self.ray!r}; it must be HOST:PORT or auto, or stand alone (after MODEL)")
         return problems

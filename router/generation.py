@@ -17,9 +17,10 @@ from pdserve.clock import Clock
 from pdserve.errors import (
     Cancelled,
     DeadlineExceeded,
-    HandoffError,
     QueueFull,
     RequestError,
+    ServingError,
+    Stopping,
 )
 from router.choice import Choice, ChoiceUpdate
 from router.doorbell import Doorbell
@@ -27,6 +28,7 @@ from router.interface import ModelCard, RouterCore, RouterRequest
 from router.limits import FrontConfig
 from router.outbox import Outbox
 from router.prompts import PromptEncoder
+from router.refusal import refused
 from router.text import OutputText, Tokenizer
 from router.validation import (
     ConstraintTrials,
@@ -101,13 +103,14 @@ class FrontDesk:
         """
         received_s = self._clock.now()
         limits = self.config.limits
-        with self._admitted():
+        with self._admitted(draft, received_s):
             deadline_s = deadline_after(received_s, draft.time_left_s, limits)
             outbox = Outbox(self._doorbell)
             try:
                 async with asyncio.timeout(deadline_s - self._clock.now() + CORE_GRACE_S) as timer:
                     request_id = resolve_request_id(draft.request_id, limits)
-                    requests = await self._resolve(request_id, draft, received_s, deadline_s)
+                    with self._counting_refusals(draft, received_s):
+                        requests = await self._resolve(request_id, draft, received_s, deadline_s)
                     with (
                         _expiring_when_stuck(timer, outbox, limits.max_unread_s),
                         self._running(request_id, draft, requests, outbox) as generation,
@@ -119,13 +122,14 @@ class FrontDesk:
                 raise DeadlineExceeded(f"the deadline of {deadline_s - received_s:.3g} s passed") from None
 
     @contextmanager
-    def _admitted(self) -> Iterator[None]:
+    def _admitted(self, draft: RequestDraft, received_s: float) -> Iterator[None]:
         """A place among the running requests, taken before anything costly is done."""
         limit = self.config.limits.max_concurrent_requests
-        if self._draining:
-            raise HandoffError("the server is draining", retry_after_s=RETRY_AFTER_FULL_S)
-        if self._num_running >= limit:
-            raise QueueFull(f"{limit:,} requests are running, which is the limit", retry_after_s=RETRY_AFTER_FULL_S)
+        with self._counting_refusals(draft, received_s):
+            if self._draining:
+                raise Stopping("the server is draining", retry_after_s=RETRY_AFTER_FULL_S)
+            if self._num_running >= limit:
+                raise QueueFull(f"{limit:,} requests are running, which is the limit", retry_after_s=RETRY_AFTER_FULL_S)
         self._num_running += 1
         self._idle.clear()
         try:
@@ -134,6 +138,15 @@ class FrontDesk:
             self._num_running -= 1
             if not self._num_running:
                 self._idle.set()
+
+    @contextmanager
+    def _counting_refusals(self, draft: RequestDraft, received_s: float) -> Iterator[None]:
+        """What is refused before the core sees it counts as rejected all the same."""
+        try:
+            yield
+        except ServingError as error:
+            self.core.reject(refused(draft, received_s, self.config), error)
+            raise
 
     async def _resolve(
         self, request_id: str, draft: RequestDraft, received_s: float, deadline_s: float
@@ -164,7 +177,11 @@ class FrontDesk:
             for choice in range(draft.num_choices):
                 name = request_id if num_sequences == 1 else f"{request_id}-{len(requests)}"
                 chosen = replace(sampling, choice_index=choice)
-                requests.append(RouterRequest(name, ids, chosen, slo, draft.priority, tenant, received_s, deadline_s))
+                requests.append(
+                    RouterRequest(
+                        name, ids, chosen, slo, draft.priority, tenant, received_s, deadline_s, draft.trace_parent
+                    )
+                )
         return requests
 
     @contextmanager

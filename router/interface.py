@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from pdserve.errors import ServingError
 from pdserve.sampling import FinishReason, SamplingParams, TokenLogprobs
 from pdserve.slo import Slo, Timing, Verdict
 
@@ -86,6 +87,15 @@ class WorkerView:
     up: bool
 
 
+@dataclass(frozen=True, slots=True)
+class MetricsTarget:
+    """Where one worker's metrics are."""
+
+    address: str  # host:port
+    worker_id: str
+    role: str
+
+
 class RouterCore(Protocol):
     """Everything behind the front doors."""
 
@@ -105,6 +115,14 @@ class RouterCore(Protocol):
 
     def metrics_text(self) -> bytes:
         """Every series, in Prometheus text format."""
+        ...
+
+    def metrics_targets(self) -> list[MetricsTarget]:
+        """The live workers that serve metrics of their own."""
+        ...
+
+    def reject(self, request: RouterRequest, error: ServingError) -> None:
+        """Note that the front refused a request before `submit`: it counts as rejected."""
         ...
 
 

@@ -32,6 +32,7 @@ from pdserve.v1 import worker_pb2 as pb
 from worker.assembly import BuiltEngine
 from worker.build import build_engine
 from worker.constraints import ConstraintDesk
+from worker.metrics_port import MetricsPort, StatusCollector
 from worker.peers import PeerConnector
 from worker.policy import RolePolicy
 from worker.runtime import Worker
@@ -77,6 +78,9 @@ async def run_worker(
     hello = _hello(policy, start, built, identity, list(transports))
     service = WorkerService(worker, target, hello, start.cluster_secret)
     server, port = await serve(service, host, port)
+    metrics = _metrics_port(start, host, policy.role, worker)
+    if metrics is not None:
+        hello.metrics_port = metrics.port
     worker.start()
     on_ready(Ready(start.worker_id, boot_id, f"{host}:{port}", os.getpid()))
     stopping = asyncio.create_task(stop.wait())
@@ -89,6 +93,8 @@ async def run_worker(
         stopping.cancel()
         await worker.stop()
         await server.stop(0.5)
+        if metrics is not None:
+            await asyncio.to_thread(metrics.close)
     if worker.died.done():
         raise worker.died.result()
 
@@ -96,6 +102,14 @@ async def run_worker(
 def _nowhere(gpu_uuid: str) -> bool:
     """What the GPU of a worker without one reaches."""
     return False
+
+
+def _metrics_port(start: WorkerStart, host: str, role: str, worker: Worker) -> MetricsPort | None:
+    """The worker's own /metrics, if it is to have them."""
+    if start.config.worker_metrics_port is None:
+        return None
+    collector = StatusCollector(start.worker_id, role, lambda: worker.status)
+    return MetricsPort(host, start.config.worker_metrics_port, collector)
 
 
 async def _drain(worker: Worker) -> None:

@@ -73,6 +73,7 @@ class Worker:
         self._books = StepBooks(self.telemetry, policy.role)
         self.latency = OnlineLatencyEstimator()
         self.load = engine.load()  # as it was when the engine counted it last
+        self.status = status_message(self)  # the last one; never changed, replaced every second
         self.died: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._source, self._target, self._notices, self._clock = source, target, notices, clock
         self._block_size = engine.scheduler.blocks.block_size
@@ -328,6 +329,7 @@ class Worker:
             await asyncio.sleep(STATUS_PERIOD_S)
             for key in self._leases.expired():
                 self._fail(key, LeaseExpired(f"not renewed for {LEASE_S:g} s"))
-            status = pb.WorkerMessage(status=status_message(self))
+            self.status = status_message(self)
+            message = pb.WorkerMessage(status=self.status)
             for outbox in self._outboxes:
-                outbox.put(status)
+                outbox.put(message)

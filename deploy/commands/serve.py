@@ -15,6 +15,7 @@ from deploy.flags import add_settings, serve_config
 from deploy.machine import check_can_listen, raise_open_files
 from deploy.ray_cluster.cluster import check_ray_installed
 from deploy.ready_file import ReadyInfo, prepare_ready_file, write_ready_file
+from deploy.record_sinks import check_sinks
 from deploy.resolve import ResolvedServe, resolve
 from deploy.serve import Serving
 from deploy.stop_signals import StopSignals
@@ -67,6 +68,7 @@ def prepare(config: ServeConfig) -> None:
     raise_open_files()
     check_can_listen("--grpc", config.router.grpc)
     check_can_listen("--http", config.router.http)
+    check_sinks(config.router)
     if config.ready_file is not None:
         prepare_ready_file(Path(config.ready_file))
 

@@ -20,7 +20,7 @@ from router.core.requests import Requests
 from router.core.session import WorkerSession
 from router.core.stats import StatsLine
 from router.core.stream import RequestStream
-from router.interface import RouterRequest, WorkerView
+from router.interface import MetricsTarget, RouterRequest, WorkerView
 from router.metrics import RouterMetrics
 from router.record import RecordSink
 from router.worker_series import WorkerSnapshot
@@ -133,6 +133,12 @@ class Core:
 
     def metrics_text(self) -> bytes:
         return self.metrics.text()
+
+    def metrics_targets(self) -> list[MetricsTarget]:
+        return self.fleet.metrics_targets()
+
+    def reject(self, request: RouterRequest, error: ServingError) -> None:
+        self.requests.reject(request, error)
 
     def snapshots(self) -> list[WorkerSnapshot]:
         """For the metrics: every live worker."""

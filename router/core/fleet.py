@@ -15,7 +15,7 @@ from pdserve.ids import SequenceKey
 from pdserve.v1 import worker_pb2
 from router.core.messages import StatusReport, WorkerIdentity
 from router.core.session import WorkerSession
-from router.interface import WorkerView
+from router.interface import MetricsTarget, WorkerView
 from scheduling.lease import LeaseTable
 from scheduling.ledger import Holding, ReportedLoad, WorkerLedger, WorkerLimits
 from scheduling.routing import Role, WorkerLoadView
@@ -162,6 +162,16 @@ class Fleet:
             WorkerView(name, known.role.value, known.device, name in self._live)
             for name, known in sorted(self._known.items())
         ]
+
+    def metrics_targets(self) -> list[MetricsTarget]:
+        """The live workers that serve metrics, by id; on the host where they answer."""
+        found = []
+        for name, worker in sorted(self._live.items()):
+            identity = worker.identity
+            if identity.metrics_port:
+                host = identity.address.rpartition(":")[0]
+                found.append(MetricsTarget(f"{host}:{identity.metrics_port}", name, identity.role.value))
+        return found
 
     def check(self) -> None:
         """A live worker is alive and under its own id."""

@@ -35,6 +35,7 @@ class WorkerIdentity:
     max_num_batched_tokens: int
     max_model_len: int
     vocab_size: int
+    metrics_port: int = 0  # where it serves its own metrics; 0: nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +196,7 @@ def identity_from_proto(message: worker_pb2.WorkerMessage, address: str) -> Work
         max_num_batched_tokens=hello.max_num_batched_tokens,
         max_model_len=hello.max_model_len,
         vocab_size=hello.vocab_size,
+        metrics_port=hello.metrics_port,
     )
 
 

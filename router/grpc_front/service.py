@@ -21,6 +21,7 @@ from router.grpc_front.access import key_tenant
 from router.grpc_front.conversion import Responses, draft_from, parse, worker_info
 from router.grpc_front.status import abort_with
 from router.tokenization import detokenized, tokenized
+from router.trace_context import TRACE_HEADER, well_formed
 from router.validation import PromptText, resolve_tenant
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,9 @@ class InferenceService:
             draft = draft_from(parse(pb.GenerateRequest, raw), context.time_remaining())
             if not self._keys.is_open:
                 draft = replace(draft, tenant=self._tenant(context, draft.tenant))
+            parent = _trace_parent(context)
+            if parent is not None:
+                draft = replace(draft, trace_parent=parent)
             async with self._desk.serve(draft) as generation:
                 responses = Responses(generation.request_id)
                 ended = False
@@ -115,6 +119,11 @@ class InferenceService:
 
     def _tenant(self, context: grpc.aio.ServicerContext, asked: str) -> str:
         return tenant_for(key_tenant(self._keys, context.invocation_metadata()), asked)
+
+
+def _trace_parent(context: grpc.aio.ServicerContext) -> str | None:
+    given = [value for name, value in context.invocation_metadata() or () if name == TRACE_HEADER]
+    return well_formed(given[0]) if given else None
 
 
 async def _answering(context: grpc.aio.ServicerContext, call: Callable[[], Awaitable[T]]) -> T:

@@ -29,6 +29,7 @@ from router.http_front.parsing import Asked, parse_chat, parse_completion
 from router.http_front.problem import HttpProblem, json_response, problem_from
 from router.http_front.tokenization import TokenizationPages
 from router.limits import FrontConfig, Limits
+from router.trace_context import TRACE_HEADER, well_formed
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TENANT_HEADER = "x-pdserve-tenant"
@@ -50,6 +51,7 @@ def build_app(desk: FrontDesk, extra_routes: Sequence[BaseRoute] = ()) -> ASGIAp
         Route("/ping", pages.health),
         Route("/ready", pages.ready),
         Route("/metrics", pages.metrics),
+        Route("/metrics/targets", pages.metrics_targets),
         Route("/version", pages.version),
         *extra_routes,
     ]
@@ -94,12 +96,12 @@ def _generating(desk: FrontDesk, parse: Parse, dialect_of: DialectOf) -> Callabl
 
 def _named(asked: Asked, request: Request) -> Asked:
     """Under the id that the body gives, else the header's, else the one that the answer's header shows."""
-    if asked.draft.request_id:
-        if not request.state.given_id:
-            request.state.request_id = asked.draft.request_id
-        return asked
-    name = serving_id(request.state.request_id, request.state.given_id)
-    return replace(asked, draft=replace(asked.draft, request_id=name))
+    name, parent = asked.draft.request_id, well_formed(request.headers.get(TRACE_HEADER))
+    if not name:
+        name = serving_id(request.state.request_id, request.state.given_id)
+    elif not request.state.given_id:
+        request.state.request_id = name
+    return replace(asked, draft=replace(asked.draft, request_id=name, trace_parent=parent))
 
 
 class Pages:
@@ -127,6 +129,17 @@ class Pages:
 
     async def metrics(self, _request: Request) -> Response:
         return Response(self._desk.core.metrics_text(), media_type=METRICS_TYPE)
+
+    async def metrics_targets(self, _request: Request) -> Response:
+        """The workers' own metrics as Prometheus' HTTP service discovery reads them."""
+        targets = [
+            {
+                "targets": [one.address],
+                "labels": {"__meta_pdserve_worker": one.worker_id, "__meta_pdserve_role": one.role},
+            }
+            for one in self._desk.core.metrics_targets()
+        ]
+        return json_response(targets)
 
     async def version(self, _request: Request) -> Response:
         return json_response({"version": __version__})

@@ -95,3 +95,4 @@ class RequestDraft:
     output: OutputDraft = OutputDraft()
     keep_prompt_tokens: int | None = None  # a longer prompt loses its beginning; -1: what leaves room for max_tokens
     time_left_s: float | None = None  # until the client's deadline
+    trace_parent: str | None = None  # W3C traceparent, well formed

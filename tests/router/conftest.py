@@ -22,7 +22,7 @@ from pdserve.v1 import inference_pb2_grpc as pb_grpc
 from router.generation import FrontDesk
 from router.grpc_front import serve_grpc
 from router.http_front import build_app, serve_http
-from router.interface import Finished, ModelCard, RouterRequest, TokenDelta, WorkerView
+from router.interface import Finished, MetricsTarget, ModelCard, RouterRequest, TokenDelta, WorkerView
 from router.limits import FrontConfig
 from router.text import Tokenizer, load_tokenizer
 
@@ -142,6 +142,7 @@ class FakeCore:
     streams: list[FakeStream] = field(default_factory=list)
     running: dict[str, FakeStream] = field(default_factory=dict)
     on_submit: asyncio.Event = field(default_factory=asyncio.Event)
+    rejected: list[tuple[RouterRequest, ServingError]] = field(default_factory=list)  # before submit
 
     def submit(self, request: RouterRequest) -> FakeStream:
         if self.refuse is not None:
@@ -170,6 +171,12 @@ class FakeCore:
 
     def metrics_text(self) -> bytes:
         return b"# TYPE pdserve_requests_total counter\npdserve_requests_total 1.0\n"
+
+    def metrics_targets(self) -> list[MetricsTarget]:
+        return [MetricsTarget("127.0.0.1:9401", "decode-0", "decode")]
+
+    def reject(self, request: RouterRequest, error: ServingError) -> None:
+        self.rejected.append((request, error))
 
 
 @dataclass
