@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--model", metavar="NAME", help="label of every series (default: the ready file's, or pdserve)")
     parser.add_argument(
+        "--workers", action="store_true", help="scrape every worker's own port too (the router shows their series)"
+    )
+    parser.add_argument(
         "--credentials-file", metavar="PATH", help="that holds the server's --api-key, for Prometheus to read"
     )
     parser.add_argument("--scrape-interval", default="5s", metavar="T", help="such as 1s or 15s (default: %(default)s)")
@@ -78,6 +81,7 @@ def _bundle(args: argparse.Namespace) -> Bundle:
         routers=tuple(routers),
         model=args.model or (ready.model if ready is not None else "pdserve"),
         scrape_interval=args.scrape_interval,
+        workers=args.workers,
         credentials_file=args.credentials_file,
         alertmanager=args.alertmanager,
         prometheus=args.prometheus,

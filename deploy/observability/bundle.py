@@ -28,6 +28,7 @@ class Bundle:
     target: float = 0.9  # share of requests that shall meet both thresholds
     routers: tuple[str, ...] = ("127.0.0.1:8000",)  # HTTP addresses
     model: str = "pdserve"  # label of every series
+    workers: bool = False  # scrape every worker's own port too, as the first router lists them
     scrape_interval: str = "5s"
     credentials_file: str | None = None  # holds the server's key, where it asks for one; read by Prometheus
     alertmanager: str = "127.0.0.1:9093"
@@ -53,15 +54,28 @@ class Bundle:
             "global": {"scrape_interval": self.scrape_interval, "evaluation_interval": self.scrape_interval},
             "rule_files": ["rules/*.yml"],
             "alerting": {"alertmanagers": [{"static_configs": [{"targets": [self.alertmanager]}]}]},
-            "scrape_configs": [self._scrape()],
+            "scrape_configs": [self._routers(), *([self._workers()] if self.workers else [])],
         }
 
-    def _scrape(self) -> dict[str, Any]:
-        job: dict[str, Any] = {"job_name": JOB, "metrics_path": "/metrics"}
-        if self.credentials_file is not None:
-            job["authorization"] = {"type": "Bearer", "credentials_file": self.credentials_file}
-        job["static_configs"] = [{"targets": list(self.routers), "labels": {"model": self.model}}]
-        return job
+    def _routers(self) -> dict[str, Any]:
+        targets = {"targets": list(self.routers), "labels": {"model": self.model}}
+        return {"job_name": JOB, "metrics_path": "/metrics", **self._key(), "static_configs": [targets]}
+
+    def _workers(self) -> dict[str, Any]:
+        """A job of another name: rules and dashboards count what the routers show, once."""
+        discovery = {"url": f"http://{self.routers[0]}/metrics/targets", "refresh_interval": "30s", **self._key()}
+        named = [{"source_labels": [f"__meta_pdserve_{one}"], "target_label": one} for one in ("worker", "role")]
+        return {
+            "job_name": f"{JOB}-workers",
+            "honor_labels": True,  # most series name their worker themselves
+            "http_sd_configs": [discovery],
+            "relabel_configs": [*named, {"target_label": "model", "replacement": self.model}],
+        }
+
+    def _key(self) -> dict[str, Any]:
+        if self.credentials_file is None:
+            return {}
+        return {"authorization": {"type": "Bearer", "credentials_file": self.credentials_file}}
 
     def _datasources(self) -> dict[str, Any]:
         source = {

@@ -247,7 +247,9 @@ def test_no_alert_is_without_a_scenario() -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_prometheus_accepts_configuration_and_rules(target: float, tmp_path: Path) -> None:
     """promtool checks what is written."""
-    bundle = Bundle(target=target, routers=("router-0:8000", "[::1]:8000"), model='a "model"', credentials_file="key")
+    bundle = Bundle(
+        target=target, routers=("router-0:8000", "[::1]:8000"), model='a "model"', credentials_file="key", workers=True
+    )
     directory = written(tmp_path, bundle.files() | {"key": "secret"})
     said = promtool("check", "config", "prometheus.yml", cwd=directory)
     assert "2 rule files found" in said
