@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass
 
 from engine.core import EngineCore
-from engine.grammar import GrammarCompiler
 from engine.sizing import num_kv_blocks
 from kv_transfer.transports.gpu_choice import GpuPool
 from pdserve.clock import Clock
@@ -17,6 +16,7 @@ from pdserve.settings import ConfigError
 from scheduling.batching import Scheduler, SchedulerConfig
 from scheduling.blocks import BlockPool
 from scheduling.step import StepRunner
+from worker.constraints import Compiler
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class BuiltEngine:
     max_model_len: int
     vocab_size: int
     gpu: GpuPool | None = None  # where the blocks lie if not in `memory`, which then holds their generations only
-    grammars: GrammarCompiler | None = None  # None: it takes no constraints
+    grammars: Compiler | None = None  # None: it takes no constraints
 
 
 def assemble(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from engine.grammar import GrammarCompiler
+from engine.grammar.compiler import GrammarCompiler
 from engine.kv_pool import KvPool
 from engine.model import load_model
 from engine.runner import TorchRunner

@@ -7,11 +7,11 @@ import logging
 import queue
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Protocol
 
-from engine.grammar import GrammarCompiler
 from engine.grammar.threads import start_thread
 from pdserve.errors import CapacityError, InvariantViolation, ServingError, Unimplemented
-from pdserve.sampling import SamplingParams
+from pdserve.sampling import Constraint, SamplingParams
 from scheduling.step import TokenMatcher
 
 log = logging.getLogger(__name__)
@@ -21,10 +21,18 @@ TIMEOUT_S = 10.0  # the router's trial lets nothing through that takes a second
 _Call = tuple[Callable[[], TokenMatcher], "Future[TokenMatcher]"]
 
 
+class Compiler(Protocol):
+    """What engine.grammar.GrammarCompiler does; an engine that takes no constraints loads no library for them."""
+
+    def matcher(self, constraint: Constraint, eos_token_ids: tuple[int, ...]) -> TokenMatcher:
+        """At the start of the constraint, for one sequence. Raises RequestError; may take a second."""
+        ...
+
+
 class ConstraintDesk:
     """Owned by the event loop; its one thread starts with the first constraint."""
 
-    def __init__(self, compiler: GrammarCompiler | None) -> None:
+    def __init__(self, compiler: Compiler | None) -> None:
         """`compiler`: None for an engine that takes no constraints."""
         self._compiler = compiler
         self._calls: queue.SimpleQueue[_Call | None] | None = None  # no longer than the sequences of this worker

@@ -1,6 +1,8 @@
-"""Output that follows a constraint: which tokens may come next, computed beside the forward pass."""
+"""Output that follows a constraint: which tokens may come next, computed beside the forward pass.
 
-from engine.grammar.compiler import GrammarCompiler
+Who compiles constraints imports `compiler`: it loads llguidance, the rest does not.
+"""
+
 from engine.grammar.mask_thread import MaskThread
 
-__all__ = ["GrammarCompiler", "MaskThread"]
+__all__ = ["MaskThread"]

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from deploy.models.byte_bpe import END_OF_TEXT_ID, IM_END_ID
 from deploy.models.make_model import make_model
 from deploy.models.model_spec import ModelSpec
-from engine.grammar import GrammarCompiler
+from engine.grammar.compiler import GrammarCompiler
 from pdserve.grammar_trial import problem_of
 from pdserve.ids import SequenceKey
 from pdserve.sampling import Constraint, ConstraintKind, SamplingParams
