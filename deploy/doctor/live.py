@@ -19,6 +19,7 @@ from pdserve.exit import ExitCode, StartError
 
 AREA = "running cluster"
 TIMEOUT_S = 10.0
+MIN_BYTES = 1 << 20  # of a transfer: what is smaller is over before its link has shown what it can
 MAX_SKEW_S = 2.0  # the server's Date has whole seconds
 
 
@@ -81,7 +82,14 @@ def live_links(seen: Scrape) -> list[LiveLink]:
 def judge_cluster(seen: Scrape, links: Sequence[LiveLink]) -> list[Finding]:
     """What is wrong with it, as far as it tells."""
     counted = [_workers(seen), _leaks(seen), _failures(seen), *_transports(seen)]
-    return [*counted, *(_judge(link, links) for link in links), *_skew(seen)]
+    small = _mean_bytes(seen) < MIN_BYTES
+    return [*counted, *(_judge(link, links, small) for link in links), *_skew(seen)]
+
+
+def _mean_bytes(seen: Scrape) -> float:
+    """Of a transfer."""
+    done = sum(one.value for one in seen.of("kv_transfer_seconds_count"))
+    return sum(one.value for one in seen.of("kv_transfer_bytes_total")) / done if done else 0.0
 
 
 def _workers(seen: Scrape) -> Finding:
@@ -121,16 +129,22 @@ def _transports(seen: Scrape) -> list[Finding]:
     return [ok(AREA, "transports", said)]
 
 
-def _judge(link: LiveLink, links: Sequence[LiveLink]) -> Finding:
+def _judge(link: LiveLink, links: Sequence[LiveLink], small: bool) -> Finding:
     name = f"{link.src} -> {link.dst}"
     if link.bytes_per_second is None or not math.isfinite(link.bytes_per_second):
         return ok(AREA, name, "nothing has moved on it yet")
-    said = f"{link.bytes_per_second / 1e9:.3f} GB/s in the last transfer"
+    said = f"{_rate(link.bytes_per_second)} in the last transfer"
+    if small:
+        return ok(AREA, name, f"{said}; transfers are too small to judge it by")
     others = [one.bytes_per_second for one in links if one is not link and one.bytes_per_second is not None]
     if others and link.bytes_per_second < MIN_SHARE_OF_PEERS * median(others):
-        hint = f"below {MIN_SHARE_OF_PEERS:.0%} of the other links' median, {median(others) / 1e9:.3f} GB/s"
+        hint = f"below {MIN_SHARE_OF_PEERS:.0%} of the other links' median, {_rate(median(others))}"
         return warn(AREA, name, f"{said}: slow", hint)
     return ok(AREA, name, said)
+
+
+def _rate(bytes_per_second: float) -> str:
+    return f"{bytes_per_second / 1e9:.2f} GB/s" if bytes_per_second >= 1e8 else f"{bytes_per_second / 1e6:.1f} MB/s"
 
 
 def _skew(seen: Scrape) -> list[Finding]:

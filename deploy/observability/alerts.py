@@ -10,6 +10,7 @@ from deploy.observability.names import NOT_SERVED, SERVED, SLO_REQUESTS, misses,
 
 MIN_REQUESTS = 10  # fewer judged requests in a burn rate's long window call nobody
 MIN_LINK_SHARE = 0.5  # of the links' median, or of its own usual speed
+MIN_TRANSFER_BYTES = 1 << 20  # mean: what is smaller is over before its link has shown what it can
 MIN_GROWING_QUEUE = 10  # sequences: a shorter queue may grow
 MAX_FAILED_TRANSFERS = 0.01  # of all
 
@@ -123,7 +124,9 @@ def _life() -> list[Alert]:
 def _handoff() -> list[Alert]:
     failures = f"sum by (model) (rate({of_job('pdserve_kv_transfer_failures_total')}[5m]))"
     done = f"sum by (model) (rate({of_job('pdserve_kv_transfer_seconds_count')}[5m]))"
+    moved = f"sum by (model) (rate({of_job('pdserve_kv_transfer_bytes_total')}[5m]))"
     link = of_job("pdserve_link_bandwidth_bytes_per_second")
+    speed = f"avg_over_time({link}[5m])"
     return [
         Alert(
             "PdserveKvLeak",
@@ -144,8 +147,9 @@ def _handoff() -> list[Alert]:
         ),
         Alert(
             "PdserveLinkSlow",
-            f"{link} < on (model) group_left () ({MIN_LINK_SHARE:g} * quantile by (model) (0.5, {link}))"
-            f" or {link} < {MIN_LINK_SHARE:g} * quantile_over_time(0.5, {link}[6h])",
+            f"({speed} < on (model) group_left () ({MIN_LINK_SHARE:g} * quantile by (model) (0.5, {speed}))"
+            f" or {speed} < {MIN_LINK_SHARE:g} * quantile_over_time(0.5, {link}[6h]))"
+            f" and on (model) {moved} > {MIN_TRANSFER_BYTES} * {done}",
             "5m",
             "ticket",
             "{{ $labels.src }} to {{ $labels.dst }}: KV moves at {{ $value | humanize1024 }}B/s",

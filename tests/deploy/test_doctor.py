@@ -238,6 +238,16 @@ def test_trouble_in_a_running_cluster_is_named(more: Series, check: str, status:
     assert {one.check: one.status for one in findings if one.status is not Status.OK} == {check: status}
 
 
+def test_links_are_not_judged_by_small_transfers() -> None:
+    """A few kilobytes are over before a link has shown what it can."""
+    slow = series("link_bandwidth_bytes_per_second", 5e8, src="prefill-1", dst="decode-1")
+    seen = Scrape([*HEALTHY, slow, series("kv_transfer_seconds_count", 1e6)], 0.0)
+    findings = judge_cluster(seen, live_links(seen))
+    assert worst(findings) is Status.OK and any(
+        "0.50 GB/s" in one.found and "too small" in one.found for one in findings
+    )
+
+
 def test_a_cluster_without_decode_workers_and_a_wrong_clock_are_named() -> None:
     """Nothing can be served; logs do not line up."""
     seen = Scrape([one for one in HEALTHY if one.labels.get("role") != "decode"], 90.0)

@@ -60,6 +60,7 @@ UP = series("up")
 LEAKED = series("pdserve_kv_leaked_blocks")
 DONE = series("pdserve_kv_transfer_seconds_count")
 FAILED = series("pdserve_kv_transfer_failures_total", reason="PeerLost")
+MOVED = series("pdserve_kv_transfer_bytes_total", transport="shm")
 WAITING = series("pdserve_queue_depth", role="decode")
 GONE = f"{constant(1, 60)} stale"
 
@@ -77,6 +78,7 @@ def healthy(target: float) -> Series:
         ended("failed"): growing(PER_MINUTE * misses),
         LEAKED: constant(0),
         DONE: growing(PER_MINUTE),
+        MOVED: growing(PER_MINUTE * 2e7),
         WAITING: " ".join(str(100 * (n % 3)) for n in range(MINUTES)),
         series("pdserve_running_sequences", worker="decode-0"): constant(8),
     }
@@ -139,6 +141,9 @@ def cluster_scenarios() -> Scenarios:
             {link(f"prefill-{p}", f"decode-{d}"): f"{constant(2e9, 60)} {constant(0.9e9, 15)}"
              for p in range(2) for d in range(2)},
             {"PdserveLinkSlow"},
+        ),
+        "a link is slower than its peers, for transfers of a few kilobytes": (
+            {link("prefill-0", "decode-0"): constant(0.9e9), MOVED: growing(PER_MINUTE * 2e4)}, set(),
         ),
         "the queue grows": ({WAITING: f"0x20 {growing(10, 55)}"}, {"PdserveQueueGrowing"}),
         "a short queue grows": ({WAITING: f"0x65 {growing(1, 10)}"}, set()),
