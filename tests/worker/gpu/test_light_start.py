@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[3]
-NOT_NEEDED = ("llguidance", "starlette", "uvicorn", "ray", "grpc_health", "grpc_status", "grpc_reflection", "httpx")
+NOT_NEEDED = ("llguidance", "starlette", "uvicorn", "ray")
 
 
 def test_a_gpu_worker_loads_no_library_that_it_does_not_use(kernel_device: torch.device) -> None:
