@@ -16,11 +16,13 @@ from placement.search.bounds import Bounds, LengthStats, Slo, bounds_of
 from placement.search.build import DoesNotFit, Serving, cluster_of
 from placement.search.candidate import Candidate
 from placement.search.goodput import Effort, Goodput, Run, Verdict, find_goodput, look
+from placement.simulator.cluster import ClusterSpec
 from placement.simulator.fast.run import simulate_fast, unsupported
 from placement.simulator.requests import requests_of
 from placement.simulator.results import RequestColumns
 from placement.simulator.simulate import simulate
 from placement.workload.source import WorkloadSource
+from placement.workload.workload import Workload
 
 
 class Price(Enum):
@@ -80,18 +82,24 @@ class Job:
     floor: float  # of the rate: what cannot beat it is given up
 
 
-def run_of(candidate: Candidate, serving: Serving, source: WorkloadSource, seed: int) -> Run:
-    """The simulator as a function of rate and number of requests; common random numbers over all candidates.
+class Simulated:
+    """A cluster, to be run: compiled where that models what is asked, else the real code; their answers are equal."""
 
-    The compiled one where it models what is asked, else the one of the real code: their answers are the same.
-    """
-    cluster = cluster_of(candidate, serving)
+    def __init__(self, cluster: ClusterSpec) -> None:
+        self._cluster = cluster
+
+    def __call__(self, workload: Workload) -> RequestColumns:
+        if not unsupported(self._cluster, workload):
+            return simulate_fast(self._cluster, workload).requests
+        return simulate(self._cluster, requests_of(workload)).requests
+
+
+def run_of(candidate: Candidate, serving: Serving, source: WorkloadSource, seed: int) -> Run:
+    """A candidate as a function of rate and number of requests; common random numbers over all candidates."""
+    simulated = Simulated(cluster_of(candidate, serving))
 
     def run(rate: float, num_requests: int) -> RequestColumns:
-        workload = source.build(rate=rate, num_requests=num_requests, seed=seed)
-        if not unsupported(cluster, workload):
-            return simulate_fast(cluster, workload).requests
-        return simulate(cluster, requests_of(workload)).requests
+        return simulated(source.build(rate=rate, num_requests=num_requests, seed=seed))
 
     return run
 

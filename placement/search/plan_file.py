@@ -1,0 +1,97 @@
+"""The plan as data: what `pdserve serve --plan` starts, what was predicted of it, and everything it was chosen over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from placement.search.candidate import Candidate, Pool
+from placement.search.search import Answer, Outcome, Question
+from placement.search.whatif import Consequence
+from placement.simulator.results import RequestColumns
+
+FORMAT = 1
+
+
+def plan_to_json(
+    outcome: Outcome, question: Question, what_if: Sequence[Consequence], about: dict[str, Any]
+) -> dict[str, Any]:
+    """The whole file. `serve` holds settings of `pdserve serve`; the rest is for people and dashboards."""
+    best = outcome.best
+    return {
+        "pdserve_plan": FORMAT,
+        "serve": {} if best is None else serve_settings(best.candidate),
+        "predicted": None if best is None else predicted(best, question),
+        "slo": {
+            "ttft_s": question.slo.ttft_s, "tpot_s": question.slo.tpot_s, "attainment": question.slo.attainment,
+        },
+        "asked": {"rate": question.rate, "price": question.price.value, **about},
+        "complete": outcome.complete,
+        "what_if": [{"change": one.change.name, "rate": one.rate, "binding": one.binding} for one in what_if],
+        "candidates": [_answer(answer) for answer in outcome.answers],
+        "do_not_fit": sorted(set(outcome.unfit)),
+    }  # fmt: skip
+
+
+def serve_settings(candidate: Candidate) -> dict[str, Any]:
+    """Settings of `pdserve serve`, whose workers are whole models on one device: TP and PP cannot be said there."""
+    prefill = candidate.prefill
+    return {
+        "prefill": 0 if prefill is None else prefill.workers,
+        "decode": candidate.decode.workers,
+        "max_num_batched_tokens": candidate.chunk_tokens,
+    }
+
+
+def predicted(answer: Answer, question: Question) -> dict[str, Any]:
+    """What the simulation says of the chosen placement at its goodput."""
+    goodput = answer.goodput
+    assert goodput is not None
+    found: dict[str, Any] = {
+        "goodput_rps": goodput.rate,
+        "confidence_rps": [goodput.low, goodput.high],
+        "goodput_per_gpu_rps": goodput.rate / answer.candidate.gpus,
+        "binding": answer.reason,
+    }
+    if goodput.at_rate is not None:
+        found["attainment"] = goodput.at_rate.attainment(question.slo.ttft_s, question.slo.tpot_s)
+        found |= percentiles(goodput.at_rate)
+    return found
+
+
+def percentiles(rows: RequestColumns) -> dict[str, dict[str, float]]:
+    """P50, P90 and P99 of what clients see, and the mean of each phase."""
+    found = {
+        name: {f"p{q}": float(np.nanpercentile(getattr(rows, name), q)) for q in (50, 90, 99)}
+        for name in ("ttft_s", "tpot_s", "e2e_s")
+    }
+    phases = ("queue_s", "prefill_s", "transfer_s", "decode_wait_s", "decode_s")
+    return {**found, "phase_means_s": {name: float(np.nanmean(getattr(rows, name))) for name in phases}}
+
+
+def _answer(answer: Answer) -> dict[str, Any]:
+    candidate, goodput = answer.candidate, answer.goodput
+    return {
+        "placement": str(candidate),
+        "prefill": None if candidate.prefill is None else _pool(candidate.prefill),
+        "decode": _pool(candidate.decode),
+        "chunk_tokens": candidate.chunk_tokens,
+        "gpus": candidate.gpus,
+        "cost_per_hour": candidate.cost_per_hour,
+        "power_w": candidate.power_w,
+        "simulated": goodput is not None,
+        "goodput_rps": answer.rate,
+        "bound_rps": answer.bounds.rate,
+        "binding": answer.bounds.binding,
+        "reason": answer.reason,
+        "probes": [] if goodput is None else [
+            {"rate": probe.rate, "attainment": probe.share, "half_width": probe.half_width,
+             "requests": probe.num_requests, "verdict": probe.verdict.value} for probe in goodput.probes
+        ],
+    }  # fmt: skip
+
+
+def _pool(pool: Pool) -> dict[str, Any]:
+    return {"gpu": pool.gpu.name, "workers": pool.workers, "tp": pool.tp, "pp": pool.pp}

@@ -1,0 +1,139 @@
+"""The report for people: one HTML page with its plots inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from placement.search.pareto import front
+from placement.search.search import Answer, Outcome, Price, Question
+from placement.search.whatif import Consequence
+
+_PHASES = ("queue_s", "prefill_s", "transfer_s", "decode_wait_s", "decode_s")
+_COLOURS = ("#CC79A7", "#0072B2", "#E69F00", "#999999", "#009E73")  # Okabe and Ito: told apart by everybody
+_MOST_BARS = 20
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #ddd; } td.n, th.n { text-align: right; }
+img { max-width: 100%; } .lead { font-size: 1.2rem; } .note { color: #555; }
+"""
+
+
+def html_report(outcome: Outcome, question: Question, what_if: Sequence[Consequence], title: str, answer: str) -> str:
+    """The page. `answer` is the sentence that answers the question."""
+    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="lead">{html.escape(answer)}</p>']
+    if not outcome.complete:
+        parts.append('<p class="note">The search was interrupted: this is the best that was known by then.</p>')
+    simulated = [one for one in outcome.answers if one.goodput is not None]
+    if simulated:
+        parts += ["<h2>Goodput by placement</h2>", _image(_bars(outcome))]
+        parts += ["<h2>Attainment against rate</h2>", _image(_attainment(simulated, question))]
+    if outcome.best is not None and outcome.best.goodput is not None and outcome.best.goodput.at_rate is not None:
+        parts += ["<h2>Where the time goes, at that rate</h2>", _image(_breakdown(outcome.best))]
+    if len(front(outcome.answers, Price.COST)) > 1:
+        parts += ["<h2>What more money buys</h2>", _image(_front(outcome))]
+    if what_if:
+        changes = [(one.change.name, f"{one.rate:.3g}", one.binding) for one in what_if]
+        parts += ["<h2>What if</h2>", _table(("change", "goodput, requests/s", "what binds"), changes)]
+    rows = [
+        (str(one.candidate), f"{one.candidate.gpus}", f"{one.rate:.3g}" if one.goodput else "-",
+         f"{one.bounds.rate:.3g}", one.reason)
+        for one in outcome.answers
+    ]  # fmt: skip
+    heads = ("placement", "GPUs", "goodput, requests/s", "bound, requests/s", "what binds, or why not simulated")
+    parts += ["<h2>Every placement</h2>", _table(heads, rows)]
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body>{body}</body></html>\n"
+    )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(one)}</th>" for one in heads)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _image(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def _bars(outcome: Outcome) -> Any:
+    shown = list(outcome.answers[:_MOST_BARS])[::-1]
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.32 * len(shown)))
+    places = np.arange(len(shown))
+    axes.barh(places, [one.bounds.rate for one in shown], color="#e4e4e4", label="bound")
+    axes.barh(places, [one.rate for one in shown], color="#0072B2", label="simulated goodput")
+    axes.set_yticks(places, [str(one.candidate) for one in shown], fontsize=8)
+    most = max([one.rate for one in shown] + [1e-9])
+    axes.set_xlim(0, min(max(one.bounds.rate for one in shown), 2.5 * most) * 1.05)
+    axes.set_xlabel("requests per second")
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def _attainment(simulated: Sequence[Answer], question: Question) -> Any:
+    figure, axes = plt.subplots(figsize=(9, 4))
+    for answer in list(simulated)[:5]:
+        assert answer.goodput is not None
+        probes = sorted(answer.goodput.probes, key=lambda one: one.rate)
+        axes.errorbar(
+            [one.rate for one in probes], [100 * one.share for one in probes], [100 * one.half_width for one in probes],
+            marker="o", capsize=3, label=str(answer.candidate),
+        )  # fmt: skip
+    axes.axhline(100 * question.slo.attainment, color="#555", linestyle="--", linewidth=1)
+    axes.set_xlabel("requests per second")
+    axes.set_ylabel("% within both targets")
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _breakdown(best: Answer) -> Any:
+    assert best.goodput is not None and best.goodput.at_rate is not None
+    rows = best.goodput.at_rate
+    order = np.argsort(rows.e2e_s)
+    figure, axes = plt.subplots(figsize=(9, 2.6))
+    for place, share in enumerate((0.5, 0.9, 0.99)):
+        near = order[int(share * (len(order) - 1)) :][: max(1, len(order) // 100)]
+        begin = 0.0
+        for phase, colour in zip(_PHASES, _COLOURS, strict=True):
+            width = float(np.nanmean(getattr(rows, phase)[near]))
+            axes.barh(
+                place, width, left=begin, color=colour, label=phase[:-2].replace("_", " ") if place == 0 else None
+            )
+            begin += width
+        axes.text(begin, place, f"  {begin:.2f} s", va="center", fontsize=8)
+    axes.set_yticks(range(3), ["median request", "90th percentile", "99th percentile"])
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    axes.legend(ncols=5, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def _front(outcome: Outcome) -> Any:
+    figure, axes = plt.subplots(figsize=(9, 4))
+    served = [one for one in outcome.answers if one.rate > 0.0]
+    axes.scatter([one.candidate.cost_per_hour for one in served], [one.rate for one in served], color="#bbb", s=18)
+    best = front(outcome.answers, Price.COST)
+    axes.plot([one.candidate.cost_per_hour for one in best], [one.rate for one in best], color="#0072B2", marker="o")
+    for one in best:
+        axes.annotate(str(one.candidate), (one.candidate.cost_per_hour, one.rate), fontsize=7, xytext=(4, -8),
+                      textcoords="offset points")  # fmt: skip
+    axes.set_xlabel("dollars per hour")
+    axes.set_ylabel("goodput, requests per second")
+    return figure
