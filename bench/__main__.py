@@ -11,6 +11,7 @@ NAMES = (
     "host_overhead",
     "idle_cpu",
     "sampling",
+    "grammar",
     "transport",
     "exposed_transfer",
     "linear",

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from engine.grammar.mask_thread import NO_MASKS, Mask
-from engine.selection import Float64s, Indexes, draw, drop_beyond, highest, set_bits
+from engine.selection import Flags, Float64s, draw, drop_beyond, flags_of, highest
 from engine.uniform import uniform
 from pdserve.errors import BadSampling, ServingError
 from pdserve.sampling import SampledToken, SamplingParams, TokenLogprobs
@@ -49,9 +49,9 @@ def sample(
 def _sample_constrained(logits: Tensor, request: SampleRequest, mask: Mask) -> SampledToken | ServingError:
     if isinstance(mask, ServingError):
         return mask
-    allowed = set_bits(mask, len(logits))
-    if len(allowed) == 1 and request.sampling.logprobs is None:  # as in most of a JSON object with fixed keys
-        return SampledToken(int(allowed[0]))
+    allowed = flags_of(mask, len(logits))
+    if request.sampling.logprobs is None and np.count_nonzero(allowed) == 1:  # as in most of a fixed key
+        return SampledToken(int(allowed.argmax()))
     return _sample_row(logits.double().cpu().numpy(), request, allowed)
 
 
@@ -68,13 +68,12 @@ def _too_early_to_end(request: SampleRequest) -> bool:
     return request.output_index < request.sampling.min_tokens and bool(request.sampling.end_token_ids)
 
 
-def _sample_row(raw: Float64s, request: SampleRequest, allowed: Indexes | None = None) -> SampledToken | ServingError:
+def _sample_row(raw: Float64s, request: SampleRequest, allowed: Flags | None = None) -> SampledToken | ServingError:
     """`allowed`: the tokens that a constraint leaves; None where there is none."""
     sampling = request.sampling
     scores = _bent(raw, request)
     if allowed is not None:
-        every, scores = scores, np.full(len(raw), -np.inf)
-        scores[allowed] = every[allowed]
+        scores = np.where(allowed, scores, -np.inf)
     best = float(scores.max())
     if not np.isfinite(best):
         return BadSampling("no token is possible: every one is ruled out by the sampling parameters")
