@@ -16,7 +16,7 @@ MIN_SHARE_OF_PEERS = 0.5
 
 def judge_links(figures: Sequence[LinkFigure]) -> list[Finding]:
     """One finding per link."""
-    return [_judge(figure, _peers(figure, figures)) for figure in figures]
+    return [_judge(figure, figures) for figure in figures]
 
 
 def _peers(figure: LinkFigure, figures: Sequence[LinkFigure]) -> list[float]:
@@ -28,23 +28,28 @@ def _peers(figure: LinkFigure, figures: Sequence[LinkFigure]) -> list[float]:
     ]
 
 
-def _judge(figure: LinkFigure, peers: list[float]) -> Finding:
+def slowness(figure: LinkFigure, figures: Sequence[LinkFigure]) -> str:
+    """Why a link that works counts as slow among these; empty: it does not."""
+    share = figure.bytes_per_second / figure.limit_bytes_per_second if figure.limit_bytes_per_second else None
+    least = MIN_SHARE_OF_LIMIT.get(figure.transport)
+    if share is not None and least is not None and share < least:
+        return f"below {least:.0%} of {figure.limit}: is the machine busy, are the workers on one core?"
+    peers = _peers(figure, figures)
+    if peers and figure.bytes_per_second < MIN_SHARE_OF_PEERS * median(peers):
+        return f"below {MIN_SHARE_OF_PEERS:.0%} of the other links' median, {median(peers) / 1e9:.2f} GB/s"
+    return ""
+
+
+def _judge(figure: LinkFigure, figures: Sequence[LinkFigure]) -> Finding:
     name = f"{figure.src} -> {figure.dst}"
     if figure.error:
-        return fail(AREA, name, figure.error, "KV cannot take this way; see --kv-transport in docs/doctor.md")
+        return fail(AREA, name, figure.error, "KV cannot take this way; docs/doctor.md says what each transport needs")
     said = _said(figure)
     if figure.transport != figure.wanted:
         hint = f"{figure.wanted} should have worked; {'; '.join(figure.refused)}"
         return warn(AREA, name, f"{said}: fell back from {figure.wanted}", hint)
-    share = figure.bytes_per_second / figure.limit_bytes_per_second if figure.limit_bytes_per_second else None
-    least = MIN_SHARE_OF_LIMIT.get(figure.transport)
-    if share is not None and least is not None and share < least:
-        hint = f"below {least:.0%} of {figure.limit}: is the machine busy, are the workers on one core?"
-        return warn(AREA, name, f"{said}: slow", hint)
-    if peers and figure.bytes_per_second < MIN_SHARE_OF_PEERS * median(peers):
-        hint = f"below {MIN_SHARE_OF_PEERS:.0%} of the other links' median, {median(peers) / 1e9:.2f} GB/s"
-        return warn(AREA, name, f"{said}: slow", hint)
-    return ok(AREA, name, said)
+    hint = slowness(figure, figures)
+    return warn(AREA, name, f"{said}: slow", hint) if hint else ok(AREA, name, said)
 
 
 def _said(figure: LinkFigure) -> str:

@@ -43,12 +43,14 @@ async def run(start: ProbeStart, make: MakeTransports = make_transports) -> None
 
 
 async def _answer_orders(probe: Probe, wires: Mapping[str, LinkWire]) -> None:
-    """A line in, a figure out."""
+    """A line in, a figure out; a link may be asked for again."""
+    hellos: dict[str, Mapping[str, Any]] = {}
     while line := await asyncio.to_thread(sys.stdin.readline):
         source = line.strip()
         try:
-            hello = await wires[source].hear()
-            figure = await LinkMeter(probe, source, wires[source]).measure(hello)
+            if source not in hellos:
+                hellos[source] = await wires[source].hear()
+            figure = await LinkMeter(probe, source, wires[source]).measure(hellos[source])
         except (ServingError, OSError, RuntimeError, TimeoutError) as error:
             figure = LinkFigure(source, probe.start.worker_id, error=reason(error))
         print(json.dumps(asdict(figure)), flush=True)

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 
+from deploy.doctor.judge import slowness
 from deploy.doctor.link_end import LinkFigure, ProbeStart
 from deploy.local.child_process import describe_exit
 from deploy.local.environment import child_environment
@@ -22,6 +23,7 @@ READY_TIMEOUT_S = 120.0
 LINK_TIMEOUT_S = 180.0
 LINK_BYTES = 64 << 20
 BLOCK_BYTES = 256 << 10
+SECOND_LOOKS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,10 @@ def probe_command(worker_id: str) -> list[str]:
 
 
 async def measure_links(plan: LinkPlan, command: Callable[[str], list[str]] = probe_command) -> list[LinkFigure]:
-    """All pairs, prefill worker by prefill worker. A link that cannot be measured has its figure, with the reason."""
+    """All pairs, prefill worker by prefill worker. A link that cannot be measured has its figure, with the reason.
+
+    One that looks slow is measured again, and the best of it counts: something else may have been busy.
+    """
     sockets: dict[str, dict[str, socket.socket]] = defaultdict(dict)
     pairs = list(itertools.product(plan.workers[: plan.prefill], plan.workers[plan.prefill :]))
     for source, target in pairs:
@@ -69,6 +74,11 @@ async def measure_links(plan: LinkPlan, command: Callable[[str], list[str]] = pr
                 figures.append(LinkFigure(source, target, error=error))
             else:
                 figures.append(await _measure(probes[target], source, target))
+        for _ in range(SECOND_LOOKS):
+            for n, figure in enumerate(figures):
+                if not figure.error and slowness(figure, figures):
+                    again = await _measure(probes[figure.dst], figure.src, figure.dst)
+                    figures[n] = max(figure, again, key=lambda one: one.bytes_per_second)
         return figures
 
 
