@@ -23,8 +23,8 @@ class CalledTools:
 
     def __init__(self, asked: Asked) -> None:
         assert asked.tool_call_parser is not None
-        self._parser = TOOL_CALL_PARSERS[asked.tool_call_parser]()
-        self._max_calls = None if asked.parallel_tool_calls else 1
+        self._parser = asked.tool_call_parser()
+        self._max_calls = asked.max_tool_calls
         self.num_calls = 0
 
     def push(self, text: str, *, is_last: bool) -> Said:
@@ -46,12 +46,12 @@ class CalledTools:
 
 def with_parser(asked: Asked, parser: str | None) -> Asked:
     """The request with the server's parser, when it brings tools. Raises RequestError: the server has none."""
-    if not asked.calls_tools:
+    if not asked.calls_tools or asked.tool_call_parser is not None:
         return asked
     if parser is None:
         allowed = ", ".join(TOOL_CALL_PARSERS)
         raise RequestError(f"tools need a server started with --tool-call-parser ({allowed})", field="tools")
-    draft = asked.draft
-    if TOOL_CALL_PARSERS[parser].needs_special_tokens:
+    draft, kind = asked.draft, TOOL_CALL_PARSERS[parser]
+    if kind.needs_special_tokens:
         draft = replace(draft, output=replace(draft.output, skip_special_tokens=False))
-    return replace(asked, draft=draft, tool_call_parser=parser)
+    return replace(asked, draft=draft, tool_call_parser=kind)

@@ -53,7 +53,8 @@ class ChatDialect(Dialect):
     ) -> dict[str, Any]:
         shown = {"content": [self._logprob(e) for e in logprobs], "refusal": None} if self.with_logprobs else None
         reason = None if end is None else end.finish_reason.value
-        if reason == FinishReason.STOP.value and self._tools and self._tools[index].num_calls:
+        has_called = bool(self._tools and self._tools[index].num_calls) and not self._asked.finishes_as_stop
+        if reason == FinishReason.STOP.value and has_called:
             reason = "tool_calls"
         return {"index": index, key: message, "logprobs": shown, "finish_reason": reason}
 

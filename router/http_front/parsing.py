@@ -11,7 +11,9 @@ from router.http_front import known_fields
 from router.http_front.chat_body import parse_conversation, parse_tools
 from router.http_front.fields import Fields, as_integers, as_list, wrong_type
 from router.http_front.response_format import parse_constraint
+from router.http_front.tool_choice import ToolChoice, calls_only, parse_tool_choice
 from router.limits import Limits
+from router.text import ForcedCallsParser, ToolCallParser
 from router.validation import (
     OutputDraft,
     Prompt,
@@ -39,8 +41,9 @@ class Asked:
     tokens_as_ids: bool  # tokens of logprobs are shown as token_id:N
     echo: bool = False  # the prompt is part of the text
     calls_tools: bool = False  # calls of tools are looked for in the text
-    parallel_tool_calls: bool = True  # else the first call only
-    tool_call_parser: str | None = None  # how they look; the server's, where calls_tools
+    max_tool_calls: int | None = None  # later ones are not shown
+    tool_call_parser: type[ToolCallParser] | None = None  # how they look; there where calls_tools
+    finishes_as_stop: bool = False  # also with calls: OpenAI's reason where the client named the tool
 
 
 def parse_completion(body: Mapping[str, Any], tenant: str, limits: Limits) -> Asked:
@@ -60,8 +63,8 @@ def parse_chat(body: Mapping[str, Any], tenant: str, limits: Limits) -> Asked:
     fields = Fields(body)
     fields.accept_only(known_fields.CHAT)
     tools, parallel = parse_tools(fields), fields.boolean("parallel_tool_calls", True)
-    choice = _tool_choice(fields.raw("tool_choice"), bool(tools))
-    conversation = parse_conversation(fields, limits, tools if choice == "auto" else ())
+    choice = parse_tool_choice(fields.raw("tool_choice"), tools)
+    conversation = parse_conversation(fields, limits, choice.tools)
     top = fields.integer("top_logprobs")
     wanted = fields.boolean("logprobs")
     if top is not None and not 0 <= top <= limits.max_logprobs:
@@ -70,19 +73,23 @@ def parse_chat(body: Mapping[str, Any], tenant: str, limits: Limits) -> Asked:
         raise BadSampling("top_logprobs needs logprobs to be true", field="top_logprobs")
     logprobs = (top or 0) if wanted else None
     asked = _asked(fields, (conversation,), "messages", logprobs, None, tenant)
-    return replace(asked, calls_tools=bool(conversation.options.tools), parallel_tool_calls=parallel)
+    max_calls = 1 if choice.is_named or not parallel else None
+    asked = replace(asked, calls_tools=bool(choice.tools), max_tool_calls=max_calls)
+    return _calling(asked, choice) if choice.must_call else asked
 
 
-def _tool_choice(value: Any, has_tools: bool) -> str:
-    """none: the model is not told of the tools."""
-    if value is None:
-        return "auto"
-    if value not in ("none", "auto"):
-        needed = "" if has_tools else ", and needs tools"
-        raise RequestError(
-            f"tool_choice is not supported at this value{needed}; auto and none are", field="tool_choice"
-        )
-    return str(value)
+def _calling(asked: Asked, choice: ToolChoice) -> Asked:
+    """The answer has to be calls: a constraint sees to it, and no format of the model's is needed."""
+    sampling = asked.draft.sampling
+    if sampling.constraint is not None:
+        raise RequestError(f"{sampling.constraint_field} and tool_choice are both there; give one", field="tool_choice")
+    sampling = replace(sampling, constraint=calls_only(choice.tools, asked.max_tool_calls), constraint_field="tools")
+    return replace(
+        asked,
+        draft=replace(asked.draft, sampling=sampling),
+        tool_call_parser=ForcedCallsParser,
+        finishes_as_stop=choice.is_named,
+    )
 
 
 def _asked(

@@ -5,7 +5,7 @@ from router.text.detokenizer import Detokenizer
 from router.text.output import OutputText, TextDelta
 from router.text.stop import StopMatcher
 from router.text.tokenizer import Tokenizer, load_tokenizer
-from router.text.tool_calls import TOOL_CALL_PARSERS, CalledTool, ToolCallParser
+from router.text.tool_calls import TOOL_CALL_PARSERS, CalledTool, ForcedCallsParser, ToolCallParser
 
 __all__ = [
     "ROLES",
@@ -15,6 +15,7 @@ __all__ = [
     "ChatOptions",
     "ChatTemplateError",
     "Detokenizer",
+    "ForcedCallsParser",
     "OutputText",
     "StopMatcher",
     "TextDelta",

@@ -165,6 +165,20 @@ class MistralParser(ToolCallParser):
         return _called({"name": match[1], "arguments": _json(match[3])}, match[2] or _short_id())
 
 
+class ForcedCallsParser(ToolCallParser):
+    """For an answer that a constraint makes a list of calls: it is one unless it was cut."""
+
+    def push(self, text: str) -> list[Piece]:
+        self._held += text
+        return []
+
+    def flush(self) -> list[Piece]:
+        listed = _json(self._held)
+        calls = [_called(item) for item in listed] if isinstance(listed, list) else [None]
+        found: list[Piece] = [call for call in calls if call is not None]
+        return found if len(found) == len(calls) else [self._held]
+
+
 def _short_id() -> str:
     """Mistral's templates take ids of nine letters and digits only."""
     return secrets.token_hex(5)[:9]

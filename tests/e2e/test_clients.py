@@ -22,14 +22,25 @@ pytestmark = pytest.mark.e2e
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = REPOSITORY / "deploy/models/demo"
 HELLO: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+CITY = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+WEATHER: Any = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": CITY | {"additionalProperties": False}},
+}
 SERVED_AT = "localhost:8000"
 
 
 @pytest.fixture(scope="module")
 def server(serve_in: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The demo model, told of tools by its template."""
     directory = tmp_path_factory.mktemp("clients")
+    model = directory / "demo"
+    shutil.copytree(DEMO, model)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}" + config["chat_template"]
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
     flags = ("--served-model-name", "demo", "--dtype", "float32", "--kv-bytes", "64M", "--threads", "1")
-    with serve_in(directory, DEMO, *flags) as running:
+    with serve_in(directory, model, *flags, "--tool-call-parser", "hermes") as running:
         yield running
 
 
@@ -101,6 +112,35 @@ def test_sampling_fields_that_others_define(client: openai.OpenAI) -> None:
     assert made.choices[0].model_extra is not None and made.choices[0].model_extra["token_ids"] == [70] * 4
 
 
+def test_answers_that_have_to_be_json(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"size": {"enum": ["small", "large"]}, "count": {"type": "integer", "maximum": 99, "minimum": 0}},
+        "required": ["size", "count"],
+        "additionalProperties": False,
+    }
+    form: Any = {"type": "json_schema", "json_schema": {"name": "order", "schema": schema}}
+    made = client.chat.completions.create(model="demo", messages=HELLO, response_format=form, max_tokens=600)
+    order = json.loads(made.choices[0].message.content or "")
+    assert set(order) == {"size", "count"} and order["size"] in ("small", "large") and 0 <= order["count"] <= 99
+
+
+def test_tools_that_are_offered_and_tools_that_must_be_called(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "demo", "messages": HELLO, "tools": [WEATHER]}
+    free = client.chat.completions.create(max_tokens=20, **asked).choices[0]
+    assert free.message.content and free.finish_reason in ("stop", "length")  # it never learned to call
+    for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+        made = client.chat.completions.create(
+            tool_choice=choice, parallel_tool_calls=False, max_tokens=600, **asked
+        ).choices[0]
+        assert made.message.tool_calls is not None
+        (call,) = made.message.tool_calls
+        arguments = json.loads(call.function.arguments)
+        assert call.function.name == "weather" and arguments["city"] in ("Rome", "Oslo")
+    answered = [*HELLO, made.message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    assert client.chat.completions.create(max_tokens=5, **asked | {"messages": answered}).choices
+
+
 def test_errors_are_the_clients_own_types(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="not served"):
         client.completions.create(model="gpt-9", prompt="x")
@@ -109,9 +149,9 @@ def test_errors_are_the_clients_own_types(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="demo", messages=HELLO, max_tokens=10**6)
     assert caught.value.param == "max_tokens" and caught.value.request_id
-    with pytest.raises(openai.BadRequestError, match="--tool-call-parser"):
-        tools: Any = [{"type": "function", "function": {"name": "f"}}]
-        client.chat.completions.create(model="demo", messages=HELLO, tools=tools)
+    with pytest.raises(openai.BadRequestError, match="none of the tools"):
+        choice: Any = {"type": "function", "function": {"name": "other"}}
+        client.chat.completions.create(model="demo", messages=HELLO, tools=[WEATHER], tool_choice=choice)
 
 
 # ---- curl, as the documentation writes it ----

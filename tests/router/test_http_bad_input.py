@@ -97,7 +97,7 @@ REFUSED = [
     ("a tool without a name", CHAT, chat(tools=[{"type": "function", "function": {}}]), "tools[0].function.name", "is"),
     ("a deep tool", CHAT, chat(tools=[{"type": "function", "function": {"name": "f", "parameters": DEEP}}]),
      "tools[0]", "nested deeper than 64"),
-    ("B45 tool_choice", CHAT, chat(tool_choice="required"), "tool_choice", "not supported"),
+    ("B45 tool_choice", CHAT, chat(tool_choice="required"), "tool_choice", "needs tools"),
     ("B45 audio", CHAT, chat(audio={"voice": "a"}), "audio", "not supported"),
     ("B45 format", CHAT, chat(response_format={"type": "xml"}), "response_format.type", "json_schema"),
     ("B45 echo", COMPLETIONS, completion(echo=True, logprobs=1), "echo", "not supported"),

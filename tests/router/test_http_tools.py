@@ -102,9 +102,16 @@ def test_the_model_is_told_of_tools_and_of_what_they_said(core, open_http, token
 
 def test_what_tools_need_is_named(core, open_http, tokenizer):
     async def use(client):
-        for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+        for choice in ("maybe", {"type": "function", "function": {"name": "wether"}}, {"type": "x"}):
             with pytest.raises(openai.BadRequestError, match="tool_choice"):
                 await client.chat.completions.create(model="tiny", messages=ASK, tools=[WEATHER], tool_choice=choice)
+        with pytest.raises(openai.BadRequestError, match="needs tools"):
+            await client.chat.completions.create(model="tiny", messages=ASK, tool_choice="required")
+        with pytest.raises(openai.BadRequestError, match=r"response_format.* and tool_choice"):
+            await client.chat.completions.create(
+                model="tiny", messages=ASK, tools=[WEATHER], tool_choice="required",
+                response_format={"type": "json_object"},
+            )  # fmt: skip
 
     with_client(open_http, use)
 
@@ -113,6 +120,33 @@ def test_what_tools_need_is_named(core, open_http, tokenizer):
             await client.chat.completions.create(model="tiny", messages=ASK, tools=[WEATHER])
 
     with_client(open_http, without, parser=None)
+
+
+NAMED = {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.mark.parametrize(("choice", "reason"), [("required", "tool_calls"), (NAMED, "stop")])
+def test_a_forced_choice_is_a_constraint_and_needs_no_parser(core, open_http, tokenizer, choice, reason):
+    says(core, tokenizer, '[{"name": "weather", "parameters": {"city": "Rome"}}]')
+    now = {"type": "function", "function": {"name": "now"}}
+
+    async def use(client):
+        asked = {"model": "tiny", "messages": ASK, "tools": [BARE, now], "tool_choice": choice, "max_tokens": 80}
+        (whole,) = (await client.chat.completions.create(**asked)).choices
+        async with client.chat.completions.stream(**asked) as stream:
+            (streamed,) = (await stream.get_final_completion()).choices
+        for made in (whole, streamed):
+            assert made.finish_reason == reason and not made.message.content
+            (call,) = made.message.tool_calls
+            assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "Rome"})
+        (cut,) = (await client.chat.completions.create(**{**asked, "max_tokens": 5})).choices
+        assert cut.finish_reason == "length" and cut.message.content and not cut.message.tool_calls
+
+    with_client(open_http, use, parser=None)
+    schema = json.loads(core.submitted[0].sampling.constraint.text)
+    names = [one["properties"]["name"]["const"] for one in schema["items"]["anyOf"]]
+    assert names == (["weather", "now"] if choice == "required" else ["weather"])
+    assert schema.get("maxItems") == (None if choice == "required" else 1)
 
 
 # ---- the formats ----
