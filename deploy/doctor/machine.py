@@ -57,7 +57,8 @@ def check_cores(wanted: Wanted, machine: Machine) -> Finding:
     count = len(machine.cores)
     usable = min(float(count), machine.quota or count)
     share = divide(machine, max(1, wanted.workers))[0]
-    said = f"{usable:g} cores for {wanted.workers} workers and a router: {share.threads} threads each"
+    threads = "1 thread" if share.threads == 1 else f"{share.threads} threads"
+    said = f"{usable:g} cores for {wanted.workers} workers and a router: {threads} each"
     if usable < wanted.workers:
         return warn(AREA, "cores", said, "workers wait for one another: start fewer, or on more machines (--ray)")
     return ok(AREA, "cores", said)

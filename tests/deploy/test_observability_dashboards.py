@@ -118,7 +118,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     config.write_text(SETTINGS)
     command = [sys.executable, "-m", "deploy.cli", "serve", "--mock", str(profile), "--prefill", "2", "--decode", "2",
                "--config", str(config), "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0",
-               "--max-num-batched-tokens", "256", "--ready-file", str(ready)]  # fmt: skip
+               "--max-num-batched-tokens", "256", "--worker-metrics-port", "0", "--ready-file", str(ready)]  # fmt: skip
     log = directory / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
@@ -177,7 +177,7 @@ def substituted(expression: str) -> str:
 def prometheus(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Scrapes the cluster once a second, by the configuration that we ship."""
     directory = tmp_path_factory.mktemp("prometheus")
-    bundle = Bundle(routers=(cluster.ready["http"],), model=cluster.ready["model"], scrape_interval="1s")
+    bundle = Bundle(routers=(cluster.ready["http"],), model=cluster.ready["model"], workers=True, scrape_interval="1s")
     for name, text in bundle.files().items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,6 +222,22 @@ def test_every_panel_and_variable_answers(cluster: Cluster, prometheus: Promethe
     variables = {one["name"]: one for board in boards().values() for one in board["templating"]["list"]}
     values = {name: prometheus.label_values(one["query"]) for name, one in variables.items() if one["type"] == "query"}
     assert values == {"model": ["mock"], "role": ["decode", "prefill"], "slo_class": ["default", "strict"]}
+
+
+@needs_prometheus
+@pytest.mark.e2e
+def test_the_workers_own_ports_are_found_and_scraped(cluster: Cluster, prometheus: Prometheus) -> None:
+    """Through the router's list, as a job of their own; what the router shows is counted once."""
+    wanted = {worker["id"] for worker in cluster.ready["workers"]}
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    while True:
+        found = prometheus.get("query", query='pdserve_worker_up{job="pdserve-workers"} == 1')["result"]
+        if {one["metric"]["worker"] for one in found} == wanted:
+            break
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+    assert {one["metric"]["model"] for one in found} == {"mock"}
+    assert prometheus.get("query", query="sum(role:pdserve_worker_up:sum)")["result"][0]["value"][1] == "4"
 
 
 @needs_prometheus
