@@ -63,6 +63,10 @@ class Broadcast:
         self._closed = False
 
     @property
+    def watchers(self) -> int:
+        return self._watchers
+
+    @property
     def is_full(self) -> bool:
         """Whether one more watcher would be too many."""
         return self._watchers >= MAX_WATCHERS or self._closed
@@ -70,7 +74,7 @@ class Broadcast:
     def current(self) -> Frame:
         """A frame that is no older than a period."""
         if self._frame is None or self._clock.now() - self._frame.taken_s >= PERIOD_S:
-            self._take()
+            self.refresh()
         assert self._frame is not None
         return self._frame
 
@@ -109,9 +113,10 @@ class Broadcast:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(PERIOD_S)
-            self._take()
+            self.refresh()
 
-    def _take(self) -> None:
+    def refresh(self) -> None:
+        """Take a snapshot now, for all."""
         before = self._frame
         version = 1 if before is None else before.version + 1
         self._frame = Frame(version, self._clock.now(), self._snapshot(), before)

@@ -25,6 +25,7 @@ class _Moved:
     transfers: int = 0
     num_bytes: int = 0
     seconds: float = 0.0
+    busy_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -59,6 +60,7 @@ class Links:
         last.transfers += 1
         last.num_bytes += moved.num_bytes
         last.seconds += moved.seconds
+        last.busy_s += moved.busy_s
 
     def rows(self, workers: list[WorkerState], now_s: float) -> list[dict[str, Any]]:
         """Every link between workers that live and have ever moved or measured something, by name."""
@@ -71,7 +73,10 @@ class Links:
         link = self._links.get(pair) or _Link()
         oldest = int(now_s // BUCKET_S) - _NUM_BUCKETS + 1
         recent = [one for one in link.recent if one.bucket >= oldest]
-        transfers = sum(one.transfers for one in recent)
+        transfers, num_bytes = sum(one.transfers for one in recent), sum(one.num_bytes for one in recent)
+        busy_s = sum(one.busy_s for one in recent)
+        if num_bytes and busy_s > 0.0:
+            bytes_per_s = num_bytes / busy_s  # steadier than the worker's own, which is of one transfer
         return {
             "src": pair[0],
             "dst": pair[1],
@@ -79,7 +84,7 @@ class Links:
             "bytes_per_s": rounded(bytes_per_s, 3),
             "transfers": link.transfers,
             "recent_transfers": transfers,
-            "recent_bytes": sum(one.num_bytes for one in recent),
+            "recent_bytes": num_bytes,
             "recent_mean_s": rounded(sum(one.seconds for one in recent) / transfers, 3) if transfers else None,
         }
 

@@ -48,6 +48,11 @@ class Dashboard:
             Route(f"{PAGE_PATH}/events", self._events),
         ]
 
+    @property
+    def watchers(self) -> int:
+        """How many streams are open."""
+        return self._broadcast.watchers
+
     def start(self) -> None:
         """Begin to look at the workers."""
         assert self._looking is None, "started twice"

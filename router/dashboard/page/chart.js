@@ -46,7 +46,7 @@ export class Chart {
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.setAttribute("height", height);
     const top = this.highest();
-    const ticks = niceTicks(top === 0 ? 1 : top);
+    const ticks = niceTicks(top === 0 ? 1 : top, this.what.kind === "bars");
     this.max = ticks[ticks.length - 1];
     const grid = s("g");
     for (const tick of ticks) {
@@ -202,10 +202,11 @@ function grouped(points, series) {
   return made;
 }
 
-export function niceTicks(top) {
-  const raw = top / 3;
+// From 0 to `top` or a little more in round steps; `whole` for what is counted.
+export function niceTicks(top, whole) {
+  const raw = whole ? Math.max(1, top / 3) : top / 3;
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((one) => one * power).find((one) => one >= raw * 0.999);
+  const step = (whole && power === 1 ? [1, 2, 5, 10] : [1, 2, 2.5, 5, 10]).map((one) => one * power).find((one) => one >= raw * 0.999);
   const ticks = [];
   for (let index = 0; (index - 1) * step < top * 0.999; index += 1) ticks.push(Number((index * step).toPrecision(6)));
   return ticks;

@@ -6,6 +6,7 @@ import { bytes, lasted, plain, seconds } from "./format.js";
 import { BLOCK_STATES } from "./words.js";
 
 const MOST = 48; // cards of one pool
+const ENOUGH = 5; // transfers in a minute, to call a link slow
 const ROLES = [
   { role: "prefill", name: "Prefill pool", means: "computes prompts and token 1" },
   { role: "decode", name: "Decode pool", means: "computes all later tokens" },
@@ -44,9 +45,9 @@ export class Cluster {
 
   drawLinks(links, workers) {
     const top = Math.max(1, ...links.map((one) => one.bytes_per_s || 0));
-    const speeds = links.map((one) => one.bytes_per_s).filter((one) => one !== null).sort((a, b) => a - b);
+    const speeds = links.filter((one) => one.recent_transfers >= ENOUGH).map((one) => one.bytes_per_s).sort((a, b) => a - b);
     const usual = speeds.length ? speeds[Math.floor(speeds.length / 2)] : 0;
-    const head = [h("h4", null, "Links", h("span", { class: "count" }, "P → D")), h("p", { class: "hint" }, "bandwidth of the last transfer; transfers of the last minute")];
+    const head = [h("h4", null, "Links", h("span", { class: "count" }, "P → D")), h("p", { class: "hint" }, "bandwidth while blocks moved, over the last minute")];
     if (!links.length) {
       const alone = !workers.some((one) => one.role === "prefill");
       this.links.replaceChildren(...head, h("p", { class: "empty" }, alone ? "No prefill worker, so no KV moves: decode workers compute prompts themselves." : "No KV has moved yet. A link appears with its first transfer."));
@@ -60,7 +61,7 @@ export class Cluster {
 function linkRow(link, top, usual) {
   const fill = h("span", { class: "fill t-transfer" });
   fill.style.width = `${((link.bytes_per_s || 0) / top) * 100}%`;
-  const slow = link.bytes_per_s !== null && link.bytes_per_s < usual / 2;
+  const slow = link.recent_transfers >= ENOUGH && link.bytes_per_s < usual / 2;
   return h(
     "li", { class: slow ? "slow" : null },
     h("div", { class: "between" }, h("b", null, `${link.src} → ${link.dst}`), link.transport ? h("span", { class: "chip" }, link.transport) : null, slow ? h("span", { class: "chip warn" }, "slow") : null),

@@ -34,7 +34,7 @@ export class Feed {
         if (stop.signal.aborted) return;
         if (problem instanceof NeedsKey) {
           this.end();
-          this.on.key(sessionStorage.getItem(KEY) === null ? "" : "That key was not accepted.");
+          this.on.key(problem.message);
           return;
         }
         this.tries += 1;
@@ -84,7 +84,8 @@ export class Feed {
       cache: "no-store",
       headers: key === null ? headers : { ...headers, authorization: `Bearer ${key}` },
     });
-    if (answer.status === 401) throw new NeedsKey();
+    if (answer.status === 401) throw new NeedsKey(key === null ? "" : "That key was not accepted.");
+    if (answer.status === 403) throw new NeedsKey("That key speaks for one tenant; the dashboard shows all of them.");
     return answer;
   }
 

@@ -6,7 +6,7 @@ import { bytes, clockTime, plain, seconds } from "./format.js";
 import { legend } from "./chart.js";
 import { PHASES, blameName, blameTone } from "./words.js";
 
-const SHOWN = matchMedia("(max-width: 760px)").matches ? 6 : 12;
+const SHOWN = matchMedia("(max-width: 760px)").matches ? 6 : 8;
 
 export class Misses {
   constructor(replay) {

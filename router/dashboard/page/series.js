@@ -16,7 +16,7 @@ export class Requests {
     const series = [
       { key: "good", name: "Good", tone: "good" },
       { key: "missed", name: "Missed an SLO, failed or rejected", tone: "miss" },
-      { key: "left", name: "Not judged: the client left", tone: "wait" },
+      { key: "left", name: "Not judged: the client left", tone: "other" },
     ];
     this.chart = new Chart({ label: "Requests over time: good, missed, not judged. Arrow keys read values.", height: 190, format: plain, kind: "bars", series, empty: "No request ended in this time" });
     this.outcomes = h("ul", { class: "facts" });

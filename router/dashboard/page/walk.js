@@ -183,7 +183,7 @@ function lanesOf(entry, plan) {
     const y = LANES[key];
     const short = name.length > 15 && key !== "router" ? `${name.slice(0, 14)}…` : name;
     group.append(s("line", { x1: plan.left, x2: plan.right, y1: y, y2: y }));
-    group.append(s("text", plan.small ? { x: plan.left, y: y - (key === "prefill" || key === "decode" ? 15 : 6), class: "lane" } : { x: plan.left - 12, y: y + 4, "text-anchor": "end", class: "lane" }, short));
+    group.append(s("text", plan.small ? { x: plan.left + 12, y: y - (key === "prefill" || key === "decode" ? 15 : 6), class: "lane" } : { x: plan.left - 12, y: y + 4, "text-anchor": "end", class: "lane" }, short));
   }
   let last = -100;
   const ends = plan.times.map((time) => [time, plan.x(time)]);

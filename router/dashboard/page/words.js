@@ -16,7 +16,7 @@ export const BLAMES = [
 
 export const OUTCOMES = [
   { key: "finished", name: "Finished", tone: "good" },
-  { key: "cancelled", name: "Cancelled by the client", tone: "wait" },
+  { key: "cancelled", name: "Cancelled by the client", tone: "other" },
   { key: "rejected", name: "Rejected", tone: "queue" },
   { key: "deadline", name: "Past its deadline", tone: "transfer" },
   { key: "failed", name: "Failed", tone: "loss" },
