@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.doctor.finding import Finding, Status, as_json, table, worst
+from deploy.doctor.gpus import AREA as GPUS
 from deploy.doctor.gpus import check_gpus
 from deploy.doctor.judge import judge_links
 from deploy.doctor.links import LinkPlan, measure_links
@@ -65,13 +66,18 @@ def run(args: argparse.Namespace) -> int:
         links = live
     else:
         findings += check_ports(args.grpc, args.http)
-        if args.links and args.prefill:
+        if args.links and args.prefill and _can_start(findings):
             figures = asyncio.run(measure_links(_plan(args)))
             findings += judge_links(figures)
             links = figures
     print(table(findings))
     _write_json(args.json, findings, links)
     return ExitCode.FAILED if worst(findings) is Status.FAIL else ExitCode.OK
+
+
+def _can_start(findings: Sequence[Finding]) -> bool:
+    """Without the GPUs that were asked for there is nothing to measure, and the findings say so."""
+    return not any(one.area == GPUS and one.status is Status.FAIL for one in findings)
 
 
 def _check_arguments(args: argparse.Namespace) -> None:

@@ -267,6 +267,16 @@ def test_a_fault_makes_it_exit_1_and_is_in_the_table(taken_port: int, capsys: py
         assert f"\n{area}\n" in f"\n{out}"
 
 
+def test_gpus_that_were_asked_for_and_are_not_there_fail(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All else is told, and no link is tried."""
+    monkeypatch.setattr("deploy.doctor.gpus.find_gpus", lambda: Gpus("2.13", "13.0", (), None, True))
+    assert main(["doctor", "--device", "cuda", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]) == 1
+    out = capsys.readouterr().out
+    assert "sees none" in out and "\nlinks\n" not in out
+
+
 def test_a_low_limit_is_found_where_it_holds(tmp_path: Path) -> None:
     """In a process that really has it."""
     command = [sys.executable, "-m", "deploy.cli", "doctor", "--no-links", "--decode", "4", "--grpc", "127.0.0.1:0",
