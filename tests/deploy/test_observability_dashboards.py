@@ -250,6 +250,19 @@ def test_the_rules_run_on_a_live_cluster(prometheus: Prometheus) -> None:
     assert [rule["name"] for rule in rules if rule["health"] == "err"] == []
 
 
+@needs_prometheus
+@pytest.mark.e2e
+def test_an_alert_fires_on_a_live_cluster(prometheus: Prometheus) -> None:
+    """For the class whose thresholds nothing can meet, and for no other; the cluster itself is well."""
+    firing, deadline = 'ALERTS{alertstate="firing"}', time.monotonic() + ANSWER_TIMEOUT_S
+    while not prometheus.has_values(f'{firing} and ALERTS{{alertname="PdserveSloBurnFast"}}'):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    found = [one["metric"] for one in prometheus.get("query", query=firing)["result"]]
+    assert {one["slo_class"] for one in found} == {"strict"}
+    assert {one["alertname"] for one in found} <= {f"PdserveSloBurn{speed}" for speed in ("Fast", "Medium", "Slow")}
+
+
 @pytest.mark.e2e
 def test_the_doctor_reads_a_live_cluster(cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`pdserve doctor --ready-file`: workers, transfers, and the bandwidth that traffic found on every link."""
