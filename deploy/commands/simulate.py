@@ -9,7 +9,7 @@ from pathlib import Path
 from deploy.compat.arguments import above_zero
 from pdserve.settings import ConfigError
 
-COMPAT = ("distserve",)
+COMPAT = ("distserve", "splitwise")
 """Each is a module of deploy/compat/ with a run_simulate."""
 
 

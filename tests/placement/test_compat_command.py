@@ -103,7 +103,6 @@ def test_a_plan_lists_every_placement(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "changes", "code", "said"),
     [
-        ("simulate", {"compat": None}, 2, "--compat is missing"),
         ("simulate", {"compat": "sarathi"}, 2, "invalid choice"),
         ("simulate", {"model": None}, 2, "--model is missing"),
         ("simulate", {"model": "huge"}, 2, "has no model 'huge'; it has tiny"),
@@ -167,6 +166,38 @@ def test_a_bad_profile_names_the_field(run: Run, tmp_path: Path, path: tuple[Any
     (tmp_path / "bad.json").write_text(json.dumps(profile))
     code, printed = run("simulate", profile=tmp_path / "bad.json")
     assert code == 2 and said in printed
+
+
+SPLITWISE = {
+    "schema": "pd-latency-table/1",
+    "curves": [
+        {"model": "llama2-70b", "gpu": gpu, "tp": 8, "batch_tokens": [128, 256], "prompt_ms": [100, 200],
+         "token_ms": [50, 50]}
+        for gpu in ("a100-80gb", "h100-80gb")
+    ],
+}  # fmt: skip
+
+
+def test_splitwise_takes_machines_instead_of_stages(run: Run, tmp_path: Path) -> None:
+    """One prompt of 128 tokens alone: its curve, its transfer, and then its tokens."""
+    (tmp_path / "s.json").write_text(json.dumps(SPLITWISE))
+    (tmp_path / "one.jsonl").write_text('{"arrival_s": 1, "prompt_tokens": 128, "output_tokens": 5}')
+    changes = {"compat": "splitwise", "profile": tmp_path / "s.json", "requests": tmp_path / "one.jsonl"}
+    changes |= {"model": "llama2-70b", "prefill": "gpu=h100-80gb,machines=2", "decode": "gpu=a100-80gb"}
+    code, printed = run("simulate", **changes)
+    assert code == 0 and "within Splitwise's SLO" in printed
+    row = json.loads((tmp_path / "out").read_text())
+    sent_s = 128 * 2 * 8192 * 80 * 2 / (200 * 1024**3)
+    assert row["ttft_s"] == pytest.approx(0.1) and row["e2e_s"] == pytest.approx(0.1 + sent_s + 4 * 0.05)
+    assert row["tbt_s"] == pytest.approx((sent_s + 0.2) / 5)
+    for wrong, said in (
+        ({"prefill": "machines=2"}, "gpu=NAME is missing"),
+        ({"decode": "gpu=b200"}, "has no 'llama2-70b' on b200 tp=8; it has it on a100-80gb tp=8; h100-80gb tp=8"),
+        ({"model": "opt-13b"}, "Splitwise's rules are known for bloom-176b, llama2-70b"),
+        ({"backend": "vllm"}, "--backend means nothing to --compat splitwise"),
+    ):
+        code, printed = run("simulate", **{**changes, **wrong})
+        assert code == 2 and said in printed
 
 
 def test_neither_command_loads_torch_and_help_not_even_numba() -> None:

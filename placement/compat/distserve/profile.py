@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from placement.compat.document import Node, read_document
 from placement.compat.errors import ProfileError
 
 SCHEMA = "pd-latency-profile/1"
@@ -100,18 +98,12 @@ class ModelProfile:
 
 def read_profile(path: Path, model: str) -> ModelProfile:
     """One model of a profile file. Raises ProfileError, one line, for anything wrong with what is needed of it."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProfileError(f"--profile is {path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ProfileError(f"--profile is {path}: not JSON: {error}") from None
-    return parse_profile(document, model, str(path))
+    return parse_profile(read_document(path), model)
 
 
-def parse_profile(document: object, model: str, origin: str) -> ModelProfile:
+def parse_profile(root: Node, model: str) -> ModelProfile:
     """The same from what the file holds."""
-    root = _Node(document, origin)
+    origin = root.where
     schema = root.get("schema").value
     if schema != SCHEMA:
         raise ProfileError(f"{origin}: schema is {schema!r}; it must be {SCHEMA!r}")
@@ -134,50 +126,10 @@ def parse_profile(document: object, model: str, origin: str) -> ModelProfile:
     )
 
 
-def _coefficients(node: _Node) -> dict[int, Coefficients]:
+def _coefficients(node: Node) -> dict[int, Coefficients]:
     sets = {}
     for one in node.items():
         triples = (one.get(name).items(THREE) for name in ("prefill", "decode_small", "decode_large"))
         values = [tuple(cell.number() for cell in triple) for triple in triples]
         sets[one.get("tp").count()] = Coefficients(*values)  # type: ignore[arg-type]  # three of three, by items(3)
     return sets
-
-
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """A value of the document and the way to it."""
-
-    value: Any
-    where: str
-
-    def wrong(self, allowed: str) -> ProfileError:
-        shown = repr(self.value)
-        return ProfileError(
-            f"{self.where} is {shown if len(shown) <= 60 else shown[:57] + '...'}; it must be {allowed}"
-        )
-
-    def names(self) -> list[str]:
-        if not isinstance(self.value, dict):
-            raise self.wrong("a JSON object")
-        return list(self.value)
-
-    def get(self, name: str) -> _Node:
-        if name not in self.names():
-            raise ProfileError(f"{self.where}: {name!r} is missing")
-        return _Node(self.value[name], f"{self.where}: {name}" if ": " not in self.where else f"{self.where}.{name}")
-
-    def items(self, num: int | None = None) -> list[_Node]:
-        if not isinstance(self.value, list) or num not in (None, len(self.value)):
-            raise self.wrong("a list" if num is None else f"a list of {num}")
-        return [_Node(one, f"{self.where}[{index}]") for index, one in enumerate(self.value)]
-
-    def count(self) -> int:
-        if not isinstance(self.value, int) or isinstance(self.value, bool) or not 1 <= self.value < 1 << 53:
-            raise self.wrong("a whole number, at least 1")
-        return self.value
-
-    def number(self) -> float:
-        good = isinstance(self.value, int | float) and not isinstance(self.value, bool)
-        if not good or not math.isfinite(self.value):
-            raise self.wrong("a number")
-        return float(self.value)
