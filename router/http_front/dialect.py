@@ -25,6 +25,11 @@ from router.text import Tokenizer
 
 TEXT_MARK = "\ue000"
 """Stands for the text of an event, which is the last string in it that is not ours."""
+USAGE = (
+    b'"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
+    b'"prompt_tokens_details":{"cached_tokens":%d}}}'
+)
+"""How an event ends that says what was used so far."""
 LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON has no number for (as vLLM)."""
 
@@ -54,22 +59,29 @@ class Dialect(ABC):
         self._num_tokens = [0] * len(generation.requests)
         self._cached_tokens = [0] * len(generation.requests)
         self._around_text: dict[int, tuple[bytes, bytes]] = {}  # choice -> an event's bytes before and after its text
-        self._says_more = asked.return_token_ids or asked.continuous_usage or asked.calls_tools or self.with_logprobs
+        self._prompts = [n for n, one in enumerate(generation.requests) if one.sampling.choice_index == 0]
+        self._prompt_tokens = sum(len(generation.requests[n].prompt_token_ids) for n in self._prompts)
+        self._says_more = asked.return_token_ids or asked.calls_tools or self.with_logprobs
 
     # ---- streamed ----
 
     def event(self, update: ChoiceUpdate) -> bytes:
-        """`chunk` as JSON. Events with nothing new but text differ in that alone: the rest is made once."""
+        """`chunk` as JSON. Events with nothing new but text differ in that and usage alone: the rest is made once."""
         if self._says_more or update.end is not None or self._num_tokens[update.index] == 0:
             return to_json(self.chunk(update))
         around = self._around_text.get(update.index)
         if around is None:
             whole = to_json(self.chunk(replace(update, text=TEXT_MARK)))
             head, _, tail = whole.rpartition(json.encoder.encode_basestring(TEXT_MARK).encode())
+            if self._asked.continuous_usage:
+                tail = tail.rpartition(b'"usage":')[0]
             around = self._around_text[update.index] = (head, tail)
         else:
             self._count(update)
-        return b"%b%b%b" % (around[0], json.encoder.encode_basestring(update.text).encode(), around[1])
+        text = json.encoder.encode_basestring(update.text).encode()
+        if self._asked.continuous_usage:
+            return b"%b%b%b%b" % (around[0], text, around[1], USAGE % self._counts())
+        return b"%b%b%b" % (around[0], text, around[1])
 
     def chunk(self, update: ChoiceUpdate) -> dict[str, Any]:
         """One event of the stream: the news of one choice."""
@@ -148,16 +160,19 @@ class Dialect(ABC):
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model, "choices": choices}
 
     def _usage(self) -> dict[str, Any]:
-        """Each prompt counts once, however many choices continue it."""
-        prompts = [n for n, request in enumerate(self._requests) if request.sampling.choice_index == 0]
-        prompt_tokens = sum(len(self._requests[n].prompt_token_ids) for n in prompts)
-        completion_tokens = sum(self._num_tokens)
+        prompt_tokens, completion_tokens, total_tokens, cached_tokens = self._counts()
         return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(self._cached_tokens[n] for n in prompts)},
+            "total_tokens": total_tokens,
+            "prompt_tokens_details": {"cached_tokens": cached_tokens},
         }
+
+    def _counts(self) -> tuple[int, int, int, int]:
+        """Each prompt counts once, however many choices continue it."""
+        completion_tokens = sum(self._num_tokens)
+        cached_tokens = sum([self._cached_tokens[n] for n in self._prompts])
+        return self._prompt_tokens, completion_tokens, self._prompt_tokens + completion_tokens, cached_tokens
 
     def _add_timing(self, body: dict[str, Any], ends: Sequence[ChoiceEnd]) -> None:
         """With several choices the first one's stand on top, and every one's in a list."""

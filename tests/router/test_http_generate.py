@@ -65,7 +65,15 @@ def test_a_whole_completion(core, open_http, tokenizer):
     }
 
 
-@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": True}}, {"return_token_ids": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stream_options": {"include_usage": True}},
+        {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        {"return_token_ids": True},
+    ],
+)
 @pytest.mark.parametrize("kind", [CompletionDialect, ChatDialect])
 def test_an_event_made_from_the_last_ones_bytes_is_the_event(tokenizer, kind, options):
     """Most events of a stream differ in their text alone."""
@@ -78,7 +86,7 @@ def test_an_event_made_from_the_last_ones_bytes_is_the_event(tokenizer, kind, op
     slow._created = quick._created
     texts = ["", 'quotes "x"', "\\ back", "\n \t \x01 \x7f", "é漢\U0001f600 \u2028", "{braces} \ue000 </tag>", "", "x"]
     for number, text in enumerate(texts * 2):
-        update = ChoiceUpdate(number // 3 % 2, (number,), text, (), 0, None)
+        update = ChoiceUpdate(number // 3 % 2, (number,), text, (), number // 4, None)
         assert quick.event(update) == to_json(slow.chunk(update))
     end = ChoiceEnd(FinishReason.STOP, (1,), "x", 2, 0, TIMING, Verdict(True, True, Blame.NONE))
     last = ChoiceUpdate(1, (1,), "x", (), 0, end)
