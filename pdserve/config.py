@@ -217,11 +217,9 @@ class ServeConfig:
         problems = limits(self) + self.router.check() + self.worker.check()
         if not self.model and self.worker.mock is None:
             problems.append("MODEL is missing; it must be a local directory or a hub id")
-        base, num_workers = self.worker.worker_metrics_port, self.prefill + self.decode
-        if isinstance(base, int) and isinstance(num_workers, int) and base > 65536 - num_workers:
-            problems.append(
-                f"worker_metrics_port is {base}; with {num_workers} workers it must be at most {65536 - num_workers}"
-            )
+        base = self.worker.worker_metrics_port
+        if not problems and base is not None and base > (highest := 65536 - self.prefill - self.decode):
+            problems.append(f"worker_metrics_port is {base}; with so many workers it must be at most {highest}")
         if isinstance(self.ray, str) and self.ray not in ("local", "auto") and address_problems("ray", self.ray):
             problems.append(f"ray is {self.ray!r}; it must be HOST:PORT or auto, or stand alone (after MODEL)")
         return problems

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from engine.core import StepStats
 from kv_transfer.notices import Committed
+from pdserve.errors import IncompatiblePeer, LeaseExpired, PeerLost, TransferCorrupt
 from pdserve.v1 import worker_pb2 as pb
 from pdserve.wire import key_to_proto
 from worker.telemetry import BATCH_SIZE, STEP_SECONDS, Telemetry
+
+_FAILURES = (PeerLost, TransferCorrupt, LeaseExpired, IncompatiblePeer)  # those that there usually are
 
 
 class StepBooks:
@@ -20,6 +23,12 @@ class StepBooks:
         """One step."""
         self._seconds.observe(stats.seconds)
         self._sequences.observe(stats.num_sequences)
+
+
+def count_no_failures(telemetry: Telemetry) -> None:
+    """The series of failed handoffs from the start: a rate sees only what grows from something."""
+    for reason in _FAILURES:
+        telemetry.add("kv_transfer_failures_total", 0.0, reason=reason.__name__)
 
 
 def count_transfer(telemetry: Telemetry, worker_id: str, notice: Committed) -> None:

@@ -26,7 +26,7 @@ from scheduling.batching import SequenceUpdate
 from scheduling.latency import OnlineLatencyEstimator
 from scheduling.lease import LEASE_S, LeaseTable
 from scheduling.sequence import Sequence, SequenceMode
-from worker.accounting import StepBooks, committed_event, count_transfer
+from worker.accounting import StepBooks, committed_event, count_no_failures, count_transfer
 from worker.constraints import ConstraintDesk
 from worker.outbox import Outbox
 from worker.policy import RolePolicy
@@ -71,6 +71,7 @@ class Worker:
         self.policy = policy
         self.telemetry = Telemetry()
         self._books = StepBooks(self.telemetry, policy.role)
+        count_no_failures(self.telemetry)
         self.latency = OnlineLatencyEstimator()
         self.load = engine.load()  # as it was when the engine counted it last
         self.status = status_message(self)  # the last one; never changed, replaced every second
