@@ -31,7 +31,7 @@ from engine.kv_pool import KvPool
 from engine.model import load_model
 from engine.runner import TorchRunner
 from engine.sampler import sample
-from engine.selection import set_bits
+from engine.selection import flags_of
 from pdserve.grammar_trial import problem_of
 from pdserve.ids import SequenceKey
 from pdserve.sampling import Constraint, ConstraintKind, SamplingParams
@@ -125,7 +125,7 @@ def walk(
             sample(logits, [SampleRequest(drawn, tokens, 1, matcher)], {0: mask})
             masks.append(1e3 * (between - begin))
             samples.append(1e3 * (time.thread_time() - between))
-            choices = [token for token in set_bits(mask, logits.shape[1]).tolist() if token not in EOS]
+            choices = [token for token in np.flatnonzero(flags_of(mask, logits.shape[1])).tolist() if token not in EOS]
             if not choices:
                 break
             tokens.append(rng.choice(choices))

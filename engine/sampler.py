@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from engine.grammar.mask_thread import NO_MASKS, Mask
-from engine.selection import Float64s, Indexes, draw, drop_beyond, highest, set_bits
+from engine.selection import Flags, Float64s, draw, drop_beyond, flags_of, highest, keep
 from engine.uniform import uniform
 from pdserve.errors import BadSampling, ServingError
 from pdserve.sampling import SampledToken, SamplingParams, TokenLogprobs
@@ -49,9 +49,9 @@ def sample(
 def _sample_constrained(logits: Tensor, request: SampleRequest, mask: Mask) -> SampledToken | ServingError:
     if isinstance(mask, ServingError):
         return mask
-    allowed = set_bits(mask, len(logits))
-    if request.sampling.logprobs is None and len(allowed) == 1:  # as in most of a fixed key
-        return SampledToken(int(allowed[0]))
+    allowed = flags_of(mask, len(logits))
+    if request.sampling.logprobs is None and np.count_nonzero(allowed) == 1:  # as in most of a fixed key
+        return SampledToken(int(allowed.argmax()))
     return _sample_row(logits.double().cpu().numpy(), request, allowed)
 
 
@@ -68,12 +68,12 @@ def _too_early_to_end(request: SampleRequest) -> bool:
     return request.output_index < request.sampling.min_tokens and bool(request.sampling.end_token_ids)
 
 
-def _sample_row(raw: Float64s, request: SampleRequest, allowed: Indexes | None = None) -> SampledToken | ServingError:
+def _sample_row(raw: Float64s, request: SampleRequest, allowed: Flags | None = None) -> SampledToken | ServingError:
     """`allowed`: the tokens that a constraint leaves; None where there is none."""
     sampling = request.sampling
-    scores = _bent(raw, request)
+    scores, token_ids = _bent(raw, request), None  # all
     if allowed is not None:
-        scores = scores[allowed]
+        scores, token_ids = keep(scores, allowed)
     best = float(scores.max(initial=-np.inf))
     if not np.isfinite(best):
         return BadSampling("no token is possible: every one is ruled out by the sampling parameters")
@@ -82,7 +82,7 @@ def _sample_row(raw: Float64s, request: SampleRequest, allowed: Indexes | None =
     else:
         number = uniform(sampling.seed, sampling.choice_index, request.output_index)
         chosen = _choose(scores, best, sampling, number)
-    token_id = chosen if allowed is None else int(allowed[chosen])
+    token_id = chosen if token_ids is None else int(token_ids[chosen])
     logprobs = None if sampling.logprobs is None else token_logprobs(raw, token_id, sampling.logprobs)
     return SampledToken(token_id, logprobs)
 

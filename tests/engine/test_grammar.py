@@ -18,7 +18,7 @@ from deploy.models.byte_bpe import END_OF_TEXT_ID, IM_END_ID
 from engine.grammar import MaskThread, mask_thread
 from engine.grammar.compiler import GrammarCompiler
 from engine.sampler import sample
-from engine.selection import set_bits
+from engine.selection import flags_of, keep
 from pdserve.errors import BadSampling, CapacityError, InvariantViolation, RequestError, ServingError
 from pdserve.sampling import Constraint, ConstraintKind, SampledToken, SamplingParams
 from scheduling.step import SampleRequest
@@ -47,7 +47,7 @@ def ids(directory: Path) -> Callable[[str], list[int]]:
 
 def allowed(compiler: GrammarCompiler, regex: str, output: Sequence[int]) -> set[int]:
     matcher = compiler.matcher(Constraint(K.REGEX, regex), EOS)
-    return set(set_bits(matcher.allowed([*PROMPT, *output], len(PROMPT)), PADDED).tolist())
+    return set(np.flatnonzero(flags_of(matcher.allowed([*PROMPT, *output], len(PROMPT)), PADDED)).tolist())
 
 
 def request(compiler: GrammarCompiler, regex: str, output: Sequence[int] = (), **params: Any) -> SampleRequest:
@@ -113,7 +113,7 @@ def test_tokens_that_break_the_constraint_are_our_fault(
 def test_a_vocabulary_larger_than_the_logits_is_cut(directory: Path, ids: Callable[[str], list[int]]) -> None:
     """Tokens that the model has no logits for are never chosen."""
     matcher = GrammarCompiler(directory, 300).matcher(Constraint(K.REGEX, "[a-z ]+"), EOS)
-    found = set_bits(matcher.allowed(PROMPT, len(PROMPT)), 300)
+    found = np.flatnonzero(flags_of(matcher.allowed(PROMPT, len(PROMPT)), 300))
     assert len(found) and found.max() < 300
 
 
@@ -173,14 +173,26 @@ def test_a_row_without_an_allowed_token_fails_alone(compiler: GrammarCompiler) -
     assert sample(torch.zeros(2, PADDED), requests, {0: failed})[0] is failed
 
 
-def test_set_bits() -> None:
+def test_flags_of_bits() -> None:
     """Lowest bit first; counts that end within a byte, or beyond the bytes."""
     rng = np.random.default_rng(0)
     for count in (1, 7, 8, 9, 600, 700):
         bits = rng.integers(0, 2, 640).astype(bool)
         packed = np.packbits(bits, bitorder="little").tobytes()
         there = bits[:count]
-        assert set_bits(packed, count).tolist() == np.flatnonzero(there).tolist()
+        assert flags_of(packed, count).tolist() == [*there.tolist(), *[False] * (count - len(there))]
+
+
+def test_kept_scores_are_the_flagged_ones() -> None:
+    """Together, or where they were with nothing beside them; the highest is at the same token either way."""
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=1000)
+    for share in (0.0, 0.1, 0.7, 0.8, 1.0):
+        flags = rng.random(1000) < share
+        kept, positions = keep(scores, flags)
+        places = np.flatnonzero(np.isfinite(kept)) if positions is None else positions
+        assert places.tolist() == np.flatnonzero(flags).tolist()
+        assert kept[np.isfinite(kept)].tolist() == scores[flags].tolist()
 
 
 # ---- the thread ----
