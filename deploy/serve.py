@@ -62,11 +62,10 @@ class Serving:
         running = workers.result()
         self._watch = asyncio.create_task(self._cluster.watch(), name="watch workers")
         from deploy.front_doors import FrontDoors
-        from router.dashboard import Planned
+        from deploy.planned import planned_of
 
-        planned = Planned(config.prefill, config.decode, None if self._plan is None else self._plan.name)
         addresses = [one.ready.address for one in running]
-        self._doors = FrontDoors(config.router, text.result(), addresses, self._secret, planned)
+        self._doors = FrontDoors(config.router, text.result(), addresses, self._secret, planned_of(config, self._plan))
         await self._doors.open()
         return self._info(self._doors, running)
 

@@ -12,6 +12,7 @@ from pdserve.clock import Clock
 MAX_WATCHERS = 16
 PERIOD_S = 1.0
 
+_REQUESTS = ("misses", "recent")  # newest first, numbered
 Snapshot = Callable[[], dict[str, Any]]
 
 
@@ -21,9 +22,9 @@ class Frame:
     def __init__(self, version: int, taken_s: float, sections: dict[str, Any], before: Frame | None) -> None:
         self.version = version
         self.taken_s = taken_s
-        self._points: list[Any] = sections["history"]["points"]
         self._history = sections["history"]
-        self._texts = {name: _dumps(section) for name, section in sections.items() if name != "history"}
+        self._requests = {name: sections[name] for name in _REQUESTS}
+        self._texts = {name: _dumps(one) for name, one in sections.items() if name not in (*_REQUESTS, "history")}
         self._changed = None if before is None else self._since(before)
         self._whole: str | None = None
 
@@ -31,18 +32,23 @@ class Frame:
     def whole(self) -> str:
         """All sections, JSON."""
         if self._whole is None:
-            self._whole = self._joined({**self._texts, "history": _dumps(self._history)})
+            rest = {"history": self._history} | self._requests
+            self._whole = self._joined(self._texts | {name: _dumps(one) for name, one in rest.items()})
         return self._whole
 
     @property
     def changed(self) -> str | None:
-        """The sections that differ from those of the version before, and history's new points."""
+        """The sections that differ from those of the version before; of requests and history only what is new."""
         return self._changed
 
     def _since(self, before: Frame) -> str:
-        last = before._points[-1][0] if before._points else -1
         texts = {name: text for name, text in self._texts.items() if before._texts.get(name) != text}
-        texts["points"] = _dumps([point for point in self._points if point[0] > last])
+        known = before._history["points"]
+        last = known[-1][0] if known else -1
+        texts["points"] = _dumps([point for point in self._history["points"] if point[0] > last])
+        for name, requests in self._requests.items():
+            newest = before._requests[name][0]["n"] if before._requests[name] else 0
+            texts[name] = _dumps([one for one in requests if one["n"] > newest])
         return self._joined(texts)
 
     def _joined(self, texts: dict[str, str]) -> str:

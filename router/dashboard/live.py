@@ -28,7 +28,7 @@ from router.dashboard.windows import BUCKET_S, Windows
 from router.record import Outcome, RequestRecord
 
 MAX_CLASSES = 12  # shown one by one; all others count in the first
-MAX_MISSES = 40
+MAX_MISSES = 30
 MAX_RECENT = 16
 SPANS_S = (15, 60, 300, 900)
 
@@ -97,6 +97,7 @@ class LiveView:
             "model": self._model,
             "version": __version__,
             "ready": is_ready,
+            "kept": {"misses": MAX_MISSES, "recent": MAX_RECENT},
             "has_slo": any(slo.ttft_s is not None or slo.tpot_s is not None for slo in self._slos),
             "phases": PHASES,
             "blames": [blame.value for blame in Blame],
@@ -108,6 +109,8 @@ class LiveView:
                 "attainment": rounded(planned.attainment),
                 "ttft_s": planned.ttft_s,
                 "tpot_s": planned.tpot_s,
+                "ttft_p90_s": rounded(planned.ttft_p90_s),
+                "tpot_p90_s": rounded(planned.tpot_p90_s),
             },
         }  # fmt: skip
 

@@ -214,7 +214,8 @@ def test_one_snapshot_serves_all_watchers_and_a_slow_one_gets_the_whole():
 
     def snapshot():
         taken.append(len(taken))
-        return {"history": {"points": [[number, None] for number in taken]}, "same": 1, "number": taken[-1]}
+        points, ended = [[number, None] for number in taken], [{"n": number + 1} for number in taken[::-1]]
+        return {"history": {"points": points}, "misses": ended, "recent": [], "same": 1, "number": taken[-1]}
 
     async def run():
         broadcast = Broadcast(snapshot, ManualClock())
@@ -227,7 +228,7 @@ def test_one_snapshot_serves_all_watchers_and_a_slow_one_gets_the_whole():
 
     first, second, third, late = asyncio.run(run())
     assert first[0] == first[1] and first[0][0] == "state" and len(taken) == 3
-    assert second == ("change", '{"version":2,"number":1,"points":[[1,null]]}')
+    assert second == ("change", '{"version":2,"number":1,"points":[[1,null]],"misses":[{"n":2}],"recent":[]}')
     assert third[0] == "change" and late[0] == "state" and json.loads(late[1])["number"] == 2
 
 

@@ -19,6 +19,10 @@ export class Plan {
       if (planned.goodput_rps !== null) {
         const low = all.attainment !== null && planned.attainment !== null && all.attainment < planned.attainment;
         rows.push(row("Goodput", `${plain(planned.goodput_rps)} req/s`, `${plain(all.goodput_rps)} req/s`, false));
+        for (const which of ["ttft", "tpot"]) {
+          const said = planned[`${which}_p90_s`];
+          if (said !== null) rows.push(row(`${which.toUpperCase()} p90`, seconds(said), seconds(all[`${which}_s`].p90), false));
+        }
         if (planned.attainment !== null) rows.push(row("Attainment", `≥ ${percent(planned.attainment)}`, percent(all.attainment), low));
       }
       made.push(h("table", { class: "plan" }, h("thead", null, h("tr", null, ["", planned.plan ? "Planned" : "Configured", "Actual"].map((name) => h("th", { scope: "col" }, name)))), h("tbody", null, rows)));

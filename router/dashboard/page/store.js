@@ -12,12 +12,15 @@ export class Store {
     if (kind === "state") {
       this.state = news;
     } else {
-      const { points, ...sections } = news;
+      const { points, misses, recent, ...sections } = news;
       const history = this.state.history;
       history.points.push(...points);
       const most = Math.round(900 / history.bucket_s);
       history.points.splice(0, Math.max(0, history.points.length - most));
       Object.assign(this.state, sections);
+      const { kept } = this.state.cluster;
+      this.state.misses = [...misses, ...this.state.misses].slice(0, kept.misses);
+      this.state.recent = [...recent, ...this.state.recent].slice(0, kept.recent);
     }
     this.noteLoads();
   }
