@@ -29,12 +29,12 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where a request's time went, seconds; the five phases add up to first-to-last at the router."""
+    """Where a request's time went, seconds; the five phases add up to its end at the router (docs/slo.md)."""
 
     queue_s: float  # received until the prompt's first step
     prefill_s: float  # first step of the prompt until token 1 left the router
-    transfer_s: float  # token 1 until the decode worker owned the KV; 0 when nothing moved
-    decode_wait_s: float  # KV owned until the sequence's first decode step
+    transfer_s: float  # token 1, or room on the decode worker, until that owned the KV; 0 when nothing moved
+    decode_wait_s: float  # token 1 until there was room, and KV owned until the sequence's first decode step
     decode_s: float  # first decode step until the last token
     ttft_s: float
     tpot_s: float  # 0 when fewer than two tokens
