@@ -126,7 +126,7 @@ class RouterConfig:
     )
     tool_call_parser: str | None = setting(
         None,
-        "format in which the model calls tools (default: requests may bring no tools)",
+        "format in which the model calls tools by its own choice (default: it is given none to choose from)",
         choices=("hermes", "llama3_json", "mistral"),
     )
     insecure_bind: bool = setting(False, "allow listening beyond this machine without encryption")

@@ -50,7 +50,9 @@ def with_parser(asked: Asked, parser: str | None) -> Asked:
         return asked
     if parser is None:
         allowed = ", ".join(TOOL_CALL_PARSERS)
-        raise RequestError(f"tools need a server started with --tool-call-parser ({allowed})", field="tools")
+        raise RequestError(
+            f"tools need a server started with --tool-call-parser ({allowed}), or tool_choice required", field="tools"
+        )
     draft, kind = asked.draft, TOOL_CALL_PARSERS[parser]
     if kind.needs_special_tokens:
         draft = replace(draft, output=replace(draft.output, skip_special_tokens=False))
