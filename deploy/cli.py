@@ -16,6 +16,7 @@ from pdserve.settings import ConfigError
 COMMANDS = {
     "serve": "serve a model: router, prefill workers and decode workers",
     "generate": "stream a completion from a running server",
+    "bench": "send load to a server, ours or any OpenAI one, and tell how it did",
     "simulate": "run requests through one placement, under a virtual clock",
     "plan": "search the placement that serves the most requests within their targets",
     "demo": "serve the model that ships with pdserve and send it a few requests",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.served.http_client import BadAnswer, Streamed, StreamReading, completion_request
+from bench.load.closed_loop import Streamed, closed_loop
+from bench.load.http_stream import HttpPool, completion_request
+from bench.load.statistics import Spread
 from bench.served.process_tree import busy_s
 from bench.served.server import Server
 from bench.served.systems import MODEL_NAME
@@ -31,25 +32,6 @@ class Load:
 
     def __str__(self) -> str:
         return f"{self.input_tokens}x{self.output_tokens} conc {self.concurrency}"
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A distribution, in the unit of its values."""
-
-    mean: float
-    p50: float
-    p90: float
-    p99: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Percentiles are values that occurred; nan where there are none."""
-        ordered = sorted(values)
-        if not ordered:
-            return cls(*[float("nan")] * 4)
-        at = [ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.9, 0.99)]
-        return cls(statistics.fmean(ordered), *at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,23 +69,23 @@ def prompts_of(load: Load, num_prompts: int, seed: str) -> list[list[int]]:
 def run_load(server: Server, load: Load, seed: str) -> Outcome:
     """Warm the server at this load with a few short requests, then measure."""
     warm = prompts_of(load, min(load.concurrency, WARM_REQUESTS), f"warm {seed}")
-    asyncio.run(closed_loop(server.port, [completion_request(MODEL_NAME, p, WARM_TOKENS) for p in warm], len(warm)))
+    _ask(server, [completion_request(MODEL_NAME, p, WARM_TOKENS) for p in warm], len(warm))
     requests = [
         completion_request(MODEL_NAME, p, load.output_tokens) for p in prompts_of(load, load.num_requests, seed)
     ]
     before, busy_before_s, own_before_s, begin_s = server.processor_s(), busy_s(), time.process_time(), time.monotonic()
-    answers = asyncio.run(closed_loop(server.port, requests, load.concurrency))
+    answers = _ask(server, requests, load.concurrency)
     elapsed_s, own_s, all_s = time.monotonic() - begin_s, time.process_time() - own_before_s, busy_s() - busy_before_s
     spent = {name: total - before.get(name, 0.0) for name, total in server.processor_s().items()}
-    ok = [answer for answer in answers if isinstance(answer, Streamed) and answer.num_tokens == load.output_tokens]
+    ok = [one for one in answers if isinstance(one, Streamed) and one.answer.num_tokens == load.output_tokens]
     return Outcome(
         elapsed_s=elapsed_s,
         num_ok=len(ok),
         errors=Counter(error_of(answer) for answer in answers if answer not in ok),
-        output_tokens=sum(answer.num_tokens for answer in ok),
-        cached_tokens=sum(answer.cached_tokens for answer in ok),
-        ttft_s=Spread.of([answer.ttft_s for answer in ok]),
-        tpot_s=Spread.of([answer.tpot_s for answer in ok]),
+        output_tokens=sum(one.answer.num_tokens for one in ok),
+        cached_tokens=sum(one.answer.cached_tokens for one in ok),
+        ttft_s=Spread.of([one.ttft_s for one in ok]),
+        tpot_s=Spread.of([one.answer.tpot_s for one in ok]),
         cores={name: one_s / elapsed_s for name, one_s in spent.items()},
         client_cores=own_s / elapsed_s,
         other_cores=max(0.0, all_s - own_s - sum(spent.values())) / elapsed_s,
@@ -111,35 +93,14 @@ def run_load(server: Server, load: Load, seed: str) -> Outcome:
 
 
 def error_of(answer: Streamed | str) -> str:
-    return answer if isinstance(answer, str) else f"{answer.num_tokens} tokens came"
+    return answer if isinstance(answer, str) else f"{answer.answer.num_tokens} tokens came"
 
 
-async def closed_loop(port: int, requests: Sequence[bytes], concurrency: int) -> list[Streamed | str]:
-    """Every request's answer, or what went wrong, with at most `concurrency` open at once."""
-    left = iter(enumerate(requests))
-    answers: list[Streamed | str] = ["never sent"] * len(requests)
-
-    async def one_slot() -> None:
-        connection: StreamReading | None = None
-        for index, request in left:
-            try:
-                async with asyncio.timeout(REQUEST_LIMIT_S):
-                    connection = connection or await StreamReading.connect(port)
-                    answers[index] = await connection.ask(request)
-            except (BadAnswer, OSError) as error:  # TimeoutError is an OSError
-                answers[index] = f"{type(error).__name__}: {error}"
-                if connection is not None:
-                    connection.close()
-                connection = None
-        if connection is not None:
-            connection.close()
-
-    await asyncio.gather(*(one_slot() for _ in range(concurrency)))
-    return answers
+def _ask(server: Server, requests: Sequence[bytes], concurrency: int) -> list[Streamed | str]:
+    return asyncio.run(closed_loop(HttpPool("127.0.0.1", server.port), requests, concurrency, REQUEST_LIMIT_S))
 
 
 def greedy_tokens(server: Server, prompts: Sequence[list[int]], num_tokens: int) -> list[tuple[int, ...]]:
     """What the server says to each prompt, one after the other; an empty answer where it failed."""
     requests = [completion_request(MODEL_NAME, prompt, num_tokens, want_token_ids=True) for prompt in prompts]
-    answers = asyncio.run(closed_loop(server.port, requests, 1))
-    return [answer.token_ids if isinstance(answer, Streamed) else () for answer in answers]
+    return [one.answer.token_ids if isinstance(one, Streamed) else () for one in _ask(server, requests, 1)]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bench.served.http_client import Chunks, Streamed, completion_request
-from bench.served.load import closed_loop
+from bench.load.closed_loop import Streamed, closed_loop
+from bench.load.http_stream import Chunks, HttpPool, completion_request
 from bench.served.nixl_proxy import Proxy, length_of, read_head
 
 Answerer = Callable[[dict[str, Any], asyncio.StreamWriter], Awaitable[None]]
@@ -34,20 +34,39 @@ def chunked(body: bytes, size: int) -> bytes:
 async def serving(answer: Answerer) -> AsyncIterator[int]:
     """The port of a server that reads requests one after the other and answers them with `answer`."""
 
+    open_ones: set[asyncio.Task[None]] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while head := await read_head(reader):
-            await answer(json.loads(await reader.readexactly(length_of(head))), writer)
-        writer.close()
+        task = asyncio.current_task()
+        assert task is not None
+        open_ones.add(task)
+        try:
+            while head := await read_head(reader):
+                await answer(json.loads(await reader.readexactly(length_of(head))), writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.transport.abort()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
+        for task in open_ones:
+            task.cancel()
+        await asyncio.gather(*open_ones, return_exceptions=True)
+        await asyncio.sleep(0)
+
+
+async def drive(port: int, requests: Sequence[bytes], concurrency: int) -> list[Streamed | str]:
+    return await closed_loop(HttpPool("127.0.0.1", port), requests, concurrency, 30.0)
 
 
 def ask(answer: Answerer, num_requests: int = 1) -> list[Streamed | str]:
     async def run() -> list[Streamed | str]:
         async with serving(answer) as port:
-            return await closed_loop(port, [completion_request("m", [5, 6], 3, True)] * num_requests, 2)
+            return await closed_loop(
+                HttpPool("127.0.0.1", port), [completion_request("m", [5, 6], 3, True)] * num_requests, 2, 30.0
+            )
 
     return asyncio.run(run())
 
@@ -74,10 +93,10 @@ def test_a_stream_is_timed_and_its_tokens_kept() -> None:
 
     for one in ask(answer, num_requests=5):
         assert isinstance(one, Streamed)
-        assert (one.token_ids, one.num_tokens) == ((7, 8, 9), 3)
-        assert one.sent_s < one.first_s < one.last_s
+        assert (one.answer.token_ids, one.answer.num_tokens) == ((7, 8, 9), 3)
+        assert one.sent_s < one.answer.first_s < one.answer.last_s
         assert one.ttft_s > 0
-        assert one.tpot_s == (one.last_s - one.first_s) / 2
+        assert one.answer.tpot_s == sum(one.answer.gaps_s) / 2 == (one.answer.last_s - one.answer.first_s) / 2
 
 
 async def refuses(body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
@@ -105,7 +124,7 @@ async def talks_nonsense(body: dict[str, Any], writer: asyncio.StreamWriter) -> 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (refuses, "429"),
+        (refuses, "429 too many requests busy"),
         (hangs_up, "connection ended"),
         (fails_in_the_middle, "no memory"),
         (forgets_usage, "without usage"),
@@ -125,7 +144,7 @@ def test_a_server_that_is_gone_is_an_error() -> None:
     async def run() -> list[Streamed | str]:
         async with serving(refuses) as port:
             pass
-        return await closed_loop(port, [b"x"] * 2, 1)
+        return await drive(port, [b"x"] * 2, 1)
 
     answers = asyncio.run(run())
     assert all(isinstance(one, str) and "Error" in one for one in answers)
@@ -150,10 +169,12 @@ def test_the_proxy_asks_prefill_for_one_token_and_passes_decode_on() -> None:
             server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
             async with server:
                 port = server.sockets[0].getsockname()[1]
-                return await closed_loop(port, [completion_request("m", [5, 6], 3, True)] * 2, 1)
+                return await closed_loop(
+                    HttpPool("127.0.0.1", port), [completion_request("m", [5, 6], 3, True)] * 2, 1, 30.0
+                )
 
     answers = asyncio.run(run())
-    assert [one.token_ids for one in answers if isinstance(one, Streamed)] == [(7, 8, 9)] * 2
+    assert [one.answer.token_ids for one in answers if isinstance(one, Streamed)] == [(7, 8, 9)] * 2
     asked, passed = seen[0], seen[1]
     assert (asked["max_tokens"], asked["stream"], asked["kv_transfer_params"]["do_remote_decode"]) == (1, False, True)
     assert (passed["max_tokens"], passed["stream"], passed["kv_transfer_params"]) == (3, True, {"remote_port": 7})
@@ -168,7 +189,7 @@ def test_the_proxy_says_when_prefill_refuses() -> None:
             server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
             async with server:
                 at = server.sockets[0].getsockname()[1]
-                return await closed_loop(at, [completion_request("m", [5, 6], 3)], 1)
+                return await drive(at, [completion_request("m", [5, 6], 3)], 1)
 
     (answer,) = asyncio.run(run())
     assert isinstance(answer, str)

@@ -1,0 +1,148 @@
+"""The server under load: how it is reached, what it serves, and the bytes of a request to it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from urllib.parse import urlsplit
+
+from bench.load.grpc_stream import GrpcPool, grpc_request
+from bench.load.http_stream import HttpPool, completion_body, http_request
+from pdserve.client import Client
+from pdserve.errors import ServingError
+from pdserve.exit import ExitCode, StartError
+from pdserve.slo import Slo
+
+FOREIGN_VOCAB = 1024  # every tokenizer in use has that many; over HTTP no server says
+ASK_LIMIT_S = 10.0
+ALLOWED = "HOST:PORT or grpc://HOST:PORT for pdserve, http[s]://HOST[:PORT][/v1] for an OpenAI server"
+
+
+class Door(Enum):
+    """Which API."""
+
+    GRPC = "grpc"
+    COMPLETIONS = "completions"
+    CHAT = "chat"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One server. Picklable: generator processes get it."""
+
+    door: Door
+    host: str
+    port: int
+    tls: bool = False
+    base: str = "/v1"  # path of the API
+    model: str = ""
+    api_key: str | None = None
+    vocab_size: int = FOREIGN_VOCAB
+    max_model_len: int | None = None
+    num_workers: int | None = None  # None: it does not say
+    exact_lengths: bool = True  # ignore_eos and min_tokens are sent
+    extra_body: str = "{}"  # JSON, more fields of every HTTP request
+
+    @property
+    def name(self) -> str:
+        """As a user would write it."""
+        if self.door is Door.GRPC:
+            return f"grpc://{self.host}:{self.port}"
+        return f"http{'s' if self.tls else ''}://{self.host}:{self.port}{self.base} ({self.door.value})"
+
+    @property
+    def wants_text(self) -> bool:
+        """Chat takes no token ids."""
+        return self.door is Door.CHAT
+
+    def pool(self) -> GrpcPool | HttpPool:
+        """Belongs to the running loop."""
+        if self.door is Door.GRPC:
+            return GrpcPool(f"{self.host}:{self.port}", self.api_key)
+        return HttpPool(self.host, self.port, self.tls)
+
+    def request(self, prompt: Sequence[int] | str, num_tokens: int, slo: Slo | None = None, tenant: str = "") -> bytes:
+        """What `pool().ask` takes. The SLO and the tenant go to our own server alone."""
+        if self.door is Door.GRPC:
+            return grpc_request(self.model, prompt, num_tokens, slo, tenant, self.exact_lengths)
+        given = prompt if isinstance(prompt, str) else list(prompt)
+        body = completion_body(self.model, given, num_tokens)
+        if self.door is Door.CHAT:
+            body["messages"] = [{"role": "user", "content": body.pop("prompt")}]
+        if self.exact_lengths:
+            body |= {"ignore_eos": True, "min_tokens": num_tokens}
+        body |= json.loads(self.extra_body)
+        path = f"{self.base}/{'chat/' if self.door is Door.CHAT else ''}completions"
+        return http_request(path, body, f"{self.host}:{self.port}", self.api_key)
+
+
+def parse_target(text: str, flag: str = "--server", chat: bool = False, api_key: str | None = None) -> Target:
+    """From what a user wrote; raises StartError (2)."""
+    parts = urlsplit(text if "://" in text else f"grpc://{text}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    port = {"http": 80, "https": 443}.get(parts.scheme) if port is None else port
+    if parts.scheme not in ("grpc", "http", "https") or not parts.hostname or not port:
+        raise StartError(f"{flag} is {text!r}; it must be {ALLOWED}", ExitCode.CONFIG)
+    if parts.scheme == "grpc":
+        if chat:
+            raise StartError(f"{flag} is {text!r}, and --chat needs an http:// server", ExitCode.CONFIG)
+        return Target(Door.GRPC, parts.hostname, port, api_key=api_key)
+    base = parts.path.rstrip("/")
+    for end, is_chat in (("/chat/completions", True), ("/completions", False)):
+        if base.endswith(end):
+            base, chat = base.removesuffix(end), chat or is_chat
+    door = Door.CHAT if chat else Door.COMPLETIONS
+    return Target(door, parts.hostname, port, parts.scheme == "https", base or "/v1", api_key=api_key)
+
+
+def introduced(target: Target) -> Target:
+    """With what the server says of itself; raises StartError where it does not answer."""
+    return _introduced_grpc(target) if target.door is Door.GRPC else _introduced_http(target)
+
+
+def _introduced_grpc(target: Target) -> Target:
+    try:
+        with Client(f"{target.host}:{target.port}", api_key=target.api_key) as client:
+            info = client.server_info(ASK_LIMIT_S)
+    except ServingError as error:
+        raise StartError(f"--server is {target.name}; it does not answer: {error}") from None
+    alive = sum(worker.up for worker in info.workers)
+    return replace(
+        target,
+        model=target.model or info.model,
+        vocab_size=info.vocab_size,
+        max_model_len=info.max_model_len,
+        num_workers=alive,
+    )
+
+
+def _introduced_http(target: Target) -> Target:
+    """The first model that is listed."""
+    if target.model:
+        return target
+    connection = (
+        http.client.HTTPSConnection(target.host, target.port, timeout=ASK_LIMIT_S, context=ssl.create_default_context())
+        if target.tls
+        else http.client.HTTPConnection(target.host, target.port, timeout=ASK_LIMIT_S)
+    )
+    headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
+    try:
+        connection.request("GET", f"{target.base}/models", headers=headers)
+        answer = connection.getresponse()
+        body = answer.read(1 << 20)
+        first = json.loads(body)["data"][0]
+        model, length = str(first["id"]), first.get("max_model_len")
+    except (OSError, http.client.HTTPException) as error:
+        raise StartError(f"--server is {target.name}; it does not answer: {error}") from None
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise StartError(f"--server is {target.name}; {target.base}/models names no model: give --model") from None
+    finally:
+        connection.close()
+    return replace(target, model=model, max_model_len=length if isinstance(length, int) else None)

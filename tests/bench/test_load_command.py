@@ -1,0 +1,166 @@
+"""`pdserve bench` as a user types it, against a gRPC server that says what a test wants."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from deploy.cli import main
+from pdserve.v1 import inference_pb2 as pb
+from pdserve.v1 import inference_pb2_grpc as rpc
+
+FIRST_S, STEP_S = 0.01, 0.002
+
+
+class FakeService(rpc.InferenceServiceServicer):  # type: ignore[misc]
+    """Tokens after known waits; some requests find no room; the queue is to blame where TTFT was asked for."""
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.reject_each = 0
+
+    def GetServerInfo(self, request: Any, context: Any) -> Any:
+        workers = [pb.WorkerInfo(id=f"decode-{n}", role="decode", device="cpu", up=True) for n in range(2)]
+        return pb.GetServerInfoResponse(model="fake", max_model_len=1024, vocab_size=512, workers=workers)
+
+    def Generate(self, request: Any, context: Any) -> Iterator[Any]:
+        self.requests.append(request)
+        if self.reject_each and len(self.requests) % self.reject_each == 0:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room for 9 tokens")
+        for number in range(request.max_tokens):
+            time.sleep(STEP_S if number else FIRST_S)
+            yield pb.GenerateResponse(chunk=pb.GenerateChunk(token_ids=[number]))
+        blame = pb.BLAME_QUEUE if request.slo.ttft_s else pb.BLAME_UNSPECIFIED
+        usage = pb.Usage(prompt_tokens=len(request.token_ids.ids), completion_tokens=request.max_tokens)
+        yield pb.GenerateResponse(
+            complete=pb.GenerateComplete(
+                usage=usage, finish_reason=pb.FINISH_REASON_LENGTH, slo=pb.SloOutcome(blame=blame)
+            )
+        )
+
+
+@pytest.fixture
+def service() -> Iterator[tuple[FakeService, str]]:
+    """The fake and its address."""
+    fake, server = FakeService(), grpc.server(ThreadPoolExecutor(32))
+    rpc.add_InferenceServiceServicer_to_server(fake, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield fake, f"127.0.0.1:{port}"
+    server.stop(0.2).wait()
+
+
+LOAD = ["--input-len", "20", "--output-len", "4", "--rate", "100", "--arrivals", "constant"]
+
+
+def test_a_run_is_told_written_and_drawn(
+    service: tuple[FakeService, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers on the terminal, the same in JSON under stable names, plots in one HTML file."""
+    fake, address = service
+    fake.reject_each = 3
+    files = ["--json", str(tmp_path / "r.json"), "--report", str(tmp_path / "r.html")]
+    slo = ["--slo-ttft", "5", "--slo-tpot", "5"]
+    assert main(["bench", "--server", address, *LOAD, "--num-requests", "30", "--warmup", "0", *slo, *files]) == 0
+    said = capsys.readouterr().out
+    assert "20 ok, 10 rejected" in said and "10 x RESOURCE_EXHAUSTED: no room for 9 tokens" in said
+    assert "attainment  66.7% (20 of 30;" in said and "blame       20 queue" in said
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert (found["schema"], found["model"], found["workers"]) == ("pdserve-bench-1", "fake", 2)
+    (run,) = found["runs"]
+    assert (run["attainment"], run["outcomes"]) == (20 / 30, {"ok": 20, "rejected": 10})
+    assert run["ttft_s"]["p50"] >= FIRST_S and run["tpot_s"]["p50"] >= STEP_S
+    assert len(run["requests"]) == 30 and {one["output_tokens"] for one in run["requests"]} == {0, 4}
+    page = (tmp_path / "r.html").read_text()
+    assert "data:image/png;base64," in page and "attainment  66.7%" in page
+    request = fake.requests[0]
+    assert (len(request.token_ids.ids), request.max_tokens, request.ignore_eos, request.min_tokens) == (20, 4, True, 4)
+    assert (request.slo.ttft_s, request.slo.tpot_s) == (5.0, 5.0)
+
+
+def test_rates_are_swept_and_no_prompt_comes_twice(
+    service: tuple[FakeService, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs and the warm-up; a prompt that came before could be cached; a given prompt seed gives the same again."""
+    fake, address = service
+    args = ["bench", "--server", address, *LOAD[:4], "--rates", "50,100", "--num-requests", "8", "--warmup", "3",
+            "--prompt-seed", "5", "--report", str(tmp_path / "r.png")]  # fmt: skip
+    assert main(args) == 0
+    assert "at 50 requests/s" in (said := capsys.readouterr().out) and "at 100 requests/s" in said
+    prompts = [tuple(one.token_ids.ids) for one in fake.requests]
+    assert len(set(prompts)) == len(prompts) == 3 + 8 + 8
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert main(args) == 0
+    assert {tuple(one.token_ids.ids) for one in fake.requests} == set(prompts)
+
+
+def test_goodput_is_searched(service: tuple[FakeService, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Six tokens take about 20 ms on each of 32 threads: the rate is found below what they can do, with its limits."""
+    _, address = service
+    args = [*LOAD[:2], "--output-len", "6", "--rate", "400", "--slo-ttft", "0.2", "--min-probe-s", "0.3",
+            "--resolution", "0.9", "--min-requests", "60", "--gpus", "2"]  # fmt: skip
+    assert main(["bench", "--server", address, "--find-goodput", *args]) == 0
+    said = capsys.readouterr().out
+    assert "goodput at 90%:" in said and "requests/s per GPU (2)" in said and "per worker (2)" in said
+    rate = float(said.split("goodput at 90%:")[1].split()[0])
+    assert 0 < rate <= 32 / (FIRST_S + 5 * STEP_S)
+
+
+def test_two_servers_are_compared_in_turn(service: tuple[FakeService, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The same prompts to both, round by round; ratios of medians."""
+    fake, address = service
+    args = ["bench", "--server", address, "--compare", f"grpc://{address}", *LOAD, "--num-requests", "6"]
+    assert main([*args, "--rounds", "2", "--warmup", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "2 rounds in turn" in said and "TTFT p50, ms" in said
+    prompts = [tuple(one.token_ids.ids) for one in fake.requests]
+    assert len(prompts) == 24 and all(prompts.count(one) == 2 for one in prompts)
+
+
+WRONG = [
+    (["--rate", "1"], 2, "one of --workload, --trace, or --input-len with --output-len is needed"),
+    (["--input-len", "5"], 2, "--input-len and --output-len go together"),
+    ([*LOAD, "--workload", "azure-conv"], 2, "and only one"),
+    ([*LOAD, "--rates", "1,2"], 2, "--rate and --rates"),
+    ([*LOAD, "--find-goodput"], 2, "--find-goodput needs --slo-ttft"),
+    ([*LOAD, "--report", "x.pdf"], 2, "--report is x.pdf; it must end in .html or .png"),
+    ([*LOAD, "--rate", "0"], 2, "'0' must be a number above 0"),
+    (["--workload", "input=0,output=1"], 2, "--workload input is '0'"),
+    (["--trace", "no.csv"], 5, "no.csv: cannot be read: No such file"),
+    ([*LOAD, "--json", "/nowhere/x.json"], 6, "--json is /nowhere/x.json"),
+    ([*LOAD, "--server", "nonsense"], 2, "--server is 'nonsense'; it must be HOST:PORT"),
+    ([*LOAD, "--server", "127.0.0.1:1", "--num-requests", "1"], 1, "it does not answer"),
+    ([*LOAD, "--server", "http://127.0.0.1:1", "--num-requests", "1"], 1, "it does not answer"),
+]
+
+
+@pytest.mark.parametrize(("args", "code", "said"), WRONG, ids=range(len(WRONG)))
+def test_wrong_arguments_are_one_line_and_a_code(
+    args: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2 for arguments, 5 for workloads, 6 for files that cannot be written, 1 for a server that is not there."""
+    try:
+        found = main(["bench", *args])
+    except SystemExit as exit_:  # argparse's own
+        found = int(exit_.code or 0)
+    errors = capsys.readouterr().err
+    assert found == code and said in errors
+
+
+def test_what_does_not_fit_or_is_not_stated_is_told(
+    service: tuple[FakeService, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A request longer than the context, before any is sent; a workload without a number of requests."""
+    fake, address = service
+    long = ["--input-len", "1024", "--output-len", "4", "--rate", "9", "--num-requests", "3", "--warmup", "0"]
+    assert main(["bench", "--server", address, *long]) == 5
+    assert "takes 1,024" in capsys.readouterr().err and not fake.requests
+    assert main(["bench", "--server", address, *LOAD]) == 5
+    assert "needs a number of requests or a duration" in capsys.readouterr().err
