@@ -6,6 +6,7 @@ import { bytes, lasted, plain, seconds } from "./format.js";
 import { BLOCK_STATES } from "./words.js";
 
 const MOST = 48; // cards of one pool
+const MOST_LINKS = 8;
 const ENOUGH = 5; // transfers in a minute, to call a link slow
 const ROLES = [
   { role: "prefill", name: "Prefill pool", means: "computes prompts and token 1" },
@@ -39,6 +40,7 @@ export class Cluster {
     const order = (one) => (one.up ? 1 : 0);
     const shown = [...workers].sort((a, b) => order(a) - order(b) || a.id.localeCompare(b.id, "en", { numeric: true })).slice(0, MOST);
     keyed(pool.cards, shown, (one) => one.id, card, (node, one) => drawCard(node, one, store.loads.get(one.id) || []));
+    pool.cards.classList.toggle("many", shown.length > 6);
     const hidden = workers.length - shown.length;
     setText(pool.more, workers.length === 0 ? nobody(pool.role) : hidden > 0 ? `and ${hidden} more, all up` : "");
   }
@@ -53,15 +55,19 @@ export class Cluster {
       this.links.replaceChildren(...head, h("p", { class: "empty" }, alone ? "No prefill worker, so no KV moves: decode workers compute prompts themselves." : "No KV has moved yet. A link appears with its first transfer."));
       return;
     }
-    const rows = [...links].sort((a, b) => b.recent_transfers - a.recent_transfers || (a.src + a.dst).localeCompare(b.src + b.dst)).slice(0, 24).map((one) => linkRow(one, top, usual));
-    this.links.replaceChildren(...head, h("ul", null, rows), links.length > 24 ? h("p", { class: "hint" }, `and ${links.length - 24} more`) : "");
+    const rows = [...links].sort((a, b) => isSlow(b, usual) - isSlow(a, usual) || b.recent_transfers - a.recent_transfers || (a.src + a.dst).localeCompare(b.src + b.dst)).slice(0, MOST_LINKS).map((one) => linkRow(one, top, usual));
+    this.links.replaceChildren(...head, h("ul", null, rows), links.length > MOST_LINKS ? h("p", { class: "hint" }, `and ${links.length - MOST_LINKS} more; slow and busy ones are shown`) : "");
   }
+}
+
+function isSlow(link, usual) {
+  return link.recent_transfers >= ENOUGH && link.bytes_per_s < usual / 2;
 }
 
 function linkRow(link, top, usual) {
   const fill = h("span", { class: "fill t-transfer" });
   fill.style.width = `${((link.bytes_per_s || 0) / top) * 100}%`;
-  const slow = link.recent_transfers >= ENOUGH && link.bytes_per_s < usual / 2;
+  const slow = isSlow(link, usual);
   return h(
     "li", { class: slow ? "slow" : null },
     h("div", { class: "between" }, h("b", null, `${link.src} → ${link.dst}`), link.transport ? h("span", { class: "chip" }, link.transport) : null, slow ? h("span", { class: "chip warn" }, "slow") : null),

@@ -5,6 +5,8 @@ import { byId, h, setText } from "./dom.js";
 import { percent, plain, seconds } from "./format.js";
 import { BLAMES, OUTCOMES } from "./words.js";
 
+const MOST_LINES = 3; // SLOs that can be read in one chart
+
 const PERCENTILES = [
   { name: "p50", tone: "p50", width: 2.5 },
   { name: "p95", tone: "p95", width: 2, dash: "7 3" },
@@ -70,13 +72,14 @@ export class Latency {
   draw(store) {
     const sums = store.sumsOfGroup[`${this.which}_s`];
     const slos = this.slos(store);
+    const drawn = slos.length <= MOST_LINES ? slos : [];
     const lowest = slos.length === 1 ? slos[0].value : null;
     const figures = PERCENTILES.map((one) => figure(one, sums[one.name], lowest));
     if (this.which === "tpot") figures.push(...gapFigures(store.state.activity.itl_s));
     this.figures.replaceChildren(...figures);
-    this.chart.update(store.points(store.group), store.spanSeconds, slos);
-    setText(this.slo, slos.length ? "" : "No threshold is set for it.");
-    this.slo.hidden = slos.length > 0;
+    this.chart.update(store.points(store.group), store.spanSeconds, drawn);
+    setText(this.slo, slos.length ? `${slos.length} classes have a threshold for it; choose one above to see its line.` : "No threshold is set for it.");
+    this.slo.hidden = drawn.length > 0;
   }
 
   slos(store) {
