@@ -18,6 +18,8 @@ NAMES = (
     "attention",
     "engine_step",
     "router_stream",
+    "observability",
+    "placement_compat",
     "gpu_step",
     "gpu_split",
     "gpu_kernels",

@@ -119,53 +119,26 @@ def walk_decode(
     runs, newcomers queue up; its survivors go behind them. Gives up when more than `allowed` have a time per token of
     target or more.
     """
-    num = len(ready)
-    queue, context, left = np.empty(ring_size(num), np.int64), prompt.copy(), output.copy()
-    mask = len(queue) - 1
-    head, count, coming, done, late, batches, now = 0, 0, 0, 0, 0, 0, 0.0
+    num, mask = len(ready), ring_size(len(ready)) - 1
+    queue, context, final = np.empty(mask + 1, np.int64), np.empty(mask + 1, np.int64), np.empty(mask + 1, np.int64)
+    head, count, batch, ran, coming, done, late, batches, now = 0, 0, 0, 0, 0, 0, 0, 0, ready[0]
     while done < num:
-        if count == 0:
-            now = max(now, ready[coming])
         while coming < num and ready[coming] <= now:
-            queue[(head + count) & mask] = coming
+            place = (head + count) & mask
+            queue[place], context[place], final[place] = coming, prompt[coming], prompt[coming] + output[coming]
             count += 1
             coming += 1
-        batch, tokens, least = 0, 0, left[queue[head]]
-        while batch < min(count, most):
-            one = queue[(head + batch) & mask]
-            if tokens + batch + context[one] + 1 > cap:
-                break
-            tokens += context[one]
-            least = min(least, left[one])
-            batch += 1
-        ran, whole = 1, batch == count
-        while True:  # the same batch again, as long as nobody comes or goes and it stays within the cap
-            step = decode_ms(coefficients, threshold, 1, tokens, batch) + overhead_ms(tokens)
-            if not step > 0.0:
-                return BAD_STEP
-            end = now + step
-            if not whole or ran == least or tokens + 2 * batch > cap or (coming < num and ready[coming] <= end):
-                break
-            now = end
-            tokens += batch
-            ran += 1
-        now = end
-        while coming < num and ready[coming] <= now:
-            queue[(head + count) & mask] = coming
-            count += 1
-            coming += 1
-        for _ in range(batch):
-            one = queue[head]
+        for _ in range(batch):  # of the step that ended: out, or to the end of the queue
+            one, reached, until = queue[head], context[head] + ran, final[head]
             head = (head + 1) & mask
-            left[one] -= ran
-            context[one] += ran
-            if left[one] == 0:
-                count -= 1
-                done += 1
-                exits[one] = now
-                late += (now - ready[one]) / output[one] >= target
-            else:
-                queue[(head + count - 1) & mask] = one
+            if reached < until:
+                place = (head + count - 1) & mask
+                queue[place], context[place], final[place] = one, reached, until
+                continue
+            count -= 1
+            done += 1
+            exits[one] = now
+            late += (now - ready[one]) / output[one] >= target
         batches += 1
         if late > allowed:
             return REFUSED
@@ -173,4 +146,29 @@ def walk_decode(
             late_already = num_late(queue, head, count, ready, output, now, target)
             if late + late_already > allowed:
                 return REFUSED
+        batch, tokens, most_now = 0, 0, min(count, most)
+        if count == 0:
+            if done < num:
+                now = ready[coming]
+            continue
+        while batch < most_now:
+            need = context[(head + batch) & mask]
+            if tokens + batch + need + 1 > cap:
+                break
+            tokens += need
+            batch += 1
+        ran, changes = 1, 1
+        if batch == count:  # the same batch runs again, as long as nobody comes or goes and it stays within the cap
+            changes = final[head] - context[head]
+            for place in range(head, head + count):
+                changes = min(changes, final[place & mask] - context[place & mask])
+        while True:
+            step = decode_ms(coefficients, threshold, 1, tokens, batch) + overhead_ms(tokens)
+            if not step > 0.0:
+                return BAD_STEP
+            now += step
+            if ran == changes or tokens + 2 * batch > cap or (coming < num and ready[coming] <= now):
+                break
+            tokens += batch
+            ran += 1
     return FINISHED
