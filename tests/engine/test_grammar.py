@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers
 
 from deploy.models.byte_bpe import END_OF_TEXT_ID, IM_END_ID
 from engine.grammar import MaskThread, mask_thread
@@ -76,7 +76,7 @@ class SlowMatcher:
 def test_only_tokens_that_continue_are_allowed_and_only_ends_at_the_end(
     compiler: GrammarCompiler, ids: Callable[[str], list[int]]
 ) -> None:
-    """Every way to spell the rest in tokens is open; padding ids and special tokens never are."""
+    """Padding ids and special tokens never are."""
     (a,), (b,) = ids("a"), ids("b")
     assert a in allowed(compiler, "a{2}b", []) and b not in allowed(compiler, "a{2}b", [])
     assert b in allowed(compiler, "a{2}b", [a, a])
@@ -124,6 +124,28 @@ def test_what_cannot_be_compiled_is_the_callers_fault(compiler: GrammarCompiler,
         compiler.matcher(Constraint(K.REGEX, "a"), ())
     with pytest.raises(RequestError, match="tokenizer cannot be constrained"):
         GrammarCompiler(tmp_path, VOCAB).matcher(Constraint(K.REGEX, "a"), EOS)
+
+
+def test_a_sentencepiece_vocabulary_spells_bytes_and_spaces(tmp_path: Path) -> None:
+    """Bytes that stand for what has no token, and the mark that stands for a space."""
+    words = ["<unk>", "<s>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)], "▁", "a", "b", "▁b", "é"]
+    vocab = {word: token for token, word in enumerate(words)}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[("▁", "b")], byte_fallback=True, unk_token="<unk>"))
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    matcher = GrammarCompiler(tmp_path, len(words)).matcher(Constraint(K.REGEX, "a b|é|日"), (2,))
+
+    def follow(*output: str) -> set[str]:
+        tokens = [*PROMPT, *(vocab[word] for word in output)]
+        return {words[token] for token in np.flatnonzero(flags_of(matcher.allowed(tokens, 3), len(words)))}
+
+    assert follow() == {"a", "<0x61>", "é", "<0xC3>", "<0xE6>"}
+    assert follow("a") == {"▁b"}, "text that is forced has the tokenizer's own tokens"
+    assert follow("a", "▁b") == {"</s>"}
 
 
 def test_compiled_constraints_are_kept_and_the_oldest_goes(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
