@@ -19,6 +19,7 @@ NAMES = (
     "engine_step",
     "router_stream",
     "observability",
+    "observability",
     "placement_compat",
     "gpu_step",
     "gpu_split",

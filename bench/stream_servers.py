@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,32 +33,36 @@ from router.text import load_tokenizer
 CONTEXT = 1 << 15
 
 
-async def answer(pipe: Connection) -> None:
-    """Tell the process time used between the parent's two words."""
+async def answer(pipe: Connection, settle: Callable[[], None] = lambda: None) -> None:
+    """Tell the process time used between the parent's two words, and until what was put off is done."""
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(None, pipe.recv)
     begin_s = time.process_time()
     await loop.run_in_executor(None, pipe.recv)
+    await loop.run_in_executor(None, settle)
     pipe.send(time.process_time() - begin_s)
 
 
 def run_router(addresses: list[str], pipe: Connection) -> None:
     """Core, desk and both doors, as `pdserve serve` puts them together; tells the two ports."""
-    asyncio.run(_serve_router(addresses, pipe))
+    asyncio.run(serve_router(lambda: Core(addresses, SECRET), pipe))
 
 
-async def _serve_router(addresses: list[str], pipe: Connection) -> None:
+async def serve_router(
+    make_core: Callable[[], Core], pipe: Connection, settle: Callable[[], None] = lambda: None
+) -> None:
+    """The same around another core; `settle` does what was put off, and counts."""
     with TemporaryDirectory() as name:
         write_tokenizer(Path(name), 512, CONTEXT, add_bos=True)
         (Path(name) / "config.json").write_text('{"model_type": "llama"}')
         tokenizer = load_tokenizer(name)
-    core = Core(addresses, SECRET)
+    core = make_core()
     await core.start()
     await asyncio.wait_for(core.wait_ready(), 30)
     desk = FrontDesk(core, ModelCard("bench", CONTEXT, 512, ()), tokenizer, FrontConfig(), MonotonicClock())
     doors = await serve_grpc(desk, "127.0.0.1:0"), await serve_http(build_app(desk), "127.0.0.1", 0)
     pipe.send([door.port for door in doors])
-    await answer(pipe)
+    await answer(pipe, settle)
     for door in doors:
         await door.stop(1)
     desk.close()

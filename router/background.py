@@ -17,7 +17,7 @@ from router.worker_series import PREFIX
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 8192  # records; beyond them they are dropped and counted
-BATCH = 256
+GATHER_S = 0.05  # the first of a batch waits for others: a thread that wakes for each costs more than its work
 LAST_WORDS_S = 2.0  # at the end, for what waits
 
 
@@ -43,6 +43,7 @@ class BackgroundSink:
         self._writer = writer
         self._queue: queue.Queue[RequestRecord | None] = queue.Queue(max_waiting + 1)  # one more: the end always fits
         self._max_waiting = max_waiting
+        self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -59,6 +60,7 @@ class BackgroundSink:
 
     def close(self) -> None:
         """Write what waits, for so long at most. Called once, when no record comes any more."""
+        self._ending.set()
         self._queue.put_nowait(None)
         self._thread.join(LAST_WORDS_S)
         if self.num_lost:
@@ -82,8 +84,9 @@ class BackgroundSink:
         first = self._queue.get()
         if first is None:
             return None
+        self._ending.wait(GATHER_S)
         batch = [first]
-        while len(batch) < BATCH and not self._queue.empty():
+        while not self._queue.empty():
             more = self._queue.get_nowait()
             if more is None:
                 self._queue.put_nowait(None)
