@@ -18,7 +18,11 @@ from typing import Any
 from placement.compat.distserve import Affinity, Parallel, enumerate_configurations, read_profile
 from placement.compat.distserve.goodput import Bisection, Slo
 from placement.compat.distserve.instance import Backend, resolve
+from placement.compat.distserve.search import search
+from placement.compat.distserve.simulate import simulate
 from placement.compat.requests import Requests
+from placement.compat.splitwise.curves import Machines, model_of, read_curve
+from placement.compat.splitwise.simulate import simulate as simulate_machines
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 REPEATS = 15
@@ -45,15 +49,13 @@ def reference_rows() -> list[tuple[float, int, int]]:
 
 
 def make(part: str) -> Task:
-    """Import what the part needs, and no more, so that a fresh process pays only for itself."""
+    """One of PARTS; its code is compiled, or loaded, when it first runs."""
     if part == "splitwise":
         return _splitwise()
     rows = reference_rows()
     profile = DATA / "distserve-a100-profile.json"
     model = read_profile(profile, "opt-66b" if part == "search_4x8" else "opt-13b")
     if part in ("simulate", "long"):
-        from placement.compat.distserve.simulate import simulate
-
         if part == "long":
             period = rows[-1][0] + 0.5
             rows = [(at * 1.5 + copy * period * 1.5, prompt, out) for copy in range(100) for at, prompt, out in rows]
@@ -62,8 +64,6 @@ def make(part: str) -> Task:
         if part == "long":
             return Task("30,000 requests, 13B, 3 GPUs", len(rows), lambda: simulate(instance, requests), None, None)
         return Task("300 requests, 13B, 3 GPUs", len(rows), lambda: simulate(instance, requests), 3e-3, 1e-4)
-    from placement.compat.distserve.search import search
-
     unit = Requests.of([(at * 4, prompt, output) for at, prompt, output in rows])
     nodes, gpus, slo = (1, 4, Slo(0.2, 0.1)) if part == "search_1x4" else (4, 8, Slo(2.5, 0.15))
     configurations = enumerate_configurations(model, "distserve", nodes, gpus, Affinity.LOW)
@@ -74,15 +74,12 @@ def make(part: str) -> Task:
 
 
 def _splitwise() -> Task:
-    from placement.compat.splitwise.curves import Machines, model_of, read_curve
-    from placement.compat.splitwise.simulate import simulate
-
     rows = [(row[0], int(row[1]), int(row[2])) for row in load("golden-splitwise-small-requests.json")["rows"]]
     requests, model = Requests.of(rows), model_of("bloom-176b")
     curve = read_curve(DATA / "splitwise-perf-medians.json", "bloom-176b", "h100-80gb", 8)
     return Task(
         "Splitwise, 1,216 requests, 3 machines", len(requests),
-        lambda: simulate(model, [Machines(curve, 2)], [Machines(curve, 1)], requests), None, None,
+        lambda: simulate_machines(model, [Machines(curve, 2)], [Machines(curve, 1)], requests), None, None,
     )  # fmt: skip
 
 

@@ -18,4 +18,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     Cache:   beside the source where that can be written, else in the user's cache directory (numba's rule);
              NUMBA_CACHE_DIR moves it.
     """
-    return cast(Callable[P, R], numba.njit(cache=True)(function))
+    try:
+        return cast(Callable[P, R], numba.njit(cache=True)(function))
+    except RuntimeError:  # neither place can be written: every process compiles for itself
+        return cast(Callable[P, R], numba.njit(function))

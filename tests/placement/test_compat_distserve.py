@@ -20,7 +20,7 @@ from placement.compat.distserve.configurations import (
 )
 from placement.compat.distserve.criterion import is_below, most_late
 from placement.compat.distserve.goodput import Bisection, Goodput, Slo, best_of
-from placement.compat.distserve.instance import Backend, Instance
+from placement.compat.distserve.instance import Backend, Instance, resolve
 from placement.compat.distserve.profile import Coefficients, ModelProfile, Parallel
 from placement.compat.distserve.search import goodput, search
 from placement.compat.distserve.simulate import meets, simulate
@@ -246,7 +246,30 @@ def test_a_request_that_would_wait_for_ever_is_named(prompt: int, output: int, m
     model = make_model(capacity={(1, 1): 100, (1, 2): 200}, cap=200)
     requests = Requests.of([(0.0, 10, 10), (1.0, prompt, output)], "file", [3, 8])
     with pytest.raises(CannotServe, match=f"file:8: {message}"):
-        goodput(model, Backend.DISTSERVE, PAIR, requests, Slo(1, 1), Bisection(4, 1))
+        simulate(resolve(model, Backend.DISTSERVE, PAIR.prefill, PAIR.decode), requests)
+
+
+def test_a_placement_that_cannot_hold_a_prompt_has_no_goodput() -> None:
+    """The others are searched all the same; what no placement can decode is an error."""
+    model = make_model(capacity={(1, 1): 100, (1, 2): 200}, cap=300)
+    requests, bisection = Requests.of([(float(at), 150, 10) for at in range(9)]), Bisection(1.0, 0.25)
+    wide = Configuration(1, Parallel(1, 2), Parallel(1, 1))
+    found = search(model, Backend.DISTSERVE, [PAIR, wide], requests, Slo(9, 9), bisection)
+    assert [row.per_gpu for row in found] == [0.0, 0.75]
+    with pytest.raises(CannotServe, match="prompt and output have 301 tokens"):
+        goodput(model, Backend.DISTSERVE, PAIR, Requests.of([(0.0, 1, 300)]), Slo(9, 9), bisection)
+
+
+def test_a_resolution_finer_than_numbers_ends() -> None:
+    found = goodput(
+        make_model(),
+        Backend.DISTSERVE,
+        PAIR,
+        Requests.of([(0.0, 9, 9), (1.0, 9, 9)]),
+        Slo(0.05, 9),
+        Bisection(1e3, 1e-300),
+    )
+    assert 0 < found < 1e3
 
 
 def test_a_profile_without_time_is_refused() -> None:

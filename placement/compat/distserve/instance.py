@@ -10,7 +10,7 @@ import numpy as np
 from placement.compat.distserve.configurations import Configuration
 from placement.compat.distserve.profile import ModelProfile, Parallel
 from placement.compat.errors import CannotServe
-from placement.compat.requests import Floats, Requests
+from placement.compat.requests import Floats, Ints, Requests
 
 
 class Backend(Enum):
@@ -34,17 +34,32 @@ class Instance:
     threshold: int
     decode_cap: int  # tokens in a decode batch
 
+    def holds(self, requests: Requests) -> bool:
+        """Whether every prompt fits the prefill instance's KV memory; one that does not would wait for ever."""
+        return bool(requests.prompt_tokens.max() <= self.prefill_capacity)
+
     def check(self, requests: Requests) -> None:
         """Raises CannotServe for a request that would stand at the head of a queue for ever."""
-        whole = requests.prompt_tokens + requests.output_tokens
-        for tokens, limit, what in (
-            (requests.prompt_tokens, self.prefill_capacity, "its prompt has {} tokens; the prefill instance holds {}"),
-            (whole, self.decode_cap, "prompt and output have {} tokens; a decode batch has at most {}"),
-        ):
+        self.check_decode(requests)
+        self._refuse_above(
+            requests,
+            requests.prompt_tokens,
+            self.prefill_capacity,
+            "its prompt has {} tokens; the prefill instance holds {}",
+        )
+
+    def check_decode(self, requests: Requests) -> None:
+        """The same of decode, where the limit is of every placement alike."""
+        tokens = requests.prompt_tokens + requests.output_tokens
+        self._refuse_above(
+            requests, tokens, self.decode_cap, "prompt and output have {} tokens; a decode batch has at most {}"
+        )
+
+    def _refuse_above(self, requests: Requests, tokens: Ints, limit: int, what: str) -> None:
+        if tokens.max() > limit:
             bad = np.flatnonzero(tokens > limit)
-            if len(bad):
-                first = int(bad[np.argmin(requests.row[bad])])
-                raise CannotServe(f"{requests.where(first)}: " + what.format(f"{tokens[first]:,}", f"{limit:,}"))
+            first = int(bad[np.argmin(requests.row[bad])])
+            raise CannotServe(f"{requests.where(first)}: " + what.format(f"{tokens[first]:,}", f"{limit:,}"))
 
 
 def resolve(

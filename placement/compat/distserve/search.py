@@ -15,12 +15,17 @@ from placement.compat.requests import Requests
 def goodput(
     model: ModelProfile, backend: Backend, one: Configuration, requests: Requests, slo: Slo, bisection: Bisection
 ) -> float:
-    """By bisection, with the requests' arrivals at one per second scaled to each rate."""
+    """By bisection, with the requests' arrivals at one per second scaled to each rate.
+
+    0 for a placement that cannot hold a prompt. Raises CannotServe for a request that no placement can decode.
+    """
     instance = of_configuration(model, backend, one)
-    instance.check(requests)
-    low, high = 0.0, bisection.max_rate_per_gpu
+    instance.check_decode(requests)
+    low, high = 0.0, bisection.max_rate_per_gpu if instance.holds(requests) else 0.0
     while high - low > bisection.resolution:
         middle = (low + high) / 2
+        if not low < middle < high:  # the resolution is finer than numbers are
+            break
         if meets(instance, requests, middle * one.gpus, slo):
             low = middle
         else:
