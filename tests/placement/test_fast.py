@@ -39,7 +39,8 @@ def random_cluster(rng: np.random.Generator) -> ClusterSpec:
     num_blocks = int(rng.choice([28, 40, 100, 1000])) * 16 // size
     seats = int(rng.choice([2, 5, 16]))
     config = SchedulerConfig(
-        max_model_len=512, max_num_seqs=seats, max_num_batched_tokens=int(rng.choice([16, 37, 128, 600])),
+        max_model_len=int(rng.choice([400, 512])), max_num_seqs=seats,
+        max_num_batched_tokens=int(rng.choice([16, 37, 128, 600])),
         watermark=float(rng.choice([0.0, 0.01, 0.2])),
         mixed_prefill_tokens=None if rng.random() < 0.7 else int(rng.integers(1, 64)),
     )  # fmt: skip
@@ -119,7 +120,7 @@ def test_what_it_does_not_model_is_refused_by_name() -> None:
     with pytest.raises(Unsupported, match="shared prefixes"):
         simulate_fast(caching, shared)
     assert not unsupported(cluster, shared)
-    with pytest.raises(Unsupported, match="longer than the context"):
+    with pytest.raises(Unsupported, match="prompts longer than the context"):
         simulate_fast(cluster, Workload.of(np.array([600]), np.array([5]), np.array([0.0])))
     tiny = tuple(replace(one, scheduler=replace(one.scheduler, max_queued_sequences=1)) for one in cluster.workers)
     many = Workload.of(np.full(30, 300), np.full(30, 5), np.zeros(30))

@@ -29,13 +29,13 @@ def unsupported(cluster: ClusterSpec, workload: Workload) -> str:
         return "messages that take longer than a status period"
     if len(workload) == 0:
         return "a workload without requests"
-    prompt, total = int(workload.prompt_tokens.max()), int((workload.prompt_tokens + workload.output_tokens).max())
+    prompt, longest = int(workload.prompt_tokens.max()), int((workload.prompt_tokens + workload.output_tokens).max())
     for worker in cluster.workers:
         if encode(worker.step_times) is None:
             return f"step times of kind {type(worker.step_times).__name__}"
-        if prompt + 1 > worker.scheduler.max_model_len or total > worker.scheduler.max_model_len:
-            return "requests longer than the context"
-        if total > worker.num_blocks * worker.block_size:
+        if prompt + 1 > worker.scheduler.max_model_len:
+            return "prompts longer than the context"
+        if min(longest, worker.scheduler.max_model_len) > worker.num_blocks * worker.block_size:
             return "requests larger than a worker's KV pool"
     return ""
 

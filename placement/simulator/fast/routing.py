@@ -1,0 +1,95 @@
+"""`placement.simulator.router`, compiled: a request from its arrival to its end."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from placement.simulator.fast import ledger
+from placement.simulator.fast.estimator import coefficients
+from placement.simulator.fast.events import Heap, push, push_at
+from placement.simulator.fast.records import (
+    ABORT_AT,
+    ARRIVE,
+    BEGIN,
+    DECODE,
+    FULL,
+    NEVER,
+    PREFILL,
+    STATUS,
+    STATUS_DUE,
+    SUBMIT_TO,
+    Records,
+)
+from placement.simulator.fast.scheduler import blocks_for, promised_blocks, uncomputed_tokens
+
+_FINISHED, _REJECTED = 1, 2  # placement.simulator.requests.Outcome
+
+
+@njit(cache=True)
+def admit_next(heap: Heap, w: Records, requests: Records) -> None:
+    if w.next < len(requests):
+        push_at(heap, w, requests[w.next].arrival_s, ARRIVE, w.next, 0)
+        w.next += 1
+
+
+@njit(cache=True)
+def report(heap: Heap, w: Records, workers: Records, requests: Records, seqs: Records) -> None:
+    """`SimRouter.report_statuses`, and the next one."""
+    for index in range(len(workers)):
+        worker = workers[index]
+        worker.sent_free = worker.free
+        worker.sent_promised = promised_blocks(worker, seqs)
+        worker.sent_uncomputed = uncomputed_tokens(worker, seqs)
+        coefficients(worker, worker.sent_coefficients)
+        push(heap, w, w.message_s, STATUS, index, 0)
+    if w.next < len(requests) or w.running > 0 or w.handoffs > 0:
+        push(heap, w, w.status_s, STATUS_DUE, 0, 0)
+
+
+@njit(cache=True)
+def submit(heap: Heap, w: Records, workers: Records, requests: Records, seqs: Records, chosen: Records, i: int) -> None:
+    """`SimRouter.submit`."""
+    request = requests[i]
+    if w.running >= w.max_in_flight:
+        request.outcome = _REJECTED
+        return
+    prompt, output = request.prompt, request.output
+    prefill, decode = ledger.choose(w, workers, seqs, prompt, output, chosen)
+    request.prefill, request.decode = prefill, decode
+    request.running = 1
+    w.running += 1
+    room = blocks_for(workers[decode], prompt + min(output, w.growth))
+    ledger.hold(workers, seqs, 2 * i + 1, decode, w.now_s, prompt if prefill < 0 else 0, room)
+    seqs[2 * i + 1].mode = FULL if prefill < 0 else DECODE
+    push(heap, w, w.message_s, SUBMIT_TO, 2 * i + 1, 0)
+    if prefill >= 0:
+        blocks = blocks_for(workers[prefill], prompt)
+        ledger.hold(workers, seqs, 2 * i, prefill, w.now_s, prompt, blocks)
+        seqs[2 * i].mode = PREFILL
+        push(heap, w, w.message_s, SUBMIT_TO, 2 * i, 0)
+        push(heap, w, w.message_s, BEGIN, i, blocks)
+
+
+@njit(cache=True)
+def submit_to(w: Records, workers: Records, requests: Records, seqs: Records, s: int) -> None:
+    """`SimRouter._submit_to`."""
+    seq, request = seqs[s], requests[s // 2]
+    seq.arrival_s = w.now_s
+    seq.tokens = seq.given = request.prompt
+    seq.most = min(request.prompt + request.output, workers[seq.worker].max_len)
+    seq.first_step_s = seq.committed_s = NEVER
+
+
+@njit(cache=True)
+def finish(heap: Heap, w: Records, workers: Records, requests: Records, seqs: Records, s: int) -> None:
+    """`SimRouter._finish` and `_end`."""
+    i = s // 2
+    request = requests[i]
+    ledger.release(workers, seqs, s)
+    request.outcome = _FINISHED
+    request.running = 0
+    w.running -= 1
+    if request.prefill >= 0 and request.committed_s < 0.0 and ledger.release(workers, seqs, 2 * i):
+        push(heap, w, w.message_s, ABORT_AT, 2 * i, 0)
+    if ledger.release(workers, seqs, 2 * i + 1):
+        push(heap, w, w.message_s, ABORT_AT, 2 * i + 1, 0)
