@@ -53,6 +53,21 @@ def test_a_slow_prefill(observe: Observe) -> None:
     asyncio.run(main())
 
 
+def test_a_deadline_in_the_midst_of_a_prompt(observe: Observe) -> None:
+    """Its first step had been taken, so it no longer waited: prefill, not queue."""
+
+    async def main() -> None:
+        async with observe() as cluster:
+            await cluster.measured()
+            cluster.slow_down("prefill-0", base_s=0.08)
+            record = await cluster.run(512, 2, deadline_s=0.4)
+            assert (record.outcome, blame_of(record)) == (Outcome.DEADLINE, Blame.PREFILL)
+            assert record.first_token_s is None and record.prefill_started_s is not None
+            assert record.timing.prefill_s > 5 * record.timing.queue_s
+
+    asyncio.run(main())
+
+
 def test_slow_decode_steps(observe: Observe) -> None:
     """Steps of 40 ms where 1 ms was predicted."""
 
