@@ -6,8 +6,8 @@ import argparse
 import importlib
 from pathlib import Path
 
-from deploy.compat.arguments import above_zero, count
-from pdserve.settings import ConfigError
+from deploy.compat.arguments import above_zero, count, refuse
+from deploy.planning.flags import PLAN, SHARED, add_plan
 
 COMPAT = ("distserve",)
 """Each is a module of deploy/compat/ with a run_plan."""
@@ -15,9 +15,16 @@ COMPAT = ("distserve",)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of all modes; each mode says which it needs."""
-    parser.add_argument("--compat", choices=COMPAT, help="by whose rules")
-    parser.add_argument("--profile", type=Path, metavar="F", help="latency coefficients, JSON")
-    parser.add_argument("--model", metavar="NAME", help="one of the profile's models")
+    parser.add_argument("--compat", choices=COMPAT, help="by another system's rules instead of pdserve's own")
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="F",
+        help="measured step times (pdserve profile), JSON; without it: the GPU's data sheet",
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="a known model, a checkpoint directory; with --compat one of the profile's"
+    )
     parser.add_argument("--backend", choices=("distserve", "vllm"), help="whose engine (default: distserve)")
     parser.add_argument(
         "--requests", type=Path, metavar="F",
@@ -30,12 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--affinity", choices=("low", "high"), help="low: KV moves within a node; high: anywhere")
     parser.add_argument("--slo-ttft", type=above_zero, metavar="S", help="seconds to the first token, for 90 %%")
     parser.add_argument("--slo-tpot", type=above_zero, metavar="S", help="seconds per token after it, for 90 %%")
-    parser.add_argument("-o", "--output", type=Path, metavar="F", help="the table: every placement with its goodput")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="F", help="the plan; with --compat the table of placements"
+    )
+    add_plan(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Hand over to the mode; returns the exit code."""
     if args.compat is None:
-        raise ConfigError([f"--compat is missing; it must be one of {', '.join(COMPAT)}"])
+        return importlib.import_module("deploy.planning.plan").run_plan(args)  # type: ignore[no-any-return]
+    refuse(args, (*SHARED, *PLAN), f"--compat {args.compat}")
     mode = importlib.import_module(f"deploy.compat.{args.compat}")
     return int(mode.run_plan(args))

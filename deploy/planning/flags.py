@@ -1,0 +1,79 @@
+"""Flags of the native modes of plan and simulate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from deploy.compat.arguments import above_zero, count
+
+SHARED = (
+    "workload",
+    "gpu",
+    "max_model_len",
+    "block_size",
+    "max_num_seqs",
+    "kv_bytes",
+    "no_enable_prefix_caching",
+    "seed",
+)
+PLAN = (
+    "gpus", "prefill_gpu", "decode_gpu", "tp", "pp", "chunk", "rate", "price", "max_cost", "max_power", "attainment",
+    "only", "processes", "report", "quick",
+)  # fmt: skip
+SIMULATE = ("rate", "num_requests", "chunk")
+
+
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """What is served, on what."""
+    group = parser.add_argument_group("without --compat: the cluster as pdserve runs it")
+    group.add_argument(
+        "--workload", metavar="W", help="a trace file, a preset (azure-conv, ...), or input=N,output=N,..."
+    )
+    group.add_argument("--gpu", metavar="TYPE", help="h100, a100, ..., or this-machine (default: h100)")
+    group.add_argument(
+        "--max-model-len", type=count, metavar="N", help="context (default: the workload's longest request)"
+    )
+    group.add_argument("--block-size", type=count, metavar="N", help="tokens per KV block (default: 16)")
+    group.add_argument("--max-num-seqs", type=count, metavar="N", help="sequences in a step (default: 256)")
+    group.add_argument(
+        "--kv-bytes", type=above_zero, metavar="B", help="KV memory of each worker (default: what is left)"
+    )
+    group.add_argument("--no-enable-prefix-caching", action="store_true", default=None, help="forget finished prompts")
+    group.add_argument("--seed", type=int, metavar="N", help="of the requests drawn (default: 0)")
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """The question, and how far to look."""
+    add_shared(parser)
+    group = parser.add_argument_group("the question (without --compat)")
+    group.add_argument("--gpus", type=count, metavar="N", help="at most so many, both pools")
+    group.add_argument(
+        "--rate", type=above_zero, metavar="R", help="carry R requests/s at the least price, not the most"
+    )
+    group.add_argument("--price", choices=("gpus", "cost", "power"), help="what is to be least (default: gpus)")
+    group.add_argument("--max-cost", type=above_zero, metavar="D", help="dollars per hour, at most")
+    group.add_argument("--max-power", type=above_zero, metavar="W", help="watts, at most")
+    group.add_argument(
+        "--attainment", type=above_zero, metavar="A", help="share that meets both targets (default: 0.9)"
+    )
+    group.add_argument("--prefill-gpu", metavar="TYPE[,TYPE]", help="types for the prefill pool (default: --gpu)")
+    group.add_argument("--decode-gpu", metavar="TYPE[,TYPE]", help="types for the decode pool (default: --gpu)")
+    group.add_argument("--tp", metavar="N,...", help="tensor parallel sizes to try (default: 1,2,4,8)")
+    group.add_argument("--pp", metavar="N,...", help="pipeline stages to try (default: 1)")
+    group.add_argument("--chunk", metavar="N,...", help="token budgets of a step to try (default: 512,2048)")
+    group.add_argument("--only", choices=("split", "colocated"), help="try only these (default: both)")
+    group.add_argument("--quick", action="store_true", default=None, help="fewer requests, wider confidence")
+    group.add_argument("--processes", type=count, metavar="N", help="side by side (default: all cores)")
+    group.add_argument("--report", type=Path, metavar="F.html", help="plots and tables for people")
+
+
+def add_simulate(parser: argparse.ArgumentParser) -> None:
+    """One run."""
+    add_shared(parser)
+    group = parser.add_argument_group("the run (without --compat)")
+    group.add_argument("--rate", type=above_zero, metavar="R", help="requests/s (default: the workload's)")
+    group.add_argument("--num-requests", type=count, metavar="N", help="default: 1000, or the whole trace")
+    group.add_argument("--chunk", metavar="N", help="token budget of a step (default: 2048)")
+    group.add_argument("--slo-ttft", type=above_zero, metavar="S", help="seconds to the first token")
+    group.add_argument("--slo-tpot", type=above_zero, metavar="S", help="seconds per token after it")

@@ -1,0 +1,111 @@
+"""What is planned for: model, hardware, step times, from flags."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pdserve.exit import ExitCode, StartError
+from pdserve.settings import ConfigError
+from placement.hardware.catalogue import GpuType, gpu_type
+from placement.hardware.this_machine import this_machine
+from placement.latency.shape import KNOWN_SHAPES, ModelShape, shape_from_config
+from placement.search.build import Serving
+from placement.simulator.cluster import LinearSteps, LinkSpec, StepTimes
+from placement.workload.source import WorkloadSource
+from placement.workload.spec import WorkloadSpec, parse_workload_spec
+from scheduling.latency import LatencyModel, model_from_json
+
+_SAMPLE = 20_000
+THIS_MACHINE = "this-machine"
+
+
+def model_shape(name: str) -> ModelShape:
+    """A known model's name, a checkpoint directory, or a config.json. Errors: StartError (exit code 4)."""
+    if (known := KNOWN_SHAPES.get(name.lower())) is not None:
+        return known
+    path = Path(name)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise StartError(
+            f"--model is {name!r}; it must be a directory with a config.json or one of {', '.join(KNOWN_SHAPES)}",
+            ExitCode.MODEL,
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, Mapping):
+            raise ValueError("is no JSON object")
+        return shape_from_config(path.parent.name or "model", config)
+    except (OSError, ValueError, RecursionError) as error:
+        raise StartError(f"--model {path}: {error}", ExitCode.MODEL) from None
+
+
+def gpus(flag: str, text: str, memory_bytes: float | None = None) -> tuple[GpuType, ...]:
+    """Names with commas between. Errors: ConfigError."""
+    found = []
+    for name in text.split(","):
+        try:
+            found.append(this_machine(memory_bytes) if name.strip() == THIS_MACHINE else gpu_type(name.strip()))
+        except ValueError as error:
+            raise ConfigError([f"{flag}: {error}, or {THIS_MACHINE}"]) from None
+    return tuple(found)
+
+
+def workload_of(text: str) -> tuple[WorkloadSpec, WorkloadSource]:
+    """--workload. Errors: ConfigError for the words, WorkloadError (exit code 5) for the file."""
+    spec = parse_workload_spec(text)
+    return spec, WorkloadSource(spec)
+
+
+def profile_of(path: Path) -> LatencyModel:
+    """A profile of `pdserve profile`, or one for the mock engine. Errors: StartError (exit code 5)."""
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        return model_from_json(given, str(path))
+    except OSError as error:
+        raise StartError(f"--profile {path}: {error.strerror or error}", ExitCode.WORKLOAD) from None
+    except (ValueError, RecursionError) as error:
+        message = str(error)
+        raise StartError(
+            message if str(path) in message else f"--profile {path}: {message}", ExitCode.WORKLOAD
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Step times of one measured worker stand for all; plain data, so that search processes can have it."""
+
+    steps: StepTimes
+
+    def __call__(self, gpu: GpuType, tp: int, pp: int) -> StepTimes:
+        return self.steps
+
+
+def serving_of(args: argparse.Namespace, source: WorkloadSource) -> Serving:
+    """How workers are run, from the flags that plan and simulate share."""
+    model = model_shape(args.model)
+    link, times = None, None
+    if args.profile is not None:
+        measured = profile_of(args.profile)
+        times = Measured(LinearSteps(measured))
+        if measured.transfer is not None:
+            link = LinkSpec(measured.transfer.bytes_per_s, measured.transfer.latency_s)
+    longest = source.recorded or source.build(rate=1.0, num_requests=_SAMPLE)
+    needed = int((longest.prompt_tokens + longest.output_tokens).max())
+    if args.max_model_len is not None and args.max_model_len < needed:
+        raise ConfigError(
+            [f"--max-model-len is {args.max_model_len}; the workload's longest request has {needed:,} tokens"]
+        )
+    return Serving(
+        model=model,
+        max_model_len=args.max_model_len or needed + 1,
+        block_size=args.block_size or 16,
+        max_num_seqs=args.max_num_seqs or 256,
+        step_times=times,
+        prefix_caching=not args.no_enable_prefix_caching,
+        kv_bytes=args.kv_bytes,
+        link=link,
+    )
