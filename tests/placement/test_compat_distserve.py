@@ -166,6 +166,8 @@ def random_case(draw: random.Random) -> tuple[Instance, Requests]:
         at += draw.expovariate(draw.choice((3.0, 40.0)))
         shown = round(at / grid) * grid if grid else at
         rows.append((shown, draw.randint(1, longest), draw.choice((1, 2, draw.randint(1, 40)))))
+    if draw.random() < 0.3:  # twins, whose steps end at one instant
+        rows = [(at, *rows[0][1:]) for at, _, _ in rows]
     draw.shuffle(rows)
     need = max(prompt + output for _, prompt, output in rows)
     colocated = draw.random() < 0.4

@@ -75,10 +75,12 @@ def walk_pipeline(
 ) -> int:
     """Fill exits, and first_token if the requests come as prompts (else first_token is arrival).
 
-    At one instant everything that is due comes first (arrivals, then the stages' ends from the first stage on), and
-    then the stages that have nothing to do start. A stage takes prompts before sequences; a decode batch is what its
-    queue holds, so batches may merge behind a slow one. A token's successor enters stage 0 when it left the last one.
-    Gives up when more than `allowed` miss either target (time to first token, time per token).
+    A stage takes prompts before sequences; a decode batch is what its queue holds, so batches may merge behind a slow
+    one. A token's successor enters stage 0 when it left the last one. Gives up when more than `allowed` miss either
+    target (time to first token, time per token).
+
+    What is due at one instant happens in the order in which it was made: arrivals; then ends of steps and awakenings.
+    A stage that has nothing to do is woken by what comes; it starts after all that was due before its awakening.
     """
     num = len(arrival)
     ring = ring_size(num)
@@ -92,14 +94,17 @@ def walk_pipeline(
         np.empty((stages, num), np.int64), np.zeros(stages, np.int64), np.zeros(stages, np.bool_),
     )  # fmt: skip
     waiting = np.zeros(stages, np.int64)  # context in each decode queue
-    ends = np.full(stages, IDLE)
+    ends, order, busy = np.full(stages, IDLE), np.zeros(stages, np.int64), np.zeros(stages, np.bool_)
     context, left, group = prompt.copy(), output.copy(), np.zeros(num, np.int64)
-    coming, done, groups, late_first, late_tokens = 0, 0, 0, 0, 0
+    coming, done, groups, late_first, late_tokens, events = 0, 0, 0, 0, 0, 0
     while done < num:
-        now = ends.min()
-        if coming < num:
-            now = min(now, arrival[coming])
-        while coming < num and arrival[coming] <= now:
+        stage = 0
+        for other in range(1, stages):
+            if ends[other] < ends[stage] or (ends[other] == ends[stage] and order[other] < order[stage]):
+                stage = other
+        now = ends[stage]
+        if coming < num and arrival[coming] <= now:
+            now = arrival[coming]
             if prefills:
                 push(prompts[0], prompt_head[0], num_prompts[0], coming)
                 num_prompts[0] += 1
@@ -108,10 +113,11 @@ def walk_pipeline(
                 count[0] += 1
                 waiting[0] += context[coming]
             coming += 1
-        for stage in range(stages):
-            if ends[stage] > now:
-                continue
-            ends[stage] = IDLE
+            if ends[0] == IDLE:
+                ends[0], order[0] = now, events
+                events += 1
+            continue
+        if busy[stage]:
             last, following = stage == stages - 1, (stage + 1) % stages
             for place in range(size[stage]):
                 one = batch[stage, place]
@@ -133,11 +139,13 @@ def walk_pipeline(
                 push(queues[following], head[following], count[following], one)
                 count[following] += 1
                 waiting[following] += context[one]
-        if late_first > allowed or late_tokens > allowed:
-            return REFUSED
-        for stage in range(stages):
-            if ends[stage] < IDLE or num_prompts[stage] + count[stage] == 0:
-                continue
+            if late_first > allowed or late_tokens > allowed:
+                return REFUSED
+            if ends[following] == IDLE and num_prompts[following] + count[following] > 0:
+                ends[following], order[following] = now, events
+                events += 1
+        ends[stage], busy[stage] = IDLE, False
+        if num_prompts[stage] + count[stage] > 0:
             is_prefill[stage] = num_prompts[stage] > 0 and waiting[stage] <= BACK_PRESSURE_TOKENS
             if is_prefill[stage]:
                 groups += 1
@@ -162,5 +170,6 @@ def walk_pipeline(
             if stage == 0:
                 step += overhead_ms(tokens)
             size[stage] = taken
-            ends[stage] = now + step
+            ends[stage], order[stage], busy[stage] = now + step, events, True
+            events += 1
     return FINISHED
