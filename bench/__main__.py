@@ -18,7 +18,7 @@ NAMES = (
     "attention",
     "engine_step",
     "router_stream",
-    "observability",
+    "load_ceiling",
     "observability",
     "placement_compat",
     "gpu_step",

@@ -53,6 +53,18 @@ def attainment_against_rate(runs: dict[str, Sequence[Run]], target: float | None
     return figure
 
 
+def curves(panels: dict[str, dict[str, list[tuple[float, float]]]], wanted: float) -> Figure:
+    """Attainment of each system over rates, one panel for each target."""
+    figure = Figure(figsize=(3.2 * len(panels), 3.4), layout="constrained")
+    for axes, (title, systems) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for system, points in systems.items():
+            axes.plot([rate for rate, _ in points], [share for _, share in points], "-o", markersize=3, label=system)
+        axes.axhline(wanted, color="0.3", linewidth=1)
+        axes.set(xlabel="requests per second", ylabel="% met", ylim=(-3, 103), title=title)
+    axes.legend(fontsize=7)
+    return figure
+
+
 def timeline(run: Run, objective: Objective) -> Figure:
     """Each request's TTFT and TPOT at the time it was to be sent; what failed at the bottom."""
     figure = Figure(figsize=SIZE, layout="constrained")

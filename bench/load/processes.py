@@ -23,8 +23,8 @@ TICK_S = 0.2
 LEAD_S = 0.3  # between the last process being ready and time 0
 READY_LIMIT_S = 60.0
 TOKENS_PER_S_EACH = {Door.GRPC: 8_000, Door.COMPLETIONS: 25_000, Door.CHAT: 25_000}
-"""What one process reads without being the bottleneck: half of what bench.load_ceiling measured on a slow core."""
-REQUESTS_PER_S_EACH = 400
+"""What one process reads without being the bottleneck: less than half of what bench.load_ceiling measured."""
+REQUESTS_PER_S_EACH = 300
 
 Tick = Callable[[float], bool]
 """Called some times a second with the seconds since time 0; True ends the run."""
