@@ -6,7 +6,8 @@
 Both run all the time, but whoever is not measured is held stopped (SIGSTOP). Rounds alternate who is first; a round's
 seed is the same for both. One thread in each worker: the split has one prefill and one decode worker, colocated has two
 workers that do both (chunked prefill beside decodes). Servers are not told the targets, so a run serves for all of
-them: attainment is counted from the requests afterwards. Goodput is where the pooled attainment curve falls through
+them: attainment is counted from the requests afterwards. With --mock the steps take stated times and no processor, so
+a noisy machine does not hide what scheduling does. Goodput is where the pooled attainment curve falls through
 the wanted share, by a straight line between the two rates around it.
 """
 
@@ -146,6 +147,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--model", default="tiny", help="tiny (28 M), small (Qwen3-0.6B shape), or a model directory")
+    parser.add_argument(
+        "--mock", type=Path, metavar="PROFILE.json", help="steps take what this says, nothing is computed"
+    )
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--workload", default="input=2000,output=100")
     parser.add_argument(
@@ -168,8 +172,10 @@ def run(args: argparse.Namespace, work_dir: Path) -> None:
     cores = tuple(sorted(os.sched_getaffinity(0))[:2])
     model = make_model(args.model, args.dtype, work_dir)
     env = args.vllm_env.absolute() if args.vllm_env else None
-    setting = Setting(model, args.dtype, 4096, 1, (cores[0], cores[-1]), env, ["--threads", "1"])
-    print(f"{args.model}, {args.dtype}, {args.workload}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    flags = ["--threads", "1"] + (["--mock", str(args.mock.absolute())] if args.mock else [])
+    setting = Setting(model, args.dtype, 4096, 1, (cores[0], cores[-1]), env, flags)
+    what = f"steps of {args.mock}" if args.mock else f"{args.model}, {args.dtype}"
+    print(f"{what}, {args.workload}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     with all_started(args.systems, setting, work_dir) as servers:
         cells = measure(servers, args, source)
     report = {"cells": [

@@ -73,7 +73,8 @@ def run_as_json(run: Run, with_requests: bool = True) -> dict[str, Any]:
 
 def _goodput(found: Goodput) -> dict[str, Any]:
     probes = [asdict(probe) | {"decision": probe.decision.value} for probe in found.probes]
-    return {"rate": found.rate, "low": found.low, "high": found.high, "bounded": found.bounded, "probes": probes}
+    known = {name: getattr(found, name) for name in ("rate", "low", "high", "bounded", "complete")}
+    return known | {"probes": probes}
 
 
 def _comparison(one: Comparison) -> dict[str, Any]:

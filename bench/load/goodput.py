@@ -113,6 +113,7 @@ class Goodput:
     high: float  # the lowest that failed with confidence; inf when none did
     probes: tuple[Probe, ...]
     bounded: bool  # a rate failed: the server was the limit, not the search
+    complete: bool  # to the resolution; False: it was cut short
 
 
 class RateSearch:
@@ -151,4 +152,11 @@ class RateSearch:
         sure = [one for one in self._probes if one.decision.sure]
         failed = min((one.rate for one in sure if not one.decision.passes), default=math.inf)
         passed = max((one.rate for one in sure if one.decision.passes and one.rate < failed), default=0.0)
-        return Goodput(self._best() or 0.0, passed, failed, tuple(self._probes), self._worst() is not None)
+        return Goodput(
+            self._best() or 0.0,
+            passed,
+            failed,
+            tuple(self._probes),
+            self._worst() is not None,
+            self.next_rate() is None,
+        )

@@ -97,7 +97,8 @@ class Command:
             return EXIT_INTERRUPTED
         self._write()
         summaries = [run.summary for run in self._all_runs()]
-        if any(one.interrupted for one in summaries):
+        cut = self._goodput is not None and not self._goodput.complete
+        if cut or any(one.interrupted for one in summaries):
             return EXIT_INTERRUPTED
         found = self._goodput is not None or any(one.outcomes.get("ok") for one in summaries)
         return ExitCode.OK if found else ExitCode.FAILED

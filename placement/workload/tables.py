@@ -12,6 +12,7 @@ from placement.workload.lines import numbered_lines
 from placement.workload.request import DEFAULT_BLOCK_TOKENS, MAX_TOKENS, WorkloadRequest
 
 AZURE_HEADER = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+WALL_CLOCK = ("received_unix_s", "time")
 OWN_REQUIRED = (("prompt_tokens",), ("output_tokens", "completion_tokens"))
 
 
@@ -33,7 +34,7 @@ def read_azure(path: Path) -> Iterator[WorkloadRequest]:
         yield WorkloadRequest(arrival_s, prompt, _count(path, number, AZURE_HEADER[2], cells[2]))
 
 
-def _instant(path: Path, line: int, text: str) -> tuple[int, float]:
+def _instant(path: Path, line: int, text: str, name: str = AZURE_HEADER[0]) -> tuple[int, float]:
     """Whole seconds and the rest of `2023-11-16 18:17:03.9799600`, with or without a time zone."""
     whole, _, rest = text.partition(".")
     digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
@@ -42,7 +43,7 @@ def _instant(path: Path, line: int, text: str) -> tuple[int, float]:
         zoned = base if base.tzinfo is not None else datetime.fromisoformat(base.isoformat() + "+00:00")
         return int(zoned.timestamp()), float(f"0.{digits}") if digits else 0.0
     except ValueError:
-        raise at_line(path, line, f"TIMESTAMP is {text[:60]!r}; it must be like '2023-11-16 18:17:03.98'") from None
+        raise at_line(path, line, f"{name} is {text[:60]!r}; it must be like '2023-11-16 18:17:03.98'") from None
 
 
 def _count(path: Path, line: int, name: str, cell: str) -> int:
@@ -67,8 +68,8 @@ def read_mooncake(path: Path, block_tokens: int = DEFAULT_BLOCK_TOKENS) -> Itera
 def read_own(path: Path, block_tokens: int = DEFAULT_BLOCK_TOKENS) -> Iterator[WorkloadRequest | None]:
     """Our own lines, and those that a router logs; None for a logged request whose output length nobody knows.
 
-    arrival_s (or received_unix_s, wall clock), prompt_tokens, output_tokens (or completion_tokens), and optionally
-    prefix_ids, session, slo_class (or slo.class), tenant, text. Other fields are left alone: logs have many.
+    arrival_s (or time or received_unix_s, by a wall clock), prompt_tokens, output_tokens (or completion_tokens), and
+    optionally prefix_ids, session, slo_class (or slo.class), tenant, text. Other fields are left alone: logs have many.
     """
     for number, text in numbered_lines(path):
         row = Fields.parse(path, number, text)
@@ -80,9 +81,8 @@ def read_own(path: Path, block_tokens: int = DEFAULT_BLOCK_TOKENS) -> Iterator[W
         if not (output and prompt):
             yield None
             continue
-        when = row.present("arrival_s", "received_unix_s")
         yield WorkloadRequest(
-            0.0 if when is None else row.number(when),
+            _own_time_s(row),
             prompt,
             output,
             row.block_ids("prefix_ids", prompt, block_tokens),
@@ -91,6 +91,15 @@ def read_own(path: Path, block_tokens: int = DEFAULT_BLOCK_TOKENS) -> Iterator[W
             row.word("tenant", ""),
             row.word("text", "") or None,
         )
+
+
+def _own_time_s(row: Fields) -> float:
+    """arrival_s, or a wall clock's time, or 0 where there is none."""
+    when = row.present("arrival_s", *WALL_CLOCK)
+    if when == "time":
+        second, fraction = _instant(row.path, row.line, row.word("time", ""), "time")
+        return second + fraction
+    return 0.0 if when is None else row.number(when)
 
 
 def _slo_class(row: Fields) -> str:
@@ -105,6 +114,6 @@ def own_is_timed(path: Path) -> tuple[bool, bool]:
     """Whether the first line has a time, and whether it is a wall clock's."""
     for number, text in numbered_lines(path):
         row = Fields.parse(path, number, text)
-        when = row.present("arrival_s", "received_unix_s")
-        return when is not None, when == "received_unix_s"
+        when = row.present("arrival_s", *WALL_CLOCK)
+        return when is not None, when in WALL_CLOCK
     raise WorkloadError(f"{path}: has no requests")

@@ -124,4 +124,4 @@ def test_a_search_that_is_cut_has_what_it_found() -> None:
     assert rates.next_rate() == 4.0
     rates.tell(Probe(4.0, Decision.LIKELY_ABOVE, 19, 20, NOTHING))
     found = rates.result()
-    assert (found.rate, found.low, found.high, found.bounded) == (4.0, 0.0, math.inf, False)
+    assert (found.rate, found.low, found.high, found.bounded, found.complete) == (4.0, 0.0, math.inf, False, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,10 @@ def test_a_routers_log_is_a_workload(tmp_path: Path) -> None:
     ]  # fmt: skip
     workload = read_workload(wrote(tmp_path, "\n".join(map(json.dumps, log))))
     assert columns(workload) == [(0.0, 5, 2), (1.5, 9, 4)]
+    for row in log:  # as router/request_log.py writes it
+        at_s = row.pop("received_unix_s")
+        row["time"] = datetime.fromtimestamp(float(str(at_s)), UTC).isoformat(timespec="microseconds")
+    assert columns(read_workload(wrote(tmp_path, "\n".join(map(json.dumps, log))))) == [(0.0, 5, 2), (1.5, 9, 4)]
     assert (workload[1].slo_class, workload[1].tenant, workload.num_skipped) == ("fast", "a", 1)
 
 
@@ -154,6 +159,7 @@ BAD = [
     ('{"timestamp": -1, "input_length": 5, "output_length": 1}', r"timestamp is -1; it must be a number, at least 0"),
     ('{"input_length": 5, "output_length": 1}', r"'timestamp' is missing; the line has 'input_length'"),
     (OWN % "" + "\n" + OWN % ', "session": "x"', r":2: session is 'x'; it must be a whole number"),
+    ('{"time": "noon", "prompt_tokens": 5, "output_tokens": 2}', r":1: time is 'noon'; it must be like"),
     (OWN % ', "tenant": 3', r":1: tenant is 3; it must be text"),
     (OWN % ', "prefix_ids": [1.5]', r"prefix_ids is \[1.5\]"),
     (OWN.replace("1,", "NaN,") % "", r"arrival_s is nan; it must be a number"),
