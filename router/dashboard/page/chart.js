@@ -60,7 +60,7 @@ export class Chart {
       grid.append(s("text", { class: "tick", x: this.x(age), y: height - 6, "text-anchor": anchor }, text));
     }
     if (top === 0) this.lines = [];
-    const marks = top === 0 ? [] : this.what.kind === "bars" ? this.bars() : this.paths();
+    const marks = top === 0 ? [] : this.what.kind === "bars" ? this.bars() : [...this.paths(), this.peak()];
     this.cursor = s("g", { class: "cursor" });
     this.svg.replaceChildren(grid, s("g", null, marks), this.across(), this.cursor);
     if (top === 0) {
@@ -76,8 +76,16 @@ export class Chart {
       most = Math.max(most, this.what.kind === "bars" ? values.reduce((a, b) => a + b, 0) : Math.max(...values));
     }
     // An SLO far above everything would press the curves flat; its line is left out then, its value is in the head.
+    if (this.what.kind === "lines") most = Math.min(most, 2.5 * this.usual());
     for (const line of this.lines) if (most > 0 && line.value < most * 4) most = Math.max(most, line.value * 1.08);
     return most;
+  }
+
+  // The highest of all series but the last, and of the SLOs: one rare peak beyond it must not press the rest flat.
+  usual() {
+    const keys = this.what.series.slice(0, -1).map((one) => one.key);
+    const slos = this.lines.map((line) => line.value);
+    return Math.max(0, ...slos, ...this.points.flatMap((point) => keys.map((key) => point[key] || 0)));
   }
 
   x(age) {
@@ -98,7 +106,7 @@ export class Chart {
           pen = false;
           return;
         }
-        const place = `${this.x(point.age).toFixed(1)} ${this.y(value).toFixed(1)}`;
+        const place = `${this.x(point.age).toFixed(1)} ${this.y(Math.min(value, this.max)).toFixed(1)}`;
         const next = this.points[index + 1];
         const alone = !pen && (!next || next[one.key] === null);
         path += pen ? ` L ${place}` : ` M ${place}`;
@@ -107,6 +115,16 @@ export class Chart {
       });
       return s("path", { class: `line t-${one.tone}`, d: path || "M 0 0", "stroke-width": one.width || 2, "stroke-dasharray": one.dash });
     });
+  }
+
+  // How high the highest point beyond the drawing is.
+  peak() {
+    const key = this.what.series[this.what.series.length - 1].key;
+    const highest = this.points.reduce((best, point) => ((point[key] || 0) > (best[key] || 0) ? point : best), this.points[0]);
+    if (!(highest[key] > this.max)) return "";
+    const x = this.x(highest.age);
+    const right = x > this.width / 2;
+    return s("text", { class: "slo-text", x: right ? x - 6 : x + 6, y: TOP + 8, "text-anchor": right ? "end" : "start" }, `▲ ${this.what.format(highest[key])}`);
   }
 
   bars() {
@@ -164,7 +182,7 @@ export class Chart {
     const next = index < 0 ? this.points.length - 1 : Math.min(this.points.length - 1, Math.max(0, index + step));
     this.at = this.points[next].age;
     this.mark();
-    this.live.textContent = this.tip.textContent;
+    this.live.textContent = [...this.tip.children].map((one) => one.textContent).join(", ");
   }
 
   leave() {

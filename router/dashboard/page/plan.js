@@ -29,7 +29,7 @@ export class Plan {
       if (planned.goodput_rps !== null) made.push(h("p", { class: "hint" }, `Predicted goodput is the highest rate that the plan carries${planned.ttft_s === null ? "" : ` at TTFT ≤ ${seconds(planned.ttft_s)}`}${planned.tpot_s === null ? "" : `, TPOT ≤ ${seconds(planned.tpot_s)}`}; live goodput cannot be higher than what clients ask for.`));
     }
     if (!planned || !planned.plan) {
-      made.push(h("div", { class: "empty" }, h("p", null, h("strong", null, "No plan."), " The cluster was started from flags. A searched plan says how many workers of each role meet the SLOs, and what goodput to expect:"), h("pre", null, "pdserve plan --profile P.json --workload W … -o PLAN.json\npdserve serve MODEL --plan PLAN.json")));
+      made.push(h("div", { class: "empty" }, h("p", null, h("strong", null, "No plan."), " The cluster was started from flags. A searched plan says how many workers of each role meet the SLOs, and what goodput to expect:"), h("pre", null, "pdserve plan --model … --workload … --gpus … --slo-ttft 0.5 --slo-tpot 0.05 -o PLAN.json\npdserve serve MODEL --plan PLAN.json")));
     }
     byId("plan").replaceChildren(...made);
   }
