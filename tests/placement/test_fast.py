@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from placement.hardware.catalogue import gpu_type
+from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.roofline import Roofline
 from placement.latency.shape import KNOWN_SHAPES
 from placement.simulator.cluster import ClusterSpec, Delays, LinearSteps, LinkSpec, StepTimes, WorkerSpec
@@ -26,8 +27,23 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def random_regime(rng: np.random.Generator) -> Regime:
+    knots = int(rng.integers(2, 13))
+    rows = np.cumsum(rng.integers(1, 40, knots))
+    seconds = 1e-4 + np.cumsum(rng.uniform(0.0, 2e-3, knots))
+    pair_s, sequence_s, context_s = (float(one) for one in rng.uniform(0.0, 1.0, 3) * [1e-7, 5e-5, 1e-6])
+    scale = float(rng.choice([1.0, 1.1]))
+    return Regime(tuple(map(float, rows)), tuple(map(float, seconds)), pair_s, sequence_s, context_s, scale)
+
+
 def random_steps(rng: np.random.Generator) -> StepTimes:
-    if rng.random() < 0.2:
+    kind = rng.random()
+    if kind < 0.2:
+        prefill, decode, mixed, large = (random_regime(rng) for _ in range(4))
+        if rng.random() < 0.5:
+            return PiecewiseSteps(prefill, decode, mixed)
+        return PiecewiseSteps(prefill, decode, mixed, large, float(rng.integers(2, 6)))
+    if kind < 0.35:
         name = str(rng.choice(["llama-3.1-8b", "mixtral-8x7b"]))
         return Roofline(KNOWN_SHAPES[name], gpu_type("h100"), int(rng.choice([1, 2])), 1)
     coefficients = rng.choice([0.0, 1.0], 4, p=[0.2, 0.8]) * rng.uniform(0.2, 2.0, 4) * [4e-3, 2e-5, 5e-5, 1e-7]

@@ -26,6 +26,7 @@ ADD, COMMIT, QUARANTINE, ABORT = range(4)
 ) = range(24)  # fmt: skip
 
 NEVER = -1.0  # no instant yet
+NUM_PARAMS = 120  # of a worker's step times; measured curves need the most
 
 request = np.dtype(
     [
@@ -56,7 +57,7 @@ worker = np.dtype(
     [
         ("role", "i8"), ("num_blocks", "i8"), ("free", "i8"), ("size", "i8"), ("budget", "i8"), ("seats", "i8"),
         ("mixed", "i8"), ("watermark", "i8"), ("max_len", "i8"),
-        ("max_queue", "i8"), ("kind", "i8"), ("params", "f8", (24,)),
+        ("max_queue", "i8"), ("kind", "i8"), ("params", "f8", (NUM_PARAMS,)),
         ("stepping", "i8"), ("woken", "i8"), ("orders", "i8"), ("growing", "i8"),
         # lists: waiting, running, reserved
         ("head", "i8", (3,)), ("tail", "i8", (3,)), ("count", "i8", (3,)),

@@ -71,7 +71,7 @@ def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records, Records]:
     num = len(cluster.workers)
     workers = np.zeros(num, records.worker)
     for row, spec in zip(workers, cluster.workers, strict=True):
-        kind, params = encode(spec.step_times) or (0, np.zeros(24))
+        kind, params = encode(spec.step_times) or (0, np.zeros(records.NUM_PARAMS))
         config = spec.scheduler
         mixed = config.mixed_prefill_tokens
         values = {

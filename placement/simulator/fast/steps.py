@@ -1,4 +1,4 @@
-"""Step times, compiled: the linear model and the roofline, operation by operation."""
+"""Step times, compiled: the linear model, the roofline and measured curves, operation by operation."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from placement.latency.fitted import MAX_KNOTS, PiecewiseSteps, Regime
 from placement.latency.roofline import Roofline
 from placement.simulator.cluster import LinearSteps, StepTimes
-from placement.simulator.fast.records import Records
+from placement.simulator.fast.records import NUM_PARAMS, Records
 
-LINEAR, ROOFLINE = 0, 1
+LINEAR, ROOFLINE, PIECEWISE = 0, 1, 2
+_REGIME = 5 + 2 * MAX_KNOTS  # knots, scale, three coefficients, rows, seconds
+_PREFILL, _DECODE, _LARGE, _MIXED = (1 + i * _REGIME for i in range(4))  # behind the size where decodes are large
 
 
 def encode(times: StepTimes) -> tuple[int, np.ndarray[Any, Any]] | None:
     """Kind and parameters for `batch_s`; None for step times that are not compiled."""
-    params = np.zeros(24)
+    params = np.zeros(NUM_PARAMS)
     if isinstance(times, LinearSteps):
         c = times.model.coefficients
         params[:4] = c.base_s, c.per_prefill_token_s, c.per_decode_sequence_s, c.per_context_token_s
         return LINEAR, params
+    if isinstance(times, PiecewiseSteps):
+        return PIECEWISE, _encode_piecewise(times, params)
     if not isinstance(times, Roofline):
         return None
     model, gpu, tp = times.model, times.gpu, times.tp
@@ -49,13 +54,49 @@ def encode(times: StepTimes) -> tuple[int, np.ndarray[Any, Any]] | None:
     return ROOFLINE, params
 
 
+def _encode_piecewise(times: PiecewiseSteps, params: Records) -> Records:
+    params[0] = times.large_from if times.large_decode is not None else np.inf
+    regimes = (times.prefill, times.decode, times.large_decode or times.decode, times.mixed)
+    for at, regime in zip((_PREFILL, _DECODE, _LARGE, _MIXED), regimes, strict=True):
+        params[at : at + _REGIME] = _encode_regime(regime)
+    return params
+
+
+def _encode_regime(regime: Regime) -> Records:
+    row = np.zeros(_REGIME)
+    row[:5] = len(regime.rows), regime.rows_scale, regime.per_pair_s, regime.per_sequence_s, regime.per_context_s
+    row[5 : 5 + len(regime.rows)] = regime.rows
+    row[5 + MAX_KNOTS : 5 + MAX_KNOTS + len(regime.rows)] = regime.seconds
+    return row
+
+
 @njit(cache=True)
 def batch_s(worker: Records, tokens: int, pairs: float, sequences: int, context: int) -> float:
     """`StepTimes.batch_s` of a worker."""
     p = worker.params
     if worker.kind == LINEAR:
         return float(p[0] + p[1] * tokens + p[2] * sequences + p[3] * context)
-    return float(_roofline(p, tokens, pairs, sequences, context))
+    if worker.kind == ROOFLINE:
+        return float(_roofline(p, tokens, pairs, sequences, context))
+    if sequences == 0:
+        at = _PREFILL
+    elif tokens > 0:
+        at = _MIXED
+    else:
+        at = _LARGE if sequences >= p[0] else _DECODE
+    return float(_regime(p[at : at + _REGIME], tokens + sequences, pairs, sequences, context))
+
+
+@njit(cache=True)
+def _regime(p: Records, num_rows: int, pairs: float, sequences: int, context: int) -> float:
+    """`Regime.step_s`."""
+    at, i, rows, seconds = p[1] * num_rows, 0, p[5:], p[5 + MAX_KNOTS :]
+    while i < p[0] - 2 and at >= rows[i + 1]:
+        i += 1
+    slope = (seconds[i + 1] - seconds[i]) / (rows[i + 1] - rows[i])
+    curve = seconds[i] + slope * (at - rows[i])
+    linear = p[2] * pairs + p[3] * sequences + p[4] * context
+    return float(max(0.0, curve + linear))
 
 
 @njit(cache=True)
