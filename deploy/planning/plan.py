@@ -76,11 +76,11 @@ def answer_line(outcome: Outcome, question: Question) -> str:
     if question.rate is not None:
         return (
             f"{candidate}: carries {question.rate:g} requests/s with {target}, on {candidate.gpus} GPUs, "
-            f"{candidate.cost_per_hour:.2f} $/h, {candidate.power_w:,.0f} W; bound by {best.bounds.binding}"
+            f"{candidate.cost_per_hour:.2f} $/h, {candidate.power_w:,.0f} W; bound by {best.reason}"
         )
     return (
         f"{candidate}: {goodput.rate:.3g} requests/s ({goodput.rate / candidate.gpus:.3g} per GPU) with {target}; "
-        f"95 % confidence {goodput.low:.3g} to {goodput.high:.3g}; bound by {best.bounds.binding}"
+        f"95 % confidence {goodput.low:.3g} to {goodput.high:.3g}; bound by {best.reason}"
     )
 
 

@@ -13,8 +13,8 @@ from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
 from placement.search.build import DoesNotFit, cluster_of
 from placement.search.candidate import Candidate, Pool
+from placement.search.job import Simulated
 from placement.search.plan_file import percentiles
-from placement.search.search import Simulated
 from placement.simulator.results import RequestColumns
 
 MODE = "simulate"

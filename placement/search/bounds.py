@@ -1,40 +1,21 @@
 """What each resource of a candidate can carry at most, in requests per second: the screen before any simulation.
 
 Every bound is optimistic (means, full batches, no waiting): a candidate whose smallest bound is below what another
-serves in simulation need not be simulated, and the smallest bound names what binds.
+serves in simulation need not be simulated, and the smallest bound names what binds. Where the TPOT target limits the
+batch, the share of requests that may miss it may come in batches without limit, so the bound is divided by the share
+that may not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from placement.search.build import DoesNotFit, Serving, link_of
+from placement.search.build import Serving, link_of
 from placement.search.candidate import Candidate, Pool
+from placement.search.lengths import LengthStats
 from placement.simulator.cluster import StepTimes
 from placement.workload.workload import Workload
-
-
-@dataclass(frozen=True, slots=True)
-class LengthStats:
-    """What the bounds need of a workload."""
-
-    prompt_mean: float
-    prompt_square_mean: float
-    output_mean: float
-    context_mean: float  # of a decoding sequence, over its steps
-    prompt_at: float  # the quantile of prompts that the attainment asks to serve in time
-
-    @classmethod
-    def of(cls, workload: Workload, attainment: float) -> LengthStats:
-        prompt, output = workload.prompt_tokens.astype(float), workload.output_tokens.astype(float)
-        weight = np.maximum(output - 1, 1e-9)
-        context = float(np.sum(weight * (prompt + output / 2)) / np.sum(weight))
-        return cls(
-            float(prompt.mean()), float((prompt**2).mean()), float(output.mean()), context,
-            float(np.quantile(prompt, attainment, method="lower")),
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +39,6 @@ class Bounds:
     """Requests per second that each resource allows; `inf` where it does not matter, 0 where nothing is possible."""
 
     by_resource: dict[str, float]
-    batch: float = 0.0  # decodes in a step at the decode bound
 
     @property
     def rate(self) -> float:
@@ -69,90 +49,128 @@ class Bounds:
         return min(self.by_resource, key=lambda name: self.by_resource[name])
 
 
-def bounds_of(candidate: Candidate, serving: Serving, lengths: LengthStats, slo: Slo) -> Bounds:
-    """The bounds of one candidate. Errors: DoesNotFit."""
-    decode = candidate.decode
-    lanes, blocks = decode.workers * decode.pp, serving.blocks(decode)
-    times = serving.times(decode)
-    if candidate.prefill is None:
-        rate, batch, name = _colocated(candidate, times, blocks, serving, lengths, slo)
-        alone = _alone_in_time(times, candidate.chunk_tokens, lengths, slo)
-        return Bounds({name: lanes * rate, "ttft of one prompt": alone}, batch)
-    serving.blocks(candidate.prefill)
-    most = _decode_batch(times, blocks, serving, lengths, candidate.chunk_tokens)
-    batch = _largest(lambda size: times.batch_s(0, 0.0, size, int(size * lengths.context_mean)) <= slo.tpot_s, most)
-    decode_rate = float("inf")
-    if lengths.output_mean > 1:
-        step_s = times.batch_s(0, 0.0, max(batch, 1), int(max(batch, 1) * lengths.context_mean))
-        decode_rate = lanes * batch / step_s / (lengths.output_mean - 1)
-    prefill_times = serving.times(candidate.prefill)
-    link_bytes = lengths.prompt_mean * serving.model.kv_bytes_per_token
-    ports = min(pool.workers for pool in candidate.pools)
-    return Bounds(
-        {
-            "prefill compute": _prefill_rate(candidate.prefill, prefill_times, candidate.chunk_tokens, lengths),
-            "decode memory" if batch == most else "decode tpot": decode_rate,
-            "link": ports * link_of(candidate, serving).bytes_per_s / link_bytes,
-            "ttft of one prompt": _alone_in_time(prefill_times, candidate.chunk_tokens, lengths, slo),
-        },
-        batch,
-    )
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """Requests per second of one lane of a worker, and what that is bound by."""
+
+    rate: float
+    name: str
+    alone: float  # `inf` if a prompt on an idle worker is in time, else 0
 
 
-def _prefill_rate(pool: Pool, times: StepTimes, chunk: int, lengths: LengthStats) -> float:
+class Screen:
+    """The bounds of candidates for one workload; what equal lanes can do is computed once."""
+
+    def __init__(self, serving: Serving, slo: Slo, sample: Workload) -> None:
+        self._serving = serving
+        self._slo = slo
+        self._sample = sample
+        self._lengths: dict[int, LengthStats] = {}
+        self._lanes: dict[tuple[str, Pool, int, int], _Lane] = {}
+
+    def __call__(self, candidate: Candidate) -> Bounds:
+        """Errors: DoesNotFit."""
+        decode, prefill = candidate.decode, candidate.prefill
+        if prefill is None:
+            lane = self._lane("colocated", decode, candidate)
+            return Bounds({lane.name: _lanes(candidate, decode) * lane.rate, "ttft of one prompt": lane.alone})
+        ahead, after = self._lane("prefill", prefill, candidate), self._lane("decode", decode, candidate)
+        sent_bytes = self.lengths(candidate.local_prefill_tokens).sent_mean * self._serving.model.kv_bytes_per_token
+        ports = min(_lanes(candidate, pool) for pool in candidate.pools)
+        return Bounds(
+            {
+                ahead.name: _lanes(candidate, prefill) * ahead.rate,
+                after.name: _lanes(candidate, decode) * after.rate,
+                "link": ports * link_of(candidate, self._serving).bytes_per_s / sent_bytes if sent_bytes else math.inf,
+                "ttft of one prompt": ahead.alone,
+            }
+        )
+
+    def lengths(self, local_tokens: int = 0) -> LengthStats:
+        found = self._lengths.get(local_tokens)
+        if found is None:
+            found = self._lengths[local_tokens] = LengthStats.of(
+                self._sample,
+                self._slo.attainment,
+                prefix_caching=self._serving.prefix_caching,
+                local_tokens=local_tokens,
+            )
+        return found
+
+    def _lane(self, phase: str, pool: Pool, candidate: Candidate) -> _Lane:
+        chunk, local = candidate.chunk_tokens, candidate.local_prefill_tokens
+        key = (phase, replace(pool, workers=1), chunk, local)
+        found = self._lanes.get(key)
+        if found is None:
+            make = {"prefill": _prefill, "decode": _decode, "colocated": _colocated}[phase]
+            times, blocks = self._serving.times(pool), self._serving.blocks(pool)
+            most = _batch(blocks, self._serving, self.lengths(local), chunk)
+            found = self._lanes[key] = make(times, most, chunk, self.lengths(local), self._slo)
+        return found
+
+
+def _lanes(candidate: Candidate, pool: Pool) -> int:
+    return candidate.replicas * pool.workers * pool.pp
+
+
+def _batch(blocks: int, serving: Serving, lengths: LengthStats, chunk: int) -> int:
+    """Sequences that memory and the limits of a step allow."""
+    return int(min(blocks * serving.block_size / max(lengths.context_mean, 1.0), serving.max_num_seqs, chunk))
+
+
+def _prefill(times: StepTimes, most: int, chunk: int, lengths: LengthStats, slo: Slo) -> _Lane:
     """Full chunks, one after another."""
-    tokens_s = times.batch_s(chunk, 0.0, 0, 0) / chunk * lengths.prompt_mean
-    pairs = lengths.prompt_square_mean / 2
-    pairs_s = times.batch_s(chunk, pairs, 0, 0) - times.batch_s(chunk, 0.0, 0, 0)
-    return pool.workers * pool.pp / (tokens_s + pairs_s)
+    return _Lane(_prefill_rate(times, chunk, lengths), "prefill compute", _alone(times, chunk, lengths, slo))
 
 
-def _alone_in_time(times: StepTimes, chunk: int, lengths: LengthStats, slo: Slo) -> float:
+def _prefill_rate(times: StepTimes, chunk: int, lengths: LengthStats) -> float:
+    full_s = times.batch_s(chunk, 0.0, 0, 0)
+    pairs_s = times.batch_s(chunk, lengths.pairs_mean, 0, 0) - full_s
+    seconds = full_s / chunk * lengths.computed_mean + max(0.0, pairs_s)
+    return 1.0 / seconds if seconds > 0.0 else math.inf
+
+
+def _alone(times: StepTimes, chunk: int, lengths: LengthStats, slo: Slo) -> float:
     """`inf` if the quantile prompt meets the TTFT on an idle worker, else 0."""
-    tokens = int(lengths.prompt_at)
+    tokens = int(lengths.computed_at)
     seconds, start = 0.0, 0
     while start < tokens:
         end = min(tokens, start + chunk)
         seconds += times.batch_s(end - start, (end - start) * (start + end) / 2, 0, end)
         start = end
-    return float("inf") if seconds <= slo.ttft_s else 0.0
+    return math.inf if seconds <= slo.ttft_s else 0.0
 
 
-def _decode_batch(times: StepTimes, blocks: int, serving: Serving, lengths: LengthStats, chunk: int) -> int:
-    """Sequences that memory and the limits of a step allow."""
-    return int(min(blocks * serving.block_size / max(lengths.context_mean, 1.0), serving.max_num_seqs, chunk))
+def _decode(times: StepTimes, most: int, chunk: int, lengths: LengthStats, slo: Slo) -> _Lane:
+    steps = lengths.output_mean - 1
+    if steps <= 0.0:
+        return _Lane(math.inf, "decode tpot", math.inf)
+
+    def step_s(batch: int) -> float:
+        return times.batch_s(0, 0.0, batch, int(batch * lengths.context_mean))
+
+    full = most / step_s(most) / steps
+    within = [batch / step_s(batch) / steps for batch in range(1, most + 1) if step_s(batch) <= slo.tpot_s]
+    limited = max(within, default=0.0) / slo.attainment
+    return _Lane(min(full, limited), "decode memory" if full <= limited else "decode tpot", math.inf)
 
 
-def _colocated(
-    candidate: Candidate, times: StepTimes, blocks: int, serving: Serving, lengths: LengthStats, slo: Slo
-) -> tuple[float, float, str]:
-    """Requests per second of one lane whose steps mix prompts and decodes in the workload's proportion."""
-    most = _decode_batch(times, blocks, serving, lengths, candidate.chunk_tokens)
-    best, best_batch, name = 0.0, 0.0, "colocated tpot"
-    for batch in np.unique(np.geomspace(1, max(most, 1), 64).astype(int)).tolist():
-        tokens = batch * lengths.prompt_mean / max(lengths.output_mean - 1, 1.0)
-        if tokens + batch > candidate.chunk_tokens:
+def _colocated(times: StepTimes, most: int, chunk: int, lengths: LengthStats, slo: Slo) -> _Lane:
+    """Steps that mix prompts and decodes in the workload's proportion, at every batch that fits."""
+    alone, steps = _alone(times, chunk, lengths, slo), lengths.output_mean - 1
+    compute = _prefill_rate(times, chunk, lengths)
+    full = within = 0.0
+    room = True  # for a whole batch and its share of prompts in the tokens of a step
+    for batch in range(1, most + 1):
+        tokens = batch * lengths.computed_mean / steps if steps > 0.0 else math.inf
+        room = tokens + batch <= chunk
+        if not room:
             break
-        pairs = tokens * lengths.prompt_square_mean / lengths.prompt_mean / 2
-        context = int(batch * lengths.context_mean + tokens)
-        step_s = times.batch_s(max(1, int(tokens)), pairs, int(batch), context)
-        if step_s <= slo.tpot_s and tokens / lengths.prompt_mean / step_s > best:
-            best, best_batch = tokens / lengths.prompt_mean / step_s, float(batch)
-    if best_batch >= most:
-        name = "colocated memory"
-    return best, best_batch, name
-
-
-def _largest(fits: object, most: int) -> int:
-    """The largest batch up to `most` that fits, 0 if none; `fits` is monotone."""
-    assert callable(fits)
-    if most < 1 or not fits(1):
-        return 0
-    low, high = 1, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
-
-
-__all__ = ["Bounds", "DoesNotFit", "LengthStats", "Slo", "bounds_of"]
+        pairs = batch / steps * lengths.pairs_mean
+        step_s = times.batch_s(max(1, int(tokens)), pairs, batch, int(batch * lengths.context_mean + tokens))
+        full = max(full, batch / steps / step_s)
+        if step_s <= slo.tpot_s:
+            within = max(within, batch / steps / step_s)
+    most_rate, name = (full, "colocated memory") if room else (compute, "colocated compute")
+    limited = most_rate if within == full else within / slo.attainment
+    return _Lane(min(most_rate, limited), name if most_rate <= limited else "colocated tpot", alone)

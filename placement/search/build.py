@@ -12,7 +12,7 @@ from placement.search.candidate import Candidate, Pool
 from placement.simulator.cluster import ClusterSpec, Delays, LinkSpec, StepTimes, WorkerSpec
 from scheduling.batching import SchedulerConfig
 from scheduling.latency import LatencyCoefficients
-from scheduling.routing import Role
+from scheduling.routing import Role, RoutingConfig
 
 MakeStepTimes = Callable[[GpuType, int, int], StepTimes]
 """(GPU, tp, pp) -> step times; profiles measured on that GPU stand in for the roofline here."""
@@ -73,19 +73,23 @@ class Serving:
 
 
 def link_of(candidate: Candidate, serving: Serving) -> LinkSpec:
-    """Of one worker's port: its GPUs' share of what joins the pools."""
+    """Of one lane's port: its worker's share of what joins the pools, divided by the worker's lanes."""
     if serving.link is not None or candidate.prefill is None:
         return serving.link or LinkSpec(1e12)
-    near = candidate.gpus <= min(pool.gpu.gpus_per_node for pool in candidate.pools)
+    one_type = candidate.prefill.gpu.name == candidate.decode.gpu.name
+    near = one_type and candidate.replica_gpus <= candidate.decode.gpu.gpus_per_node
     rates = []
     for pool in candidate.pools:
         one = pool.gpu.peer_bytes_per_s if near else pool.gpu.network_bytes_per_s
-        rates.append(one * pool.gpu.link_efficiency * pool.gpus_per_worker)
+        rates.append(one * pool.gpu.link_efficiency * pool.tp)
     return LinkSpec(min(rates), 2e-4 if near else 1e-3)
 
 
 def cluster_of(candidate: Candidate, serving: Serving) -> ClusterSpec:
-    """The cluster of a candidate; a worker of `pp` stages is `pp` lanes (latency/roofline.py). Errors: DoesNotFit."""
+    """The cluster of a candidate, or of one of its replicas. A worker of `pp` stages is `pp` lanes.
+
+    Why lanes: latency/roofline.py. Errors: DoesNotFit.
+    """
     workers: list[WorkerSpec] = []
     for pool in candidate.pools:
         role = Role.PREFILL if pool is candidate.prefill else Role.DECODE
@@ -99,8 +103,9 @@ def cluster_of(candidate: Candidate, serving: Serving) -> ClusterSpec:
         lanes = [f"{name}.{lane}" for name in names for lane in range(pool.pp)] if pool.pp > 1 else names
         workers += [replace(one, worker_id=name) for name in lanes]
     return ClusterSpec(
-        tuple(workers), serving.block_bytes, link_of(candidate, serving), serving.delays, max_in_flight=1 << 30
-    )
+        tuple(workers), serving.block_bytes, link_of(candidate, serving), serving.delays,
+        RoutingConfig(local_prefill_max_tokens=candidate.local_prefill_tokens), max_in_flight=1 << 30,
+    )  # fmt: skip
 
 
 def linear_prior(times: StepTimes, chunk_tokens: int) -> LatencyCoefficients:

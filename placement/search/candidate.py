@@ -43,29 +43,49 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One placement; without a prefill pool it is colocated: decode workers compute prompts, chunk by chunk."""
+    """One placement; without a prefill pool it is colocated: decode workers compute prompts, chunk by chunk.
+
+    With `replicas` it stands so many times, each in one node with its own share of the requests (DistServe's
+    algorithm 2); a request's KV never leaves its replica.
+    """
 
     prefill: Pool | None
     decode: Pool
     chunk_tokens: int  # token budget of one step, in both pools
+    local_prefill_tokens: int = 0  # prompts up to this long are computed where they are decoded
+    replicas: int = 1
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1 or self.chunk_tokens < 1 or self.local_prefill_tokens < 0:
+            raise ValueError(
+                f"{self.replicas} replicas, chunk of {self.chunk_tokens}, local prefill up to "
+                f"{self.local_prefill_tokens} tokens: at least 1, 1 and 0"
+            )
 
     @property
     def pools(self) -> tuple[Pool, ...]:
         return (self.decode,) if self.prefill is None else (self.prefill, self.decode)
 
     @property
-    def gpus(self) -> int:
+    def replica_gpus(self) -> int:
         return sum(pool.gpus for pool in self.pools)
 
     @property
+    def gpus(self) -> int:
+        return self.replicas * self.replica_gpus
+
+    @property
     def cost_per_hour(self) -> float:
-        return sum(pool.cost_per_hour for pool in self.pools)
+        return self.replicas * sum(pool.cost_per_hour for pool in self.pools)
 
     @property
     def power_w(self) -> float:
-        return sum(pool.power_w for pool in self.pools)
+        return self.replicas * sum(pool.power_w for pool in self.pools)
 
     def __str__(self) -> str:
         if self.prefill is None:
             return f"colocated {self.decode}, chunk {self.chunk_tokens}"
-        return f"prefill {self.prefill} + decode {self.decode}, chunk {self.chunk_tokens}"
+        split = f"prefill {self.prefill} + decode {self.decode}"
+        split = split if self.replicas == 1 else f"{self.replicas} x ({split})"
+        local = f", prompts up to {self.local_prefill_tokens} on decode" if self.local_prefill_tokens else ""
+        return f"{split}, chunk {self.chunk_tokens}{local}"

@@ -1,8 +1,8 @@
 """Steady goodput: the highest rate at which the stated share of requests meets both SLOs, with confidence.
 
-A run is cut at both ends (warm-up; arrivals whose end the run may not have seen are kept: all are served to their end).
+A run is long against how long its requests stay, and its beginning is cut off, so that what is judged is steady.
 Requests of one run are not independent, so the confidence is that of batch means (Law and Kelton, Simulation Modeling
-and Analysis, section 9.5.3). A run whose delays still grow at its end is unstable, whatever its attainment was: 300
+and Analysis, section 9.5.3). A run whose backlog still grows at its end is unstable, whatever its attainment was: 300
 requests on 32 GPUs are five seconds of traffic, in which a queue that grows without end has not yet been noticed.
 """
 
@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
 
 from placement.search.bounds import Slo
-from placement.simulator.results import RequestColumns
+from placement.search.steady import NUM_BATCHES, first_steady, grows, longest_stay_s
+from placement.simulator.give_up import GiveUp
+from placement.simulator.results import SimulationResult
 
-Run = Callable[[float, int], RequestColumns]
-"""(rate, number of requests) -> what became of them; the same arguments give the same answer."""
+Run = Callable[[float, int, GiveUp], SimulationResult]
+"""(rate, number of requests, when to give up) -> what happened; the same arguments give the same answer."""
 
-_WARM_UP = 0.2
-_BATCHES = 20
+WARM_UP = 0.2  # of the requests, at least
+_STAYS = 6.0  # a run's traffic is so many times as long as its requests stay
 _T = 2.09  # 95 % two-sided, 19 degrees of freedom
-_GROWTH = 1.5  # of the median TTFT from the first to the last third, beyond which a queue grows
+_HOPELESS = 0.2  # below the target: a share that no confidence interval reaches from
 
 
 class Verdict(Enum):
@@ -40,10 +42,18 @@ class Attainment:
     """Of one rate: the share, its 95 % confidence half width, and what follows."""
 
     rate: float
-    share: float
+    share: float  # of a run that was given up: at most
     half_width: float
     num_requests: int
     verdict: Verdict
+
+    def surely_good(self, target: float) -> bool:
+        """Not only by chance."""
+        return self.verdict is Verdict.GOOD and self.share - self.half_width >= target
+
+    def surely_bad(self, target: float) -> bool:
+        """Not only by chance."""
+        return self.verdict is Verdict.UNSTABLE or self.share + self.half_width < target
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,39 +75,44 @@ class Goodput:
     low: float  # good with confidence up to here
     high: float  # bad with confidence from here on
     probes: tuple[Attainment, ...]
-    at_rate: RequestColumns | None = None  # the run at `rate`
+    at_rate: SimulationResult | None = None  # the run at `rate`
+    beyond: SimulationResult | None = None  # the run at the lowest rate that is not good
 
 
-def look(run: Run, rate: float, slo: Slo, effort: Effort) -> tuple[Attainment, RequestColumns]:
-    """Attainment at one rate; more requests until the target is outside of the confidence interval, or enough is."""
+def look(run: Run, rate: float, slo: Slo, effort: Effort) -> tuple[Attainment, SimulationResult]:
+    """Attainment at one rate; more requests until the target is outside of the confidence interval, or enough is.
+
+    A run whose requests stay long is made longer, and so is one that seems to grow: only at the most requests is
+    growth believed.
+    """
     num = int(max(effort.min_requests, min(effort.max_requests, effort.min_seconds * rate)))
     while True:
-        columns = run(rate, num)
-        found = _judge(columns, rate, slo)
-        undecided = abs(found.share - slo.attainment) < found.half_width and found.verdict is not Verdict.UNSTABLE
-        if not undecided or num >= effort.max_requests:
-            return found, columns
-        num = min(2 * num, effort.max_requests)
+        first = int(WARM_UP * num)
+        share = max(slo.attainment - _HOPELESS, 0.5 * slo.attainment)
+        result = run(rate, num, GiveUp(slo.ttft_s, slo.tpot_s, first, int((1.0 - share) * (num - first))))
+        if not result.complete:
+            return Attainment(rate, share, 0.0, num, Verdict.BAD), result
+        found, stay_s = _judge(result, rate, slo, effort.tolerance)
+        needed = int(_STAYS * stay_s * rate)
+        undecided = found.verdict is Verdict.UNSTABLE or abs(found.share - slo.attainment) < found.half_width
+        if num >= effort.max_requests or (num >= needed and not undecided):
+            return found, result
+        num = min(max(2 * num, needed), effort.max_requests)
 
 
-def _judge(columns: RequestColumns, rate: float, slo: Slo) -> Attainment:
+def _judge(result: SimulationResult, rate: float, slo: Slo, tolerance: float) -> tuple[Attainment, float]:
+    """The judgement, and how long requests stay."""
+    columns = result.requests
     met = columns.met(slo.ttft_s, slo.tpot_s)
-    kept = met[int(_WARM_UP * len(met)) :].astype(float)
-    means = np.array([batch.mean() for batch in np.array_split(kept, _BATCHES)])
-    half_width = _T * float(means.std(ddof=1)) / math.sqrt(_BATCHES)
+    first = first_steady(columns, WARM_UP)
+    kept = met[first:].astype(float)
+    means = np.array([batch.mean() for batch in np.array_split(kept, NUM_BATCHES)])
+    half_width = _T * float(means.std(ddof=1)) / math.sqrt(NUM_BATCHES)
     share = float(kept.mean())
     verdict = Verdict.GOOD if share >= slo.attainment else Verdict.BAD
-    if verdict is Verdict.GOOD and _grows(columns, slo):
+    if verdict is Verdict.GOOD and grows(columns, first, tolerance / 2):
         verdict = Verdict.UNSTABLE
-    return Attainment(rate, share, half_width, len(met), verdict)
-
-
-def _grows(columns: RequestColumns, slo: Slo) -> bool:
-    """Waiting increases from third to third, and is no longer small."""
-    waits = np.nan_to_num(columns.ttft_s - columns.prefill_s, nan=slo.ttft_s)
-    waits = waits + np.nan_to_num(columns.transfer_s + columns.decode_wait_s, nan=slo.ttft_s)
-    first, second, third = (float(np.median(part)) for part in np.array_split(waits[int(_WARM_UP * len(waits)) :], 3))
-    return third > _GROWTH * second > _GROWTH**2 * first and third > 0.1 * slo.ttft_s
+    return Attainment(rate, share, half_width, len(met), verdict), longest_stay_s(columns)
 
 
 def find_goodput(
@@ -105,20 +120,42 @@ def find_goodput(
 ) -> Goodput:
     """Bisect below `upper` (a bound nothing can exceed); gives up once `worth(best possible rate)` is false."""
     probes: list[Attainment] = []
-    best: tuple[float, RequestColumns | None] = (0.0, None)
+    good: SimulationResult | None = None
+    bad: SimulationResult | None = None
     low, high = 0.0, upper
-    sure_low, sure_high = 0.0, upper
     while len(probes) < effort.max_probes and high - low > effort.tolerance * high and worth(high):
         # The bound is optimistic: where nothing is known, three quarters of it is the likelier answer than a half.
         rate = 0.75 * high if low == 0.0 and not probes else (low + high) / 2
-        found, columns = look(run, rate, slo, effort)
+        found, result = look(run, rate, slo, effort)
         probes.append(found)
         if found.verdict is Verdict.GOOD:
-            low, best = rate, (rate, columns)
-            if found.share - found.half_width >= slo.attainment:
-                sure_low = max(sure_low, rate)
+            low, good = rate, result
         else:
-            high = rate
-            if found.share + found.half_width < slo.attainment or found.verdict is Verdict.UNSTABLE:
-                sure_high = min(sure_high, rate)
-    return Goodput(best[0], sure_low, max(sure_high, best[0]), tuple(probes), best[1])
+            high, bad = rate, result
+    sure_low, sure_high = _interval(probes, slo.attainment, low, upper)
+    return Goodput(low, sure_low, sure_high, tuple(probes), good, bad)
+
+
+def confirm(run: Run, slo: Slo, goodput: Goodput, upper: float, effort: Effort) -> Goodput:
+    """Both ends of the confidence interval, by looking further and further away from the answer."""
+    if goodput.rate <= 0.0:
+        return goodput
+    probes = list(goodput.probes)
+    for sign in (-1.0, 1.0):
+        step = 2 * effort.tolerance
+        for _ in range(4):
+            low, high = _interval(probes, slo.attainment, goodput.rate, upper)
+            rate = goodput.rate * (1.0 + sign * step)
+            if (sign < 0 and rate <= low) or (sign > 0 and rate >= high):
+                break
+            probes.append(look(run, rate, slo, effort)[0])
+            step *= 2.0
+    low, high = _interval(probes, slo.attainment, goodput.rate, upper)
+    return replace(goodput, low=low, high=high, probes=tuple(probes))
+
+
+def _interval(probes: list[Attainment], target: float, rate: float, upper: float) -> tuple[float, float]:
+    """The highest rate up to `rate` that is surely good, and the lowest above it that is surely bad."""
+    good = [probe.rate for probe in probes if probe.rate <= rate and probe.surely_good(target)]
+    bad = [probe.rate for probe in probes if probe.rate > rate and probe.surely_bad(target)]
+    return max(good, default=0.0), min(bad, default=max(upper, rate))

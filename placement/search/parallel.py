@@ -9,7 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 
 from placement.search.build import Serving
-from placement.search.search import Answer, Job, Outcome, Question, Search, do_job
+from placement.search.job import confirmed, do_job
+from placement.search.search import Answer, Job, Outcome, Question, Search
 from placement.workload.source import WorkloadSource
 from placement.workload.spec import WorkloadSpec
 
@@ -30,22 +31,17 @@ def run_search(
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(spec,))
     jobs, running, complete = search.jobs(), set[Future[Answer]](), True
     try:
-        exhausted = False
         while True:
-            while not exhausted and len(running) < processes:
-                job = next(jobs, None)
-                if job is None:
-                    exhausted = True
-                else:
-                    running.add(pool.submit(_work, job, search.question, search.serving))
+            while len(running) < processes and (job := next(jobs, None)) is not None:
+                running.add(pool.submit(_work, job, search.question, search.serving))
             if not running:
                 break
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 search.take(future.result())
-            exhausted = False  # jobs() looks again at what is best now
             if progress is not None:
                 progress(search, len(running))
+        _confirm(search)
     except KeyboardInterrupt:
         complete = False
     finally:
@@ -61,9 +57,16 @@ def _alone(search: Search, progress: Progress | None) -> Outcome:
             search.take(do_job(job, search.question, search.serving, search.source))
             if progress is not None:
                 progress(search, 0)
+        _confirm(search)
     except KeyboardInterrupt:
         return search.outcome(complete=False)
     return search.outcome(complete=True)
+
+
+def _confirm(search: Search) -> None:
+    """The confidence interval of the answer."""
+    if search.best is not None:
+        search.better_known(confirmed(search.best, search.question, search.serving, search.source))
 
 
 def _begin(spec: WorkloadSpec) -> None:

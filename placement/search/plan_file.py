@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,11 @@ def predicted(answer: Answer, question: Question) -> dict[str, Any]:
         "binding": answer.reason,
     }
     if goodput.at_rate is not None:
-        found["attainment"] = goodput.at_rate.attainment(question.slo.ttft_s, question.slo.tpot_s)
-        found |= percentiles(goodput.at_rate)
+        rows = goodput.at_rate.requests
+        found["attainment"] = rows.attainment(question.slo.ttft_s, question.slo.tpot_s)
+        found |= percentiles(rows)
+    if answer.used is not None:
+        found["utilisation"] = asdict(answer.used)
     return found
 
 
@@ -78,13 +82,15 @@ def _answer(answer: Answer) -> dict[str, Any]:
         "prefill": None if candidate.prefill is None else _pool(candidate.prefill),
         "decode": _pool(candidate.decode),
         "chunk_tokens": candidate.chunk_tokens,
+        "local_prefill_tokens": candidate.local_prefill_tokens,
+        "replicas": candidate.replicas,
         "gpus": candidate.gpus,
         "cost_per_hour": candidate.cost_per_hour,
         "power_w": candidate.power_w,
         "simulated": goodput is not None,
         "goodput_rps": answer.rate,
         "bound_rps": answer.bounds.rate,
-        "binding": answer.bounds.binding,
+        "bound_by": answer.bounds.binding,
         "reason": answer.reason,
         "probes": [] if goodput is None else [
             {"rate": probe.rate, "attainment": probe.share, "half_width": probe.half_width,

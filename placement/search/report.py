@@ -105,7 +105,7 @@ def _attainment(simulated: Sequence[Answer], question: Question) -> Any:
 
 def _breakdown(best: Answer) -> Any:
     assert best.goodput is not None and best.goodput.at_rate is not None
-    rows = best.goodput.at_rate
+    rows = best.goodput.at_rate.requests
     order = np.argsort(rows.e2e_s)
     figure, axes = plt.subplots(figsize=(9, 2.6))
     for place, share in enumerate((0.5, 0.9, 0.99)):

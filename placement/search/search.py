@@ -1,28 +1,24 @@
 """The search: screen by bounds, simulate the promising ones best first, stop when nothing left can win.
 
 Two questions. *Most*: the placement within the budget with the highest steady goodput. *Least*: the cheapest placement
-(GPUs, dollars or watts) that carries a given rate. For both, candidates are simulated in the order of what they
-promise, and one whose bound cannot beat the best found so far is never simulated.
+(GPUs, dollars or watts) that carries a given rate. For both, one whose bound cannot beat the best found so far is
+never simulated. Nothing here simulates: it says what to simulate next (job.py, parallel.py do).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from placement.search.bounds import Bounds, LengthStats, Slo, bounds_of
-from placement.search.build import DoesNotFit, Serving, cluster_of
+from placement.search.binding import Utilisation
+from placement.search.bounds import Bounds, Screen, Slo
+from placement.search.build import DoesNotFit, Serving
 from placement.search.candidate import Candidate
-from placement.search.goodput import Effort, Goodput, Run, Verdict, find_goodput, look
-from placement.simulator.cluster import ClusterSpec
-from placement.simulator.fast.run import simulate_fast, unsupported
-from placement.simulator.requests import requests_of
-from placement.simulator.results import RequestColumns
-from placement.simulator.simulate import simulate
+from placement.search.goodput import Effort, Goodput
 from placement.workload.source import WorkloadSource
-from placement.workload.workload import Workload
+
+_AMPLE = 1.25
 
 
 class Price(Enum):
@@ -57,6 +53,7 @@ class Answer:
     bounds: Bounds
     goodput: Goodput | None  # None: screened out
     reason: str  # what binds, or why it was not simulated
+    used: Utilisation | None = None  # at its goodput
 
     @property
     def rate(self) -> float:
@@ -82,46 +79,6 @@ class Job:
     floor: float  # of the rate: what cannot beat it is given up
 
 
-class Simulated:
-    """A cluster, to be run: compiled where that models what is asked, else the real code; their answers are equal."""
-
-    def __init__(self, cluster: ClusterSpec) -> None:
-        self._cluster = cluster
-
-    def __call__(self, workload: Workload) -> RequestColumns:
-        if not unsupported(self._cluster, workload):
-            return simulate_fast(self._cluster, workload).requests
-        return simulate(self._cluster, requests_of(workload)).requests
-
-
-def run_of(candidate: Candidate, serving: Serving, source: WorkloadSource, seed: int) -> Run:
-    """A candidate as a function of rate and number of requests; common random numbers over all candidates."""
-    simulated = Simulated(cluster_of(candidate, serving))
-
-    def run(rate: float, num_requests: int) -> RequestColumns:
-        return simulated(source.build(rate=rate, num_requests=num_requests, seed=seed))
-
-    return run
-
-
-def do_job(job: Job, question: Question, serving: Serving, source: WorkloadSource) -> Answer:
-    """Simulate one candidate for a question."""
-    run = run_of(job.candidate, serving, source, question.seed)
-    if question.rate is not None:
-        found, columns = look(run, question.rate, question.slo, question.effort)
-        rate = question.rate if found.verdict is Verdict.GOOD else 0.0
-        return Answer(job.candidate, job.bounds, Goodput(rate, rate, job.bounds.rate, (found,), columns),
-                      job.bounds.binding if rate else f"misses at this rate ({found.verdict.value})")  # fmt: skip
-    goodput = find_goodput(
-        run, question.slo, job.bounds.rate, question.effort, worth=lambda rate: rate > job.floor * 1.0001
-    )
-    return Answer(job.candidate, job.bounds, goodput, job.bounds.binding)
-
-
-Dispatch = Callable[[Iterator[Job]], Iterable[Answer]]
-"""Carries out jobs, one after another or side by side; takes the next job only when it can begin it."""
-
-
 class Search:
     """One search under way: gives jobs, takes answers, knows the best."""
 
@@ -130,10 +87,13 @@ class Search:
         self.serving = serving
         self.source = source
         sample = source.build(rate=1.0, num_requests=num_stats, seed=question.seed)
-        self._lengths = LengthStats.of(sample, question.slo.attainment)
+        self._bounds = Screen(serving, question.slo, sample)
+        self._order: dict[Candidate, int] = {}
         self._answers: list[Answer] = []
         self._unfit: list[str] = []
         self._waiting: list[tuple[Candidate, Bounds]] = []
+        self._best: Answer | None = None
+        self._failed: dict[tuple[object, ...], list[Candidate]] = {}  # at the question's rate, by shape
         self.num_candidates = 0
 
     def screen(self, candidates: Iterable[Candidate]) -> None:
@@ -141,7 +101,7 @@ class Search:
         for candidate in candidates:
             self.num_candidates += 1
             try:
-                bounds = bounds_of(candidate, self.serving, self._lengths, self.question.slo)
+                bounds = self._bounds(candidate)
             except DoesNotFit as error:
                 self._unfit.append(str(error))
                 continue
@@ -154,7 +114,13 @@ class Search:
         if self.question.rate is None:
             self._waiting.sort(key=lambda one: (-one[1].rate, price.of(one[0])))
         else:
-            self._waiting.sort(key=lambda one: (price.of(one[0]), -one[1].rate))
+            # First the cheapest that promises enough and more; then the cheaper ones, the likeliest first: where one
+            # fails, all that have less of the same fail with it.
+            ample = _AMPLE * self.question.rate
+            self._waiting.sort(
+                key=lambda one: (one[1].rate < ample, price.of(one[0]) if one[1].rate >= ample else 0.0, -one[1].rate)
+            )
+        self._order = {candidate: place for place, (candidate, _) in enumerate(self._waiting)}
 
     def jobs(self) -> Iterator[Job]:
         """The next candidate worth simulating, until there is none."""
@@ -166,45 +132,62 @@ class Search:
                 yield Job(candidate, bounds, self.best.rate if self.best and self.question.rate is None else 0.0)
 
     def take(self, answer: Answer) -> None:
-        """One job is done."""
-        self._answers.append(answer)
+        """One job is done. Only the best keeps its run: a run is megabytes."""
+        if answer.goodput is not None and answer.rate == 0.0 and self.question.rate is not None:
+            self._failed.setdefault(_shape(answer.candidate), []).append(answer.candidate)
+        loser: Answer | None = answer
+        if answer.rate > 0.0 and (self._best is None or self._rank(answer) < self._rank(self._best)):
+            loser, self._best = self._best, answer
+        if loser is not None:
+            goodput = loser.goodput
+            self._answers.append(replace(loser, goodput=None if goodput is None else replace(goodput, at_rate=None)))
 
     @property
     def best(self) -> Answer | None:
-        good = [answer for answer in self._answers if answer.rate > 0.0]
-        return min(good, key=self._rank) if good else None
+        return self._best
+
+    def better_known(self, best: Answer) -> None:
+        """The best candidate, looked at again."""
+        assert self._best is not None and best.candidate == self._best.candidate
+        self._best = best
 
     def outcome(self, *, complete: bool) -> Outcome:
         """What is known now."""
-        ordered = tuple(sorted(self._answers, key=self._rank))
-        return Outcome(self.best, ordered, tuple(self._unfit), complete)
+        known = self._answers if self._best is None else [*self._answers, self._best]
+        return Outcome(self._best, tuple(sorted(known, key=self._rank)), tuple(self._unfit), complete)
 
     def _rank(self, answer: Answer) -> tuple[float, ...]:
-        """Best first: those that serve, then by what is asked for, then the cheaper, then by what was promised."""
+        """Best first: those that serve, then by what is asked for, then the cheaper, then by what was promised.
+
+        Ties go to the one that is simulated first, so that the answer does not depend on who ended first.
+        """
         price = self.question.price.of(answer.candidate)
+        place = float(self._order.get(answer.candidate, len(self._order)))
         if self.question.rate is None:
-            return (-answer.rate, price, -answer.bounds.rate)
-        return (0.0 if answer.rate else 1.0, price, -answer.bounds.rate)
+            return (-answer.rate, price, -answer.bounds.rate, place)
+        return (0.0 if answer.rate else 1.0, price, -answer.bounds.rate, place)
 
     def _hopeless(self, candidate: Candidate, bounds: Bounds) -> str:
-        best = self.best
-        if best is None:
-            return ""
+        best, price = self.best, self.question.price
         if self.question.rate is None:
-            return f"at most {bounds.rate:.3g}/s, by {bounds.binding}" if bounds.rate <= best.rate else ""
-        price = self.question.price
-        return "" if price.of(candidate) < price.of(best.candidate) else f"no cheaper than {best.candidate}"
+            enough = best is None or bounds.rate > best.rate
+            return "" if enough else f"at most {bounds.rate:.3g}/s, by {bounds.binding}"
+        if best is not None and price.of(candidate) >= price.of(best.candidate):
+            return f"no cheaper than {best.candidate}"
+        failed = self._failed.get(_shape(candidate), ()) if self._failed else ()
+        bigger = next((one for one in failed if _within(candidate, one)), None)
+        return "" if bigger is None else f"{bigger} is not enough"
 
 
-def search(question: Question, serving: Serving, source: WorkloadSource, space: Iterable[Candidate]) -> Outcome:
-    """The whole search in this process."""
-    found = Search(question, serving, source)
-    found.screen(space)
-    for job in found.jobs():
-        found.take(do_job(job, question, serving, source))
-    return found.outcome(complete=True)
+def _within(candidate: Candidate, other: Candidate) -> bool:
+    """Whether `other`, of the same shape, has as many workers and replicas or more."""
+    return (
+        candidate.replicas <= other.replicas
+        and candidate.decode.workers <= other.decode.workers
+        and (candidate.prefill is None or other.prefill is None or candidate.prefill.workers <= other.prefill.workers)
+    )
 
 
-def per_gpu(answer: Answer) -> float:
-    """Goodput per GPU, requests per second."""
-    return answer.rate / answer.candidate.gpus if answer.candidate.gpus else math.nan
+def _shape(candidate: Candidate) -> tuple[object, ...]:
+    pools = tuple(replace(pool, workers=1) for pool in candidate.pools)
+    return (candidate.prefill is None, pools, candidate.chunk_tokens, candidate.local_prefill_tokens)

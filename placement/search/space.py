@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
 
 from placement.hardware.catalogue import GpuType
 from placement.latency.shape import ModelShape
 from placement.search.candidate import Candidate, Pool
+
+MAX_CANDIDATES = 500_000
+
+_Grow = Callable[[Candidate, int], Candidate]
+
+
+class Affinity(Enum):
+    """Where the KV of a request may go (DistServe, section 4)."""
+
+    HIGH = "high"  # anywhere: any placement over the nodes (algorithm 1)
+    LOW = "low"  # not to another node: prefill and decode share one, and that is repeated (algorithm 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +34,10 @@ class Space:
     tps: tuple[int, ...] = (1, 2, 4, 8)
     pps: tuple[int, ...] = (1,)
     chunks: tuple[int, ...] = (512, 2048)
+    local_prefill: tuple[int, ...] = (0,)
     split: bool = True
     colocated: bool = True
+    affinity: Affinity = Affinity.HIGH
     max_cost_per_hour: float = math.inf
     max_power_w: float = math.inf
     full: bool = True  # leave out what has room for one more worker within the budget
@@ -43,46 +58,82 @@ class Space:
 
 
 def candidates(space: Space, model: ModelShape) -> Iterator[Candidate]:
-    """All of them, colocated first, then by GPUs."""
-    shapes = [(tp, pp) for tp in space.tps for pp in space.pps if _divides(tp, pp, model)]
-    if space.colocated:
-        for gpu in space.decode_gpus:
-            for tp, pp in shapes:
-                for workers in range(1, space.gpus // (tp * pp) + 1):
-                    yield from _chunked(space, None, Pool(gpu, workers, tp, pp))
-    if space.split:
-        for prefill_gpu in space.prefill_gpus:
-            for decode_gpu in space.decode_gpus:
-                for prefill in _pools(space, prefill_gpu, shapes):
-                    for decode in _pools(space, decode_gpu, shapes):
-                        yield from _chunked(space, prefill, decode)
-
-
-def _divides(tp: int, pp: int, model: ModelShape) -> bool:
-    return model.heads % tp == 0 and model.layers % pp == 0
-
-
-def _pools(space: Space, gpu: GpuType, shapes: list[tuple[int, int]]) -> Iterator[Pool]:
-    for tp, pp in shapes:
-        if tp > gpu.gpus_per_node:
-            continue
-        for workers in range(1, space.gpus // (tp * pp) + 1):
-            yield Pool(gpu, workers, tp, pp)
-
-
-def _chunked(space: Space, prefill: Pool | None, decode: Pool) -> Iterator[Candidate]:
-    for chunk in space.chunks:
-        candidate = Candidate(prefill, decode, chunk)
-        if not space.allows(candidate) or (space.full and _has_room(space, candidate)):
-            continue
+    """All of them, colocated first. Errors: ValueError after too many."""
+    found = itertools.chain(
+        _colocated(space, model) if space.colocated else (),
+        (_low(space, model) if space.affinity is Affinity.LOW else _high(space, model)) if space.split else (),
+    )
+    for number, candidate in enumerate(found):
+        if number == MAX_CANDIDATES:
+            raise ValueError(f"more than {MAX_CANDIDATES:,} placements; allow fewer sizes, chunks or GPUs")
         yield candidate
 
 
-def _has_room(space: Space, candidate: Candidate) -> bool:
-    """One more worker of some pool would still be within the budget: more GPUs never serve less."""
-    prefill, decode = candidate.prefill, candidate.decode
-    more = [Candidate(prefill, Pool(decode.gpu, decode.workers + 1, decode.tp, decode.pp), candidate.chunk_tokens)]
-    if prefill is not None:
-        bigger = Pool(prefill.gpu, prefill.workers + 1, prefill.tp, prefill.pp)
-        more.append(Candidate(bigger, decode, candidate.chunk_tokens))
-    return any(space.allows(one) for one in more)
+def _shapes(space: Space, model: ModelShape, gpu: GpuType) -> list[Pool]:
+    """One worker of every size."""
+    return [
+        Pool(gpu, 1, tp, pp)
+        for tp in space.tps
+        for pp in space.pps
+        if model.heads % tp == 0 and model.layers % pp == 0 and tp <= gpu.gpus_per_node and tp * pp <= space.gpus
+    ]
+
+
+def _colocated(space: Space, model: ModelShape) -> Iterator[Candidate]:
+    for gpu, chunk in itertools.product(space.decode_gpus, space.chunks):
+        for one in _shapes(space, model, gpu):
+            yield from _sized(space, Candidate(None, one, chunk), _with_decode)
+
+
+def _high(space: Space, model: ModelShape) -> Iterator[Candidate]:
+    for prefill_gpu, decode_gpu in itertools.product(space.prefill_gpus, space.decode_gpus):
+        for prefill, decode in itertools.product(_shapes(space, model, prefill_gpu), _shapes(space, model, decode_gpu)):
+            for chunk, local in itertools.product(space.chunks, space.local_prefill):
+                for workers in range(1, space.gpus // prefill.gpus + 1):
+                    smallest = Candidate(replace(prefill, workers=workers), decode, chunk, local)
+                    if not space.allows(smallest):
+                        break
+                    yield from (
+                        one
+                        for one in _sized(space, smallest, _with_decode)
+                        if not (space.full and space.allows(_with_prefill(one, workers + 1)))
+                    )
+
+
+def _low(space: Space, model: ModelShape) -> Iterator[Candidate]:
+    """Placements within one node, as often as they fit."""
+    for gpu in space.decode_gpus:
+        if gpu not in space.prefill_gpus:
+            continue
+        per_node = min(gpu.gpus_per_node, space.gpus)
+        for prefill, decode in itertools.product(_shapes(space, model, gpu), repeat=2):
+            most = (per_node // prefill.gpus, per_node // decode.gpus)
+            for p, d in itertools.product(range(1, most[0] + 1), range(1, most[1] + 1)):
+                if p * prefill.gpus + d * decode.gpus > per_node:
+                    break
+                for chunk, local in itertools.product(space.chunks, space.local_prefill):
+                    instance = Candidate(replace(prefill, workers=p), replace(decode, workers=d), chunk, local)
+                    yield from _sized(space, instance, lambda candidate, n: replace(candidate, replicas=n))
+
+
+def _sized(space: Space, smallest: Candidate, grown: _Grow) -> Iterator[Candidate]:
+    """`smallest`, and with 2, 3, ... of what `grown` counts; only the largest that is allowed where it must be full."""
+    last: Candidate | None = None
+    for number in itertools.count(1):
+        candidate = grown(smallest, number)
+        if not space.allows(candidate):
+            break
+        if not space.full:
+            yield candidate
+        last = candidate
+    if space.full and last is not None:
+        yield last
+
+
+def _with_decode(candidate: Candidate, workers: int) -> Candidate:
+    return replace(candidate, decode=replace(candidate.decode, workers=workers))
+
+
+def _with_prefill(candidate: Candidate, workers: int) -> Candidate:
+    assert candidate.prefill is not None
+    return replace(candidate, prefill=replace(candidate.prefill, workers=workers))

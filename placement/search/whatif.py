@@ -6,12 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from placement.search.bounds import LengthStats, Slo, bounds_of
+from placement.search.binding import binding_of
+from placement.search.bounds import Screen, Slo
 from placement.search.build import DoesNotFit, Serving, cluster_of
 from placement.search.candidate import Candidate
 from placement.search.goodput import find_goodput
-from placement.search.search import Question, Simulated
-from placement.simulator.results import RequestColumns
+from placement.search.job import Simulated
+from placement.search.search import Question
+from placement.simulator.give_up import GiveUp
+from placement.simulator.results import SimulationResult
 from placement.workload.source import WorkloadSource
 from placement.workload.workload import Workload
 
@@ -70,20 +73,20 @@ def consequence(
     """Steady goodput of one placement after one change."""
     slo = Slo(question.slo.ttft_s * change.ttft, question.slo.tpot_s * change.tpot, question.slo.attainment)
     most = serving.max_model_len
-    lengths = LengthStats.of(changed(source.build(rate=1.0, num_requests=4000, seed=question.seed), change, most),
-                             slo.attainment)  # fmt: skip
+    sample = changed(source.build(rate=1.0, num_requests=4000, seed=question.seed), change, most)
     try:
         cluster = cluster_of(candidate, serving)
     except DoesNotFit as error:
         return Consequence(change, 0.0, str(error))
     link = replace(cluster.link, bytes_per_s=cluster.link.bytes_per_s * change.network)
     serving, cluster = replace(serving, link=link), replace(cluster, link=link)
-    bounds = bounds_of(candidate, serving, lengths, slo)
+    bounds = Screen(serving, slo, sample)(candidate)
     simulated = Simulated(cluster)
 
-    def run(rate: float, num_requests: int) -> RequestColumns:
-        workload = source.build(rate=rate, num_requests=num_requests, seed=question.seed)
-        return simulated(changed(workload, change, most))
+    def run(rate: float, num_requests: int, give_up: GiveUp) -> SimulationResult:
+        workload = source.build(rate=rate / candidate.replicas, num_requests=num_requests, seed=question.seed)
+        return simulated.run(changed(workload, change, most), give_up)
 
     goodput = find_goodput(run, slo, bounds.rate, question.effort)
-    return Consequence(change, goodput.rate, bounds.binding)
+    why = binding_of(goodput.beyond, slo, bounds.binding, colocated=candidate.prefill is None)
+    return Consequence(change, goodput.rate, why)

@@ -60,6 +60,7 @@ class SimulationResult:
     moved_bytes: float
     num_events: int
     errors: Mapping[str, int]  # messages of those rejected or failed, and how many
+    complete: bool = True  # False: given up before its end
 
 
 def collect(

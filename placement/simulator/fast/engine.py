@@ -23,6 +23,7 @@ from placement.simulator.fast.records import (
     WAITING,
     Records,
 )
+from placement.simulator.fast.routing import note_miss
 from placement.simulator.fast.scheduler import abort, commit, enter, form, quarantine
 from placement.simulator.fast.steps import batch_s
 
@@ -104,7 +105,7 @@ def complete(
         before = seqs[s].tokens
         if enter(worker, seqs, s, k < worker.decodes, w.now_s):
             if seqs[s].tokens > before:
-                _note_token(requests[s // 2], seqs[s], s, heard_s)
+                _note_token(w, requests[s // 2], seqs[s], s, heard_s)
             if seqs[s].told_first + seqs[s].told_ready + seqs[s].told_end > 0:
                 batch[told] = s
                 told += 1
@@ -134,10 +135,12 @@ def complete(
 
 
 @njit(cache=True)
-def _note_token(request: Records, seq: Records, s: int, heard_s: float) -> None:
+def _note_token(w: Records, request: Records, seq: Records, s: int, heard_s: float) -> None:
     """What `SimRouter._on_updates` notes of a token, `message_s` later."""
     if request.tokens == 0:
         request.first_s = heard_s
+        if heard_s - request.arrival_s > w.ttft_s:
+            note_miss(w, request, s // 2)
     else:
         request.gap_s = max(request.gap_s, heard_s - request.last_s)
     request.last_s = heard_s

@@ -45,7 +45,7 @@ from placement.simulator.fast.records import (
 def run_events(
     world: Records, workers: Records, requests: Records, seqs: Records, hands: Records, pairs: Records, batches: Records
 ) -> None:
-    """From the first arrival until nothing is left."""
+    """From the first arrival until nothing is left, or too many miss."""
     w = world[0]
     heap = [(0.0, 0, 0, 0, 0)]
     heap.pop()
@@ -62,7 +62,7 @@ def run_events(
     reserved = np.empty(batches.shape[1] + 1, np.int64)
     routing.admit_next(heap, w, requests)
     push(heap, w, w.status_s, STATUS_DUE, 0, 0)
-    while len(heap) > 0 and w.failed == 0:
+    while len(heap) > 0 and w.failed == 0 and w.missed <= w.misses:
         time_s, _, kind, a, b = heapq.heappop(heap)
         w.now_s = time_s
         w.num_events += 1

@@ -24,6 +24,8 @@ def hold(workers: Records, seqs: Records, s: int, index: int, now_s: float, unco
     if worker.news_head >= 0:
         seqs[worker.news_head].news_prev = s
     worker.news_head = s
+    worker.news_room += blocks
+    worker.news_tokens += uncomputed
 
 
 @njit(cache=True)
@@ -32,6 +34,9 @@ def _no_news(worker: Records, seqs: Records, s: int) -> None:
     if seq.news == 0:
         return
     seq.news = 0
+    worker.news_room -= seq.room
+    if seq.sent_s >= worker.known_s:
+        worker.news_tokens -= seq.uncomputed
     if seq.news_prev >= 0:
         seqs[seq.news_prev].news_next = seq.news_next
     else:
@@ -64,7 +69,10 @@ def settle(workers: Records, seqs: Records, s: int, now_s: float, computed: bool
     if seq.settled_s < 0.0:
         seq.settled_s = now_s
     if computed:
-        workers[seq.worker].ledger_tokens -= seq.uncomputed
+        worker = workers[seq.worker]
+        worker.ledger_tokens -= seq.uncomputed
+        if seq.news == 1 and seq.sent_s >= worker.known_s:
+            worker.news_tokens -= seq.uncomputed
         seq.uncomputed = 0
 
 
@@ -77,6 +85,12 @@ def note_status(worker: Records, seqs: Records, now_s: float) -> None:
     worker.reported_uncomputed = worker.sent_uncomputed
     worker.coefficients[:] = worker.sent_coefficients
     worker.known_s = now_s - ON_THE_WAY_S
+    worker.news_tokens = 0
+    s = worker.news_head
+    while s >= 0:
+        if seqs[s].sent_s >= worker.known_s:
+            worker.news_tokens += seqs[s].uncomputed
+        s = seqs[s].news_next
     s = worker.news_head
     while s >= 0:
         following = seqs[s].news_next
@@ -87,18 +101,12 @@ def note_status(worker: Records, seqs: Records, now_s: float) -> None:
 
 
 @njit(cache=True)
-def _load(worker: Records, seqs: Records) -> tuple[int, int]:
-    """`WorkerLedger.load`: uncomputed tokens, free blocks."""
+def _load(worker: Records) -> tuple[int, int]:
+    """`WorkerLedger.load`: uncomputed tokens, free blocks. What it sums over the news is kept up to date instead."""
     if worker.has_status == 0:
         return worker.ledger_tokens, worker.num_blocks - worker.ledger_blocks
-    sent_since = room = 0
-    s = worker.news_head
-    while s >= 0:
-        room += seqs[s].room
-        if seqs[s].sent_s >= worker.known_s:
-            sent_since += seqs[s].uncomputed
-        s = seqs[s].news_next
-    return min(worker.ledger_tokens, worker.reported_uncomputed + sent_since), worker.reported_free - room
+    tokens = min(worker.ledger_tokens, worker.reported_uncomputed + worker.news_tokens)
+    return tokens, worker.reported_free - worker.news_room
 
 
 @njit(cache=True)
@@ -160,7 +168,7 @@ def _candidates(workers: Records, role: int, tokens: int, chosen: Records) -> in
 
 
 @njit(cache=True)
-def choose(w: Records, workers: Records, seqs: Records, prompt: int, output: int, chosen: Records) -> tuple[int, int]:
+def choose(w: Records, workers: Records, prompt: int, output: int, chosen: Records) -> tuple[int, int]:
     """`LeastPredictedLatency.choose` or `RoundRobin.choose`: (prefill worker or -1, decode worker)."""
     turn = w.turn
     w.turn += 1
@@ -168,23 +176,21 @@ def choose(w: Records, workers: Records, seqs: Records, prompt: int, output: int
     if prompt > w.local:
         n = _candidates(workers, PREFILL_ROLE, prompt, chosen)
         if n > 0:
-            prefill = (
-                chosen[turn % n] if w.round_robin == 1 else _least_prefill(workers, seqs, chosen, n, turn + 1, prompt)
-            )
+            prefill = chosen[turn % n] if w.round_robin == 1 else _least_prefill(workers, chosen, n, turn + 1, prompt)
     n = _candidates(workers, DECODE_ROLE, prompt + 1, chosen)
     if w.round_robin == 1:
         return prefill, int(chosen[turn % n])
-    return prefill, _best_decode(workers, seqs, chosen, n, turn + 1, prompt, output, w.growth, prefill < 0)
+    return prefill, _best_decode(workers, chosen, n, turn + 1, prompt, output, w.growth, prefill < 0)
 
 
 @njit(cache=True)
-def _least_prefill(workers: Records, seqs: Records, chosen: Records, n: int, turn: int, prompt: int) -> int:
+def _least_prefill(workers: Records, chosen: Records, n: int, turn: int, prompt: int) -> int:
     stand_in = _median_latency(workers, chosen, n, prompt)
     best, best_s, best_tokens, best_held = -1, 0.0, 0, 0
     for i in range(n):
         index = chosen[(i + turn % n) % n]
         worker = workers[index]
-        tokens, _ = _load(worker, seqs)
+        tokens, _ = _load(worker)
         c = worker.coefficients if stand_in < 0 or _known(worker) else workers[stand_in].coefficients
         seconds, held = _ttft_s(c, tokens, prompt, worker.budget), worker.num_held
         better = best < 0 or seconds < best_s
@@ -197,15 +203,14 @@ def _least_prefill(workers: Records, seqs: Records, chosen: Records, n: int, tur
 
 @njit(cache=True)
 def _best_decode(
-    workers: Records, seqs: Records, chosen: Records, n: int, turn: int, prompt: int, output: int, growth: int,
-    computes: bool,
-) -> int:  # fmt: skip
+    workers: Records, chosen: Records, n: int, turn: int, prompt: int, output: int, growth: int, computes: bool
+) -> int:
     stand_in = _median_latency(workers, chosen, n, prompt)
     best, best_lack, best_s, best_held, best_room = -1, 0, 0.0, 0, 0
     for i in range(n):
         index = chosen[(i + turn % n) % n]
         worker = workers[index]
-        tokens, free = _load(worker, seqs)
+        tokens, free = _load(worker)
         promised = worker.reported_promised if worker.has_status == 1 else 0
         room = free - promised - blocks_for(worker, prompt + min(output, growth))
         lack, held, seconds = -min(room, 0), worker.num_held, 0.0

@@ -33,7 +33,7 @@ request = np.dtype(
         ("arrival_s", "f8"), ("prompt", "i8"), ("output", "i8"), ("prefill", "i8"), ("decode", "i8"), ("first_s", "f8"),
         ("last_s", "f8"), ("tokens", "i8"), ("prefill_s", "f8"),
         ("committed_s", "f8"), ("wait_s", "f8"), ("gap_s", "f8"),
-        ("outcome", "i8"), ("running", "i8"),
+        ("outcome", "i8"), ("running", "i8"), ("missed", "i8"),
     ]
 )  # fmt: skip
 """One request; `prefill` and `decode` are workers, -1 for none."""
@@ -71,6 +71,7 @@ worker = np.dtype(
         ("has_status", "i8"), ("reported_free", "i8"), ("reported_promised", "i8"), ("reported_uncomputed", "i8"),
         ("coefficients", "f8", (4,)), ("known_s", "f8"), ("ledger_tokens", "i8"), ("ledger_blocks", "i8"),
         ("num_held", "i8"), ("news_head", "i8"),
+        ("news_room", "i8"), ("news_tokens", "i8"),  # of all news; of those sent since `known_s`
         # the status on its way
         ("sent_free", "i8"), ("sent_promised", "i8"), ("sent_uncomputed", "i8"), ("sent_coefficients", "f8", (4,)),
         # links
@@ -98,6 +99,8 @@ world = np.dtype(
         ("turn", "i8"), ("num_commands", "i8"), ("round", "i8"),
         ("known_s", "f8"), ("moved_bytes", "f8"), ("failed", "i8"),
         ("num_active", "i8"),
+        # when to give up
+        ("ttft_s", "f8"), ("tpot_s", "f8"), ("first", "i8"), ("misses", "i8"), ("missed", "i8"),
         # the cluster
         ("front_s", "f8"), ("message_s", "f8"), ("step_s", "f8"),
         ("wake_s", "f8"), ("status_s", "f8"), ("bytes_per_s", "f8"),

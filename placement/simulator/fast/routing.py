@@ -47,14 +47,23 @@ def report(heap: Heap, w: Records, workers: Records, requests: Records, seqs: Re
 
 
 @njit(cache=True)
+def note_miss(w: Records, request: Records, i: int) -> None:
+    """A request misses its targets; after more of them than the run may have, it is given up."""
+    if i >= w.first and request.missed == 0:
+        request.missed = 1
+        w.missed += 1
+
+
+@njit(cache=True)
 def submit(heap: Heap, w: Records, workers: Records, requests: Records, seqs: Records, chosen: Records, i: int) -> None:
     """`SimRouter.submit`."""
     request = requests[i]
     if w.running >= w.max_in_flight:
         request.outcome = _REJECTED
+        note_miss(w, request, i)
         return
     prompt, output = request.prompt, request.output
-    prefill, decode = ledger.choose(w, workers, seqs, prompt, output, chosen)
+    prefill, decode = ledger.choose(w, workers, prompt, output, chosen)
     request.prefill, request.decode = prefill, decode
     request.running = 1
     w.running += 1
@@ -89,6 +98,8 @@ def finish(heap: Heap, w: Records, workers: Records, requests: Records, seqs: Re
     request.outcome = _FINISHED
     request.running = 0
     w.running -= 1
+    if request.last_s - request.first_s > w.tpot_s * (request.tokens - 1):
+        note_miss(w, request, i)
     if request.prefill >= 0 and request.committed_s < 0.0 and ledger.release(workers, seqs, 2 * i):
         push(heap, w, w.message_s, ABORT_AT, 2 * i, 0)
     if ledger.release(workers, seqs, 2 * i + 1):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from pdserve.errors import InvariantViolation
@@ -10,6 +12,7 @@ from placement.simulator.fast import records
 from placement.simulator.fast.kernel import run_events
 from placement.simulator.fast.records import NEVER, Records
 from placement.simulator.fast.steps import encode
+from placement.simulator.give_up import GiveUp
 from placement.simulator.requests import Outcome
 from placement.simulator.results import RequestColumns, SimulationResult
 from placement.simulator.worker import WorkerCounts
@@ -40,15 +43,23 @@ def unsupported(cluster: ClusterSpec, workload: Workload) -> str:
     return ""
 
 
-def simulate_fast(cluster: ClusterSpec, workload: Workload) -> SimulationResult:
-    """As `simulate`, compiled. Errors: Unsupported; InvariantViolation if something is left over."""
+def simulate_fast(cluster: ClusterSpec, workload: Workload, give_up: GiveUp | None = None) -> SimulationResult:
+    """As `simulate`, compiled. Errors: Unsupported; InvariantViolation if something is left over.
+
+    A run that is given up is not `complete`; what had not ended by then is UNFINISHED.
+    """
     if why := unsupported(cluster, workload):
         raise Unsupported(f"the compiled simulator does not model {why}")
     world, workers, pairs, batches = _cluster(cluster)
     requests, seqs, hands = _requests(workload)
+    limits = give_up or GiveUp(math.inf, math.inf, 0, len(workload))
+    world["ttft_s"], world["tpot_s"], world["first"] = limits.ttft_s, limits.tpot_s, limits.first
+    world["misses"] = limits.misses
     run_events(world, workers, requests, seqs, hands, pairs, batches)
     if world["failed"][0]:
         raise Unsupported("the compiled simulator does not model a worker's queue that is full")
+    if world["missed"][0] > limits.misses:
+        return _result(cluster, world[0], workers, requests)
     if (requests["outcome"] == Outcome.UNFINISHED).any() or world["handoffs"][0]:
         raise InvariantViolation("the compiled simulator lost a request")
     if (workers["free"] != workers["num_blocks"]).any():
@@ -144,5 +155,11 @@ def _result(cluster: ClusterSpec, world: Records, workers: Records, requests: Re
     rejected = int((requests["outcome"] == Outcome.REJECTED).sum())
     errors = {"the router is full": rejected} if rejected else {}
     return SimulationResult(
-        columns, counts, float(world["now_s"]), float(world["moved_bytes"]), int(world["num_events"]), errors
+        columns,
+        counts,
+        float(world["now_s"]),
+        float(world["moved_bytes"]),
+        int(world["num_events"]),
+        errors,
+        complete=bool(world["missed"] <= world["misses"]),
     )

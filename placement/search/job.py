@@ -1,0 +1,90 @@
+"""One candidate, simulated: what a search hands out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from placement.search.binding import binding_of, utilisation_of
+from placement.search.bounds import Bounds
+from placement.search.build import Serving, cluster_of
+from placement.search.candidate import Candidate
+from placement.search.goodput import Goodput, Run, Verdict, confirm, find_goodput, look
+from placement.search.search import Answer, Job, Outcome, Question, Search
+from placement.simulator.cluster import ClusterSpec
+from placement.simulator.fast.run import simulate_fast, unsupported
+from placement.simulator.give_up import GiveUp
+from placement.simulator.requests import requests_of
+from placement.simulator.results import RequestColumns, SimulationResult
+from placement.simulator.simulate import simulate
+from placement.workload.source import WorkloadSource
+from placement.workload.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """A cluster, to be run: compiled where that models what is asked, else the real code; their answers are equal."""
+
+    cluster: ClusterSpec
+
+    def __call__(self, workload: Workload) -> RequestColumns:
+        return self.run(workload).requests
+
+    def run(self, workload: Workload, give_up: GiveUp | None = None) -> SimulationResult:
+        """Only the compiled simulator gives up early."""
+        if not unsupported(self.cluster, workload):
+            return simulate_fast(self.cluster, workload, give_up)
+        return simulate(self.cluster, requests_of(workload))
+
+
+def run_of(candidate: Candidate, cluster: ClusterSpec, source: WorkloadSource, seed: int) -> Run:
+    """A candidate as a function of rate and number of requests; common random numbers over all candidates.
+
+    Of replicas one is run, with its share of the rate.
+    """
+    simulated = Simulated(cluster)
+
+    def run(rate: float, num_requests: int, give_up: GiveUp) -> SimulationResult:
+        return simulated.run(
+            source.build(rate=rate / candidate.replicas, num_requests=num_requests, seed=seed), give_up
+        )
+
+    return run
+
+
+def do_job(job: Job, question: Question, serving: Serving, source: WorkloadSource) -> Answer:
+    """Simulate one candidate for a question."""
+    candidate, bounds, effort = job.candidate, job.bounds, question.effort
+    cluster = cluster_of(candidate, serving)
+    run = run_of(candidate, cluster, source, question.seed)
+    if question.rate is not None:
+        found, result = look(run, question.rate, question.slo, effort)
+        if found.verdict is not Verdict.GOOD:
+            why = binding_of(result, question.slo, bounds.binding, colocated=candidate.prefill is None)
+            return Answer(candidate, bounds, Goodput(0.0, 0.0, question.rate, (found,)), f"misses at this rate: {why}")
+        goodput = Goodput(question.rate, 0.0, bounds.rate, (found,), result)
+    else:
+        goodput = find_goodput(run, question.slo, bounds.rate, effort, worth=lambda rate: rate > job.floor)
+    return _answer(candidate, bounds, goodput, cluster, question)
+
+
+def confirmed(answer: Answer, question: Question, serving: Serving, source: WorkloadSource) -> Answer:
+    """The same answer with both ends of its confidence interval."""
+    if answer.goodput is None or question.rate is not None:
+        return answer
+    cluster = cluster_of(answer.candidate, serving)
+    run = run_of(answer.candidate, cluster, source, question.seed)
+    goodput = confirm(run, question.slo, answer.goodput, answer.bounds.rate, question.effort)
+    return replace(answer, goodput=goodput)
+
+
+def _answer(candidate: Candidate, bounds: Bounds, goodput: Goodput, cluster: ClusterSpec, question: Question) -> Answer:
+    why = binding_of(goodput.beyond, question.slo, bounds.binding, colocated=candidate.prefill is None)
+    used = None if goodput.at_rate is None else utilisation_of(goodput.at_rate, cluster)
+    return Answer(candidate, bounds, replace(goodput, beyond=None), why, used)
+
+
+def search(search: Search) -> Outcome:
+    """Carry out a screened search in this process."""
+    for job in search.jobs():
+        search.take(do_job(job, search.question, search.serving, search.source))
+    return search.outcome(complete=True)

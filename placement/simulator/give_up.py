@@ -1,0 +1,15 @@
+"""When a run need not be carried to its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """End a run as soon as more than `misses` of its requests from number `first` on have missed a target."""
+
+    ttft_s: float
+    tpot_s: float
+    first: int
+    misses: int
