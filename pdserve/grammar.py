@@ -82,7 +82,10 @@ def patterns_of(constraint: Constraint) -> list[str]:
 
 
 def _schema_grammar(schema: str) -> str:
-    return str(LLMatcher.grammar_from_json_schema(schema, overrides=_SCHEMA_OPTIONS))
+    try:
+        return str(LLMatcher.grammar_from_json_schema(schema, overrides=_SCHEMA_OPTIONS))
+    except ValueError as error:  # llguidance reads JSON more strictly than Python: no NaN, half surrogate, huge number
+        raise BadSampling(f"is not JSON: {error}") from None
 
 
 def _read_json(text: str) -> Any:
