@@ -40,10 +40,12 @@ class RequestLog:
     def _follow_the_name(self) -> None:
         if self._path is None:
             return
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
-                return
-        self._file.close()
+        if not self._file.closed:  # it is where the name could not be opened before
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+                    return
+            with suppress(OSError):  # what it still holds was counted when it could not be written
+                self._file.close()
         self._file = _appending(self._path)
 
 

@@ -61,6 +61,32 @@ def test_it_is_appended_to_and_follows_its_name(tmp_path: Path) -> None:
     assert len(lines_of(tmp_path / "log.1")) == 2 and len(lines_of(path)) == 2
 
 
+def test_it_goes_on_where_its_folder_was_away_for_a_while(tmp_path: Path) -> None:
+    """Records of that time are lost, later ones are not."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = RequestLog(str(folder / "log"))
+    folder.rename(tmp_path / "old")
+    for _ in range(2):
+        with pytest.raises(OSError, match="No such file"):
+            log.write([SERVED])
+    folder.mkdir()
+    log.write([SERVED])
+    log.close()
+    assert len(lines_of(folder / "log")) == 1
+
+
+def test_it_goes_on_after_a_full_disk(tmp_path: Path) -> None:
+    """The file is left behind with what it could not take."""
+    log = RequestLog("/dev/full")
+    with pytest.raises(OSError, match="No space"):
+        log.write([SERVED])
+    log._path = tmp_path / "log"  # as if a disk with room had been put there
+    log.write([SERVED])
+    log.close()
+    assert len(lines_of(tmp_path / "log")) == 1
+
+
 def test_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     """A dash."""
     log = RequestLog("-")
