@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Hand over to the mode; returns the exit code."""
     if args.compat is None:
-        return importlib.import_module("deploy.planning.plan").run_plan(args)  # type: ignore[no-any-return]
+        if args.bounds:
+            return int(importlib.import_module("deploy.planning.closed_form").run_bounds(args))
+        return int(importlib.import_module("deploy.planning.plan").run_plan(args))
     refuse(args, (*SHARED, *PLAN), f"--compat {args.compat}")
     mode = importlib.import_module(f"deploy.compat.{args.compat}")
     return int(mode.run_plan(args))

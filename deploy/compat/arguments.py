@@ -70,15 +70,15 @@ def pair_count(name: str, key: str, value: str) -> int:
         raise ConfigError([f"{flag(name)}: {key}={error}"]) from None
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, flag: str = "--output") -> None:
     """Raises StartError (exit code 6) before the work, for a place where no file can be."""
     if path.is_dir() or not path.parent.is_dir():
         reason = "is a directory" if path.is_dir() else "its directory does not exist"
-        raise StartError(f"--output is {path}; {reason}", ExitCode.OUTPUT)
+        raise StartError(f"{flag} is {path}; {reason}", ExitCode.OUTPUT)
 
 
-def write_output(path: Path, text: str) -> None:
+def write_output(path: Path, text: str, flag: str = "--output") -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise StartError(f"--output is {path}; {error.strerror}", ExitCode.OUTPUT) from None
+        raise StartError(f"{flag} is {path}; {error.strerror}", ExitCode.OUTPUT) from None

@@ -19,7 +19,7 @@ SHARED = (
 )
 PLAN = (
     "gpus", "prefill_gpu", "decode_gpu", "tp", "pp", "chunk", "rate", "price", "max_cost", "max_power", "attainment",
-    "only", "processes", "report", "quick",
+    "only", "processes", "report", "quick", "bounds", "local_prefill_max_tokens",
 )  # fmt: skip
 SIMULATE = ("rate", "num_requests", "chunk")
 
@@ -47,7 +47,9 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     """The question, and how far to look."""
     add_shared(parser)
     group = parser.add_argument_group("the question (without --compat)")
-    group.add_argument("--gpus", type=count, metavar="N", help="at most so many, both pools")
+    group.add_argument(
+        "--gpus", type=count, metavar="N", help="at most so many, both pools (default: what a budget or --rate needs)"
+    )
     group.add_argument(
         "--rate", type=above_zero, metavar="R", help="carry R requests/s at the least price, not the most"
     )
@@ -62,7 +64,14 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tp", metavar="N,...", help="tensor parallel sizes to try (default: 1,2,4,8)")
     group.add_argument("--pp", metavar="N,...", help="pipeline stages to try (default: 1)")
     group.add_argument("--chunk", metavar="N,...", help="token budgets of a step to try (default: 512,2048)")
+    group.add_argument(
+        "--local-prefill-max-tokens", metavar="N,...",
+        help="try also: prompts up to N tokens are computed where they are decoded",
+    )  # fmt: skip
     group.add_argument("--only", choices=("split", "colocated"), help="try only these (default: both)")
+    group.add_argument(
+        "--bounds", action="store_true", default=None, help="only what is possible at most: no simulation"
+    )
     group.add_argument("--quick", action="store_true", default=None, help="fewer requests, wider confidence")
     group.add_argument("--processes", type=count, metavar="N", help="side by side (default: all cores)")
     group.add_argument("--report", type=Path, metavar="F.html", help="plots and tables for people")

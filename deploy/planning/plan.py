@@ -5,39 +5,41 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 
-from deploy.compat.arguments import check_output, count, refuse, require, write_output
-from deploy.planning.subject import gpus, serving_of, workload_of
+from deploy.compat.arguments import check_output, write_output
+from deploy.planning.question import MOST_GPUS, check_flags, listed, question_of, space_of
+from deploy.planning.subject import serving_of, workload_of
 from pdserve.exit import ExitCode
-from pdserve.settings import ConfigError
-from placement.search.bounds import Slo
-from placement.search.goodput import Effort
+from placement.search.candidate import Candidate, Pool
 from placement.search.parallel import run_search
 from placement.search.plan_file import plan_to_json
 from placement.search.search import Outcome, Price, Question, Search
-from placement.search.space import Space, candidates
+from placement.search.space import Space
 from placement.search.whatif import CHANGES, Consequence, consequence
 
-MODE = "plan"
-_COMPAT_ONLY = ("backend", "requests", "max_rate_per_gpu", "resolution", "nodes", "gpus_per_node", "affinity")
-_EFFORT = Effort()
-_QUICK = Effort(min_requests=300, max_requests=1200, min_seconds=20.0, tolerance=0.04, max_probes=8)
 _SHOWN = 8
 
 
 def run_plan(args: argparse.Namespace) -> int:
     """Returns the exit code: 1 when no placement can serve within the targets."""
-    refuse(args, _COMPAT_ONLY, f"{MODE} without --compat")
-    require(args, ("model", "workload", "slo_ttft", "slo_tpot", "gpus"), MODE)
-    for path in (args.output, args.report):
+    check_flags(args)
+    for flag, path in (("--output", args.output), ("--report", args.report)):
         if path is not None:
-            check_output(path)
-    question, space = _question(args), _space(args)
+            check_output(path, flag)
+    question, space = question_of(args), space_of(args)
     spec, source = workload_of(args.workload)
     serving = serving_of(args, source)
-    search = Search(question, serving, source)
-    search.screen(candidates(space, serving.model))
-    outcome = run_search(search, spec, args.processes, _Progress())
+
+    def searched(gpus: int) -> Outcome:
+        search = Search(question, serving, source)
+        search.screen(listed(replace(space, gpus=gpus), serving.model))
+        return run_search(search, spec, args.processes, _Progress())
+
+    outcome = (
+        searched(space.gpus) if args.gpus is not None or args.rate is None else _growing(searched, question, space)
+    )
     best = outcome.best
     what_if: list[Consequence] = []
     if best is not None and outcome.complete:
@@ -55,10 +57,27 @@ def run_plan(args: argparse.Namespace) -> int:
     if args.report is not None:
         from placement.search.report import html_report  # matplotlib takes a while to import
 
-        title = f"{serving.model.name}, {args.workload}, {args.gpus} GPUs"
-        write_output(args.report, html_report(outcome, question, what_if, title, answer))
+        title = f"{serving.model.name}, {args.workload}" + (f", {args.gpus} GPUs" if args.gpus else "")
+        write_output(args.report, html_report(outcome, question, what_if, title, answer), "--report")
         print(f"report: {args.report}")
     return ExitCode.OK if best is not None else ExitCode.FAILED
+
+
+def _growing(searched: Callable[[int], Outcome], question: Question, space: Space) -> Outcome:
+    """The least for a rate where no number of GPUs is given: twice as many until it is carried."""
+    gpus = 8
+    outcome = searched(gpus)
+    while outcome.best is None and outcome.complete and gpus < MOST_GPUS:
+        gpus *= 2
+        outcome = searched(gpus)
+    if outcome.best is None or not outcome.complete or question.price is Price.GPUS:
+        return outcome
+    # Of cheap GPUs more than that may still cost less.
+    least = min(
+        question.price.of(Candidate(None, Pool(gpu, 1), 1)) for gpu in (*space.prefill_gpus, *space.decode_gpus)
+    )
+    affordable = min(MOST_GPUS, int(question.price.of(outcome.best.candidate) / least)) if least else MOST_GPUS
+    return searched(affordable) if affordable > gpus else outcome
 
 
 def answer_line(outcome: Outcome, question: Question) -> str:
@@ -104,40 +123,3 @@ class _Progress:
         said = "" if best is None else f", best so far {best.rate:.3g}/s: {best.candidate}"
         end = "\n" if not running else "\r"
         print(f"\x1b[2K{done} of {search.num_candidates} placements{said}", end=end, file=sys.stderr, flush=True)
-
-
-def _question(args: argparse.Namespace) -> Question:
-    try:
-        slo = Slo(args.slo_ttft, args.slo_tpot, args.attainment or 0.9)
-    except ValueError as error:
-        raise ConfigError([f"--attainment: {error}"]) from None
-    if args.price is not None and args.rate is None:
-        raise ConfigError(["--price means nothing without --rate: without a rate to carry, the most is searched"])
-    return Question(slo, args.rate, Price(args.price or "gpus"), _QUICK if args.quick else _EFFORT, args.seed or 0)
-
-
-def _space(args: argparse.Namespace) -> Space:
-    gpu = args.gpu or ("this-machine" if args.profile is not None else "h100")
-    measured = args.profile is not None
-    return Space(
-        gpus=args.gpus,
-        prefill_gpus=gpus("--prefill-gpu", args.prefill_gpu or gpu),
-        decode_gpus=gpus("--decode-gpu", args.decode_gpu or gpu),
-        tps=_numbers("--tp", args.tp, (1,) if measured else (1, 2, 4, 8)),
-        pps=_numbers("--pp", args.pp, (1,)),
-        chunks=_numbers("--chunk", args.chunk, (512, 2048)),
-        split=args.only != "colocated",
-        colocated=args.only != "split",
-        max_cost_per_hour=args.max_cost or float("inf"),
-        max_power_w=args.max_power or float("inf"),
-        full=args.rate is None,
-    )
-
-
-def _numbers(flag: str, text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
-    if text is None:
-        return default
-    try:
-        return tuple(sorted({count(one.strip()) for one in text.split(",")}))
-    except argparse.ArgumentTypeError as error:
-        raise ConfigError([f"{flag}: {error}"]) from None
