@@ -53,11 +53,6 @@ class ConstraintDesk:
                 return await asyncio.wrap_future(answer)
         except TimeoutError:
             raise CapacityError(f"the constraint was not compiled within {TIMEOUT_S:g} s") from None
-        except ServingError:
-            raise
-        except Exception as error:
-            log.exception("a constraint could not be compiled")
-            raise InvariantViolation(f"compiling the constraint failed: {type(error).__name__}") from None
 
     def close(self) -> None:
         if self._calls is not None:
@@ -71,5 +66,8 @@ def _answer(calls: queue.SimpleQueue[_Call | None]) -> None:
         if answer.set_running_or_notify_cancel():
             try:
                 answer.set_result(compile_it())
-            except Exception as error:  # whoever waits for it decides
+            except ServingError as error:
                 answer.set_exception(error)
+            except BaseException as caught:  # a panic of Rust is no Exception; without the thread all would time out
+                log.exception("a constraint could not be compiled")
+                answer.set_exception(InvariantViolation(f"compiling the constraint failed: {type(caught).__name__}"))

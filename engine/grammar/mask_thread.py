@@ -41,9 +41,26 @@ class _Work:
         self.rows = rows
         self.results: dict[int, Mask] = {}
         self.done = threading.Event()
-        self.row = -1  # being computed; -1: none yet
-        self.began_cpu_s = self.began_s = 0.0  # of that row: the thread's own clock, and everyone's
-        self.given_up = False
+        self._lock = threading.Lock()  # of what follows
+        self._row = -1  # being computed; -1: none yet
+        self._began_cpu_s = self._began_s = 0.0  # of that row: the thread's own clock, and everyone's
+        self._given_up = False
+
+    def begin(self, row: int) -> bool:
+        """The thread takes a row; False: another one does the rest."""
+        with self._lock:
+            self._row, self._began_cpu_s, self._began_s = row, time.thread_time(), time.monotonic()
+            return not self._given_up
+
+    def give_up(self, thread: threading.Thread) -> int | None:
+        """The row that takes too long, if one does: its thread takes no other row from now on."""
+        assert thread.ident is not None
+        with self._lock:
+            if self._row < 0 or self._row in self.results:
+                return None
+            cpu_s = time.clock_gettime(time.pthread_getcpuclockid(thread.ident)) - self._began_cpu_s
+            self._given_up = cpu_s > MAX_CPU_S or time.monotonic() - self._began_s > MAX_WALL_S
+            return self._row if self._given_up else None
 
 
 class MaskThread:
@@ -67,10 +84,12 @@ class MaskThread:
         if work is None:
             return NO_MASKS
         while not work.done.wait(LOOK_S):
-            if self._is_stuck(work):
+            assert self._thread is not None
+            row = work.give_up(self._thread)
+            if row is not None:
                 results |= work.results
-                results[work.row] = BadSampling("the constraint takes too long to follow")
-                work = self._give_up(work, results)
+                results[row] = BadSampling("the constraint takes too long to follow")
+                work = self._replace_thread(work, results)
         return results | work.results
 
     def _give(self, rows: dict[int, SampleRequest]) -> _Work:
@@ -87,20 +106,10 @@ class MaskThread:
         self._queue.put(work)
         return work
 
-    def _is_stuck(self, work: _Work) -> bool:
-        assert self._thread is not None and self._thread.ident is not None
-        row, began_cpu_s, began_s = work.row, work.began_cpu_s, work.began_s
-        if row < 0:
-            return False
-        cpu_s = time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident)) - began_cpu_s
-        late = cpu_s > MAX_CPU_S or time.monotonic() - began_s > MAX_WALL_S
-        return late and row == work.row and not work.done.is_set()
-
-    def _give_up(self, work: _Work, results: Mapping[int, Mask]) -> _Work:
+    def _replace_thread(self, work: _Work, results: Mapping[int, Mask]) -> _Work:
         """Leave the thread to its row; the rest of the rows go to another."""
         log.warning("a constraint took too long to follow")
         assert self._thread is not None
-        work.given_up = True
         self._queue.put(None)
         self._left_behind.append(self._thread)
         self._queue, self._thread = queue.SimpleQueue(), None
@@ -112,10 +121,8 @@ def _compute_all(works: queue.SimpleQueue[_Work | None]) -> None:
     """The thread: until None comes."""
     while (work := works.get()) is not None:
         for row, request in work.rows.items():
-            if work.given_up:
+            if not work.begin(row):
                 break
-            work.began_cpu_s, work.began_s = time.thread_time(), time.monotonic()
-            work.row = row
             work.results[row] = _mask(request)
         work.done.set()
 
@@ -126,6 +133,6 @@ def _mask(request: SampleRequest) -> Mask:
         return request.matcher.allowed(request.token_ids, request.num_prompt_tokens)
     except ServingError as error:
         return error
-    except Exception as caught:
+    except BaseException as caught:  # a panic of Rust is no Exception; without its thread the engine would die
         log.exception("a constraint failed")
         return InvariantViolation(f"the constraint failed: {type(caught).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -57,12 +58,14 @@ def request(compiler: GrammarCompiler, regex: str, output: Sequence[int] = (), *
 
 
 class SlowMatcher:
-    """Stands for a native call that takes its time; `busy` uses the thread's CPU, as such a call would."""
+    """Stands for a native call that takes its time and the thread's CPU, as such a call would."""
 
     def __init__(self) -> None:
         self.release, self.entered = threading.Event(), threading.Event()
+        self.num_calls = 0
 
     def allowed(self, token_ids: Sequence[int], num_prompt_tokens: int) -> bytes:
+        self.num_calls += 1
         self.entered.set()
         deadline_s = time.monotonic() + 30.0
         while not self.release.is_set() and time.monotonic() < deadline_s:
@@ -247,6 +250,43 @@ def test_a_stuck_mask_fails_its_own_row_and_the_others_go_on(
         thread.join(30.0)
     assert isinstance(step(good[0])[0], bytes)
     assert step() == {} == step(SampleRequest(params, PROMPT, 3))
+
+
+def test_two_threads_never_follow_one_constraint(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread that comes back in the very moment when its row is given up takes no other row of that step."""
+    monkeypatch.setattr(mask_thread, "MAX_CPU_S", 0.02)
+    masks, stuck, other = MaskThread(), SlowMatcher(), SlowMatcher()
+
+    def come_back(record: logging.LogRecord) -> bool:
+        """When the engine says that it gives the row up."""
+        stuck.release.set()
+        other.entered.wait(0.2)
+        other.release.set()
+        return True
+
+    monkeypatch.setattr(mask_thread.log, "filters", [come_back])
+    params = SamplingParams(max_tokens=5)
+    masks.begin([SampleRequest(params, PROMPT, 3, stuck), SampleRequest(params, PROMPT, 3, other)])
+    results = masks.take()
+    assert isinstance(results[1], bytes) and other.num_calls == 1
+
+
+def test_a_library_that_panics_fails_its_own_row(compiler: GrammarCompiler) -> None:
+    """A panic of Rust is no Exception; the thread lives on."""
+
+    class Panic(BaseException):
+        pass
+
+    class Broken:
+        def allowed(self, token_ids: Sequence[int], num_prompt_tokens: int) -> bytes:
+            raise Panic
+
+    masks, params = MaskThread(), SamplingParams(max_tokens=5)
+    masks.begin([SampleRequest(params, PROMPT, 3, Broken()), request(compiler, "a")])
+    results = masks.take()
+    assert isinstance(results[0], InvariantViolation) and isinstance(results[1], bytes)
 
 
 def test_masks_are_computed_while_the_engine_does_something_else() -> None:

@@ -21,11 +21,13 @@ from deploy.models.byte_bpe import END_OF_TEXT_ID, IM_END_ID
 from deploy.models.make_model import make_model
 from deploy.models.model_spec import ModelSpec
 from engine.grammar.compiler import GrammarCompiler
+from pdserve.errors import InvariantViolation
 from pdserve.grammar_trial import problem_of
 from pdserve.ids import SequenceKey
 from pdserve.sampling import Constraint, ConstraintKind, SamplingParams
 from pdserve.v1 import inference_pb2
 from pdserve.v1 import worker_pb2 as pb
+from worker.constraints import ConstraintDesk
 
 Launch = Callable[..., AbstractAsyncContextManager[Any]]
 Outputs = dict[str, tuple[list[int], int]]  # name -> tokens, finish reason
@@ -310,5 +312,28 @@ def test_an_abort_while_the_constraint_compiles_leaves_nothing(launch_workers: L
                 d.abort(key)
                 p.abort(key)
             await cluster.settled()
+
+    asyncio.run(run())
+
+
+def test_a_compiler_that_breaks_fails_its_own_sequence() -> None:
+    """A panic of Rust is no Exception; the next constraint is compiled all the same."""
+
+    class Panic(BaseException):
+        pass
+
+    class Compiler:
+        def matcher(self, constraint: Constraint, eos_token_ids: tuple[int, ...]) -> Any:
+            if constraint.text == "good":
+                return "matcher"
+            raise Panic
+
+    async def run() -> None:
+        desk = ConstraintDesk(Compiler())
+        with pytest.raises(InvariantViolation, match="Panic"):
+            await desk.matcher(SamplingParams(max_tokens=1, constraint=Constraint(K.REGEX, "bad")))
+        good: Any = await desk.matcher(SamplingParams(max_tokens=1, constraint=Constraint(K.REGEX, "good")))
+        assert good == "matcher"
+        desk.close()
 
     asyncio.run(run())
