@@ -206,7 +206,8 @@ def _panels(cells: Sequence[Cell], args: argparse.Namespace) -> dict[str, dict[s
 def main() -> int:
     args = parse()
     adopt_orphans()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # whatever a shell that put us in the background told us to ignore
+        signal.signal(number, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(prefix="split-colocated-") as name:
             run(args, Path(name))
