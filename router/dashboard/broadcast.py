@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from pdserve.clock import Clock
+
+log = logging.getLogger(__name__)
 
 MAX_WATCHERS = 16
 PERIOD_S = 1.0
@@ -84,11 +87,16 @@ class Broadcast:
         assert self._frame is not None
         return self._frame
 
-    async def watch(self) -> AsyncIterator[tuple[str, str]]:
-        """(kind, JSON): the whole state first, then every second what changed; one who lags gets the whole again."""
+    async def watch(self) -> AsyncGenerator[tuple[str, str]]:
+        """(kind, JSON): the whole state first, then every second what changed; one who lags gets the whole again.
+
+        Ends at once when it is full: many may have come together.
+        """
+        if self.is_full:
+            return
         self._watchers += 1
         if self._ticker is None:
-            self._ticker = asyncio.create_task(self._tick(), name="dashboard")
+            self._ticker = asyncio.create_task(every(PERIOD_S, self.refresh), name="dashboard")
         try:
             frame = self.current()
             yield "state", frame.whole
@@ -116,11 +124,6 @@ class Broadcast:
             self._ticker = None
         self._ring()
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(PERIOD_S)
-            self.refresh()
-
     def refresh(self) -> None:
         """Take a snapshot now, for all."""
         before = self._frame
@@ -132,6 +135,20 @@ class Broadcast:
         """Wake those who wait now; who waits later waits for the next."""
         self._news.set()
         self._news = asyncio.Event()
+
+
+async def every(period_s: float, act: Callable[[], None]) -> None:
+    """Again and again, first after one period. What fails is logged, the same failure once in a row."""
+    said = ""
+    while True:
+        await asyncio.sleep(period_s)
+        try:
+            act()
+            said = ""
+        except Exception as error:  # the task's root: a second later it may go well
+            if str(error) != said:
+                log.exception("the dashboard is behind")
+            said = str(error)
 
 
 def _dumps(value: Any) -> str:

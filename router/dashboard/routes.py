@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message, Send
 
 from pdserve.clock import Clock
 from pdserve.ids import new_boot_id
-from router.dashboard.broadcast import Broadcast
+from router.dashboard.broadcast import Broadcast, every
 from router.dashboard.live import LiveView
 from router.dashboard.page import Page, build_page
 from router.dashboard.source import ClusterSource
 
 PAGE_PATH = "/dashboard"
 LOOK_S = 1.0
+MAX_UNREAD_S = 30.0  # a watcher that takes nothing for this long has gone
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -56,7 +58,8 @@ class Dashboard:
     def start(self) -> None:
         """Begin to look at the workers."""
         assert self._looking is None, "started twice"
-        self._looking = asyncio.create_task(self._look(), name="dashboard looks")
+        self._look()
+        self._looking = asyncio.create_task(every(LOOK_S, self._look), name="dashboard looks")
 
     async def close(self) -> None:
         """End every stream. Safe to repeat."""
@@ -67,10 +70,8 @@ class Dashboard:
                 await self._looking
             self._looking = None
 
-    async def _look(self) -> None:
-        while True:
-            self._view.look(self._source)
-            await asyncio.sleep(LOOK_S)
+    def _look(self) -> None:
+        self._view.look(self._source)
 
     async def _show(self, request: Request) -> Response:
         headers = {
@@ -98,11 +99,29 @@ class Dashboard:
         if self._broadcast.is_full:
             problem = {"error": {"message": "too many watch the dashboard; poll /dashboard/state", "code": "too_many"}}
             return JSONResponse(problem, 503, headers={**_NO_STORE, "retry-after": "5"})
-        return StreamingResponse(self._stream(), media_type="text/event-stream", headers=_NO_STORE)
+        return _Events(self._stream())
 
-    async def _stream(self) -> AsyncIterator[str]:
-        async for kind, text in self._broadcast.watch():
-            yield f"event: {kind}\ndata: {text}\n\n"
+    async def _stream(self) -> AsyncGenerator[str]:
+        async with contextlib.aclosing(self._broadcast.watch()) as news:
+            async for kind, text in news:
+                yield f"event: {kind}\ndata: {text}\n\n"
+
+
+class _Events(StreamingResponse):
+    """A stream that ends when its client reads nothing: it would keep another one's place."""
+
+    def __init__(self, events: AsyncGenerator[str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=_NO_STORE)
+        self._events = events
+
+    async def stream_response(self, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(MAX_UNREAD_S):
+                await send(message)
+
+        async with contextlib.aclosing(self._events):
+            with contextlib.suppress(TimeoutError):
+                await super().stream_response(send_in_time)
 
 
 def _is_tenants(request: Request) -> bool:

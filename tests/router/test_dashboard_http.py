@@ -14,11 +14,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.requests import Request
 
 from pdserve.clock import ManualClock, MonotonicClock
 from pdserve.slo import Slo
 from router.dashboard import Activity, LiveView, WorkerState
-from router.dashboard.broadcast import MAX_WATCHERS, Broadcast
+from router.dashboard.broadcast import MAX_WATCHERS, Broadcast, every
 from router.dashboard.page import build_page
 from router.dashboard.routes import Dashboard
 from router.generation import FrontDesk
@@ -189,6 +190,69 @@ def test_watchers_are_bounded_and_leave_their_place(open_dashboard):
 
     full, state = asyncio.run(run())
     assert full.status_code == 503 and full.headers["retry-after"] == "5" and state == 200
+
+
+def test_a_watcher_that_reads_nothing_loses_its_place(monkeypatch):
+    """Nobody waits for it without an end."""
+    monkeypatch.setattr("router.dashboard.routes.MAX_UNREAD_S", 0.05)
+
+    async def run():
+        clock = MonotonicClock()
+        dashboard = Dashboard(LiveView({"default": Slo()}, "tiny", clock), Cluster(), clock)
+        answer = await dashboard.routes[2].endpoint(Request({"type": "http", "headers": [], "state": {}}))
+        stuck = asyncio.Event()
+
+        async def send(message):
+            if message["type"] == "http.response.body":
+                stuck.set()
+                await asyncio.Event().wait()
+
+        async with asyncio.timeout(5):
+            serving = asyncio.create_task(answer({"type": "http"}, asyncio.Event().wait, send))
+            await stuck.wait()
+            assert dashboard.watchers == 1
+            await serving
+        assert dashboard.watchers == 0
+        await dashboard.close()
+
+    asyncio.run(run())
+
+
+def test_many_who_come_together_do_not_get_past_the_bound():
+    """Also those that were let in while there was room."""
+
+    async def run():
+        broadcast = Broadcast(lambda: {"history": {"points": []}, "misses": [], "recent": []}, ManualClock())
+        assert not broadcast.is_full
+        crowd = [broadcast.watch() for _ in range(MAX_WATCHERS + 3)]
+        began = [await anext(one, None) for one in crowd]
+        broadcast.close()
+        return began, broadcast.watchers
+
+    began, watchers = asyncio.run(run())
+    assert watchers == MAX_WATCHERS and began[MAX_WATCHERS:] == [None] * 3 and None not in began[:MAX_WATCHERS]
+
+
+def test_a_look_that_fails_is_not_the_last(caplog):
+    """The same failure is logged once; closing is quiet."""
+    looks = []
+
+    async def run():
+        done = asyncio.Event()
+
+        def act():
+            looks.append(len(looks))
+            if len(looks) in (1, 2):
+                raise ValueError("no")
+            done.set()
+
+        task = asyncio.create_task(every(0.0, act))
+        async with asyncio.timeout(5):
+            await done.wait()
+        task.cancel()
+
+    asyncio.run(run())
+    assert len(looks) >= 3 and len(caplog.records) == 1
 
 
 def test_closing_ends_the_streams(open_dashboard):
