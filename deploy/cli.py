@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": "serve a model: router, prefill workers and decode workers",
     "generate": "stream a completion from a running server",
     "bench": "send load to a server, ours or any OpenAI one, and tell how it did",
+    "profile": "time the engine's steps and transfers on this machine and fit the latency model",
     "simulate": "run requests through one placement, under a virtual clock",
     "plan": "search the placement that serves the most requests within their targets",
     "demo": "serve the model that ships with pdserve and send it a few requests",

@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from deploy.config_file import read_config_file
+from deploy.plan_settings import plan_problems
 from pdserve.config import RouterConfig, ServeConfig, WorkerConfig
 from pdserve.settings import ConfigError
 
@@ -34,10 +35,19 @@ def known_settings() -> set[str]:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """One flag per setting; what is not given is absent from the namespace, so that YAML and defaults can fill it."""
     for part in _PARTS:
-        group = parser.add_argument_group(_GROUPS[part])
-        for one in fields(part):
-            if one.name not in _NO_FLAG:
-                _add_flag(group, one, _kind(get_type_hints(part)[one.name]))
+        _add_group(parser, part)
+
+
+def add_worker_settings(parser: argparse.ArgumentParser) -> None:
+    """Those of the workers alone."""
+    _add_group(parser, WorkerConfig)
+
+
+def _add_group(parser: argparse.ArgumentParser, part: type) -> None:
+    group = parser.add_argument_group(_GROUPS[part])
+    for one in fields(part):
+        if one.name not in _NO_FLAG:
+            _add_flag(group, one, _kind(get_type_hints(part)[one.name]))
 
 
 def _add_flag(group: argparse._ArgumentGroup, one: Field[Any], kind: type) -> None:
@@ -103,6 +113,8 @@ def serve_config(given: Mapping[str, Any], *files: Path | None) -> ServeConfig:
     problems = config.check()
     if problems:
         raise ConfigError([_placed(problem, origins) for problem in problems])
+    if misplaced := [problem for file in files if file is not None for problem in plan_problems(file, config)]:
+        raise ConfigError(misplaced)
     return config
 
 

@@ -111,11 +111,15 @@ def _numbers(where: str, given: object, names: tuple[str, ...], extra: tuple[str
 def model_from_json(given: object, where: str = "profile") -> LatencyModel:
     """The model that a profile's JSON value stands for; `transfer` may be absent or null.
 
+    `measured` holds what `pdserve profile` found besides; the planner reads it (placement/latency/fitted_profile.py).
+
     Errors: ValueError that names `where`, the key, the value and what is allowed.
     """
     names = tuple(field.name for field in fields(LatencyCoefficients))
-    coefficients = LatencyCoefficients(**_numbers(where, given, names, ("transfer",)))
+    coefficients = LatencyCoefficients(**_numbers(where, given, names, ("transfer", "measured")))
     assert isinstance(given, Mapping)
+    if not isinstance(given.get("measured", {}), Mapping):
+        raise ValueError(f"{where}: measured: expected an object, found {type(given['measured']).__name__}")
     link = given.get("transfer")
     if link is None:
         return LatencyModel(coefficients)

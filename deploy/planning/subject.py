@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
+from placement.compat.errors import ProfileError
 from placement.hardware.catalogue import GpuType, gpu_type
 from placement.hardware.this_machine import this_machine
+from placement.latency.fitted_profile import load_measured_profile
+from placement.latency.imports import Foreign, foreign_steps
 from placement.latency.shape import KNOWN_SHAPES, ModelShape, shape_from_config
-from placement.search.build import Serving
-from placement.simulator.cluster import LinearSteps, LinkSpec, StepTimes
+from placement.search.build import DoesNotFit, MakeStepTimes, Serving
+from placement.simulator.cluster import Delays, LinkSpec, StepTimes
 from placement.workload.source import WorkloadSource
 from placement.workload.spec import WorkloadSpec, parse_workload_spec
-from scheduling.latency import LatencyModel, model_from_json
 
 _SAMPLE = 20_000
 THIS_MACHINE = "this-machine"
@@ -60,20 +62,6 @@ def workload_of(text: str) -> tuple[WorkloadSpec, WorkloadSource]:
     return spec, WorkloadSource(spec)
 
 
-def profile_of(path: Path) -> LatencyModel:
-    """A profile of `pdserve profile`, or one for the mock engine. Errors: StartError (exit code 5)."""
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        return model_from_json(given, str(path))
-    except OSError as error:
-        raise StartError(f"--profile {path}: {error.strerror or error}", ExitCode.WORKLOAD) from None
-    except (ValueError, RecursionError) as error:
-        message = str(error)
-        raise StartError(
-            message if str(path) in message else f"--profile {path}: {message}", ExitCode.WORKLOAD
-        ) from None
-
-
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Step times of one measured worker stand for all; plain data, so that search processes can have it."""
@@ -84,28 +72,65 @@ class Measured:
         return self.steps
 
 
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """Step times out of another system's file; plain data too."""
+
+    foreign: Foreign
+
+    def __call__(self, gpu: GpuType, tp: int, pp: int) -> StepTimes:
+        """Errors: DoesNotFit where the file has none of that GPU, tp and pp."""
+        try:
+            return self.foreign(gpu.name, tp, pp)
+        except ProfileError as error:
+            raise DoesNotFit(error.message) from None
+
+
+@dataclass(frozen=True, slots=True)
+class FromProfile:
+    """What a file of measurements says; None: nothing."""
+
+    steps: MakeStepTimes
+    link: LinkSpec | None = None
+    delays: Delays | None = None
+
+
+def profile_of(path: Path, model: str) -> FromProfile:
+    """A profile of `pdserve profile`, of the mock engine, of DistServe or of Splitwise. Errors: StartError (code 5)."""
+    try:
+        if (foreign := foreign_steps(path, model)) is not None:
+            return FromProfile(Imported(foreign))
+        measured = load_measured_profile(path)
+    except OSError as error:
+        raise StartError(f"--profile {path}: {error.strerror or error}", ExitCode.WORKLOAD) from None
+    except ValueError as error:
+        message = str(error)
+        raise StartError(
+            message if str(path) in message else f"--profile {path}: {message}", ExitCode.WORKLOAD
+        ) from None
+    transfer = measured.linear.transfer
+    link = None if transfer is None else LinkSpec(transfer.bytes_per_s, transfer.latency_s)
+    return FromProfile(Measured(measured.step_times), link, measured.delays)
+
+
 def serving_of(args: argparse.Namespace, source: WorkloadSource) -> Serving:
     """How workers are run, from the flags that plan and simulate share."""
     model = model_shape(args.model)
-    link, times = None, None
-    if args.profile is not None:
-        measured = profile_of(args.profile)
-        times = Measured(LinearSteps(measured))
-        if measured.transfer is not None:
-            link = LinkSpec(measured.transfer.bytes_per_s, measured.transfer.latency_s)
+    measured = None if args.profile is None else profile_of(args.profile, args.model)
     longest = source.recorded or source.build(rate=1.0, num_requests=_SAMPLE)
     needed = int((longest.prompt_tokens + longest.output_tokens).max())
     if args.max_model_len is not None and args.max_model_len < needed:
         raise ConfigError(
             [f"--max-model-len is {args.max_model_len}; the workload's longest request has {needed:,} tokens"]
         )
-    return Serving(
+    serving = Serving(
         model=model,
         max_model_len=args.max_model_len or needed + 1,
         block_size=args.block_size or 16,
         max_num_seqs=args.max_num_seqs or 256,
-        step_times=times,
+        step_times=None if measured is None else measured.steps,
         prefix_caching=not args.no_enable_prefix_caching,
         kv_bytes=args.kv_bytes,
-        link=link,
+        link=None if measured is None else measured.link,
     )
+    return serving if measured is None or measured.delays is None else replace(serving, delays=measured.delays)

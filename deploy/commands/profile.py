@@ -1,0 +1,182 @@
+"""`pdserve profile MODEL`: times steps and transfers of the real engine here, and fits the latency model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploy.commands.serve import configure_logging
+from deploy.compat.arguments import above_zero, check_output, count, write_output
+from deploy.flags import add_worker_settings, serve_config
+from deploy.resolve import ResolvedServe, resolve
+from pdserve.clock import MonotonicClock
+from pdserve.exit import ExitCode, StartError
+from placement.latency.fitted_profile import Profile, Subject, make_profile, profile_to_json
+from placement.simulator.cluster import Delays, LinkSpec
+
+if TYPE_CHECKING:
+    from worker.assembly import BuiltEngine
+
+BUDGET_S = 120.0
+_SHOWN = ("prefill", "decode", "mixed", "all")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, what to measure, and the workers' settings as `serve` has them."""
+    parser.add_argument("model", metavar="MODEL", help="directory or hub id of a checkpoint")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="PROFILE.json", help="the profile")
+    parser.add_argument(
+        "--budget-s", type=above_zero, default=BUDGET_S, metavar="S", help="for the steps (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: the engine's own processor time, on a machine that others use; needs --threads 1 (default: wall)",
+    )
+    parser.add_argument("--no-transfers", action="store_true", help="do not time transfers")
+    parser.add_argument("--no-delays", action="store_true", help="do not time what is outside steps and transfers")
+    parser.add_argument("--power-w", type=above_zero, metavar="W", help="of what one worker runs on, for plans")
+    parser.add_argument("--cost-per-hour", type=above_zero, metavar="X", help="likewise, dollars")
+    parser.add_argument("--shapes", type=count, metavar="N", help="only the first N steps of the grid")
+    add_worker_settings(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, fit, write; Ctrl-C ends the measuring and keeps what there is."""
+    check_output(args.output)
+    config = serve_config({name: value for name, value in vars(args).items() if name != "output"})
+    configure_logging("WARNING")
+    resolved = resolve(config)
+    if args.clock == "cpu" and (resolved.worker.threads != 1 or resolved.devices[0] != "cpu"):
+        raise StartError(
+            "--clock is cpu; that needs --threads 1 and a CPU: one thread's time is a step's", ExitCode.CONFIG
+        )
+    profile = _measure(args, resolved)
+    print("\n".join(report(profile)))
+    write_output(args.output, json.dumps(profile_to_json(profile), indent=1) + "\n")
+    print(f"profile: {args.output}")
+    return ExitCode.OK
+
+
+def _measure(args: argparse.Namespace, resolved: ResolvedServe) -> Profile:
+    # torch and the compiled kernels, and not before the flags are known to be right
+    from bench.profiler.shapes import shapes
+    from bench.profiler.steps import Clock, Visits, limits_of, measure_steps
+    from worker.build import build_engine
+
+    start = resolved.starts("")[-1]
+    if start.processors:
+        os.sched_setaffinity(0, start.processors)
+    print(f"loading {resolved.served_name}: {resolved.worker.dtype}, {resolved.worker.threads} threads", flush=True)
+    engine = build_engine(start, MonotonicClock())
+    limits = limits_of(engine)
+    visits = Visits(shapes(limits)[: args.shapes])
+    clock: Clock = time.thread_time if args.clock == "cpu" else time.perf_counter
+    bar = _bar("steps", len(visits.shapes))
+    try:
+        measure_steps(engine.core.runner, limits, visits, time.monotonic() + args.budget_s, bar, clock)
+    except KeyboardInterrupt:
+        print("\nstopped: the fit is of what was measured by now", flush=True)
+        args.no_transfers = args.no_delays = True
+    points = visits.points()
+    if not points:
+        raise StartError("no step was measured before the end: give more --budget-s")
+    transport, transfers = _transfers(args, resolved, engine.layout.block_bytes)
+    subject = _subject(args, resolved, engine)
+    found = make_profile(subject, points, transfers, transport, None, visits.complete)
+    if args.no_delays:
+        return found
+    transfer = found.linear.transfer
+    link = None if transfer is None else LinkSpec(transfer.bytes_per_s, transfer.latency_s)
+    return make_profile(subject, points, transfers, transport, _delays(link), visits.complete)
+
+
+def _transfers(
+    args: argparse.Namespace, resolved: ResolvedServe, block_bytes: int
+) -> tuple[str | None, Sequence[tuple[int, float]]]:
+    """Over what workers of one machine would use; between GPUs `pdserve doctor` measures links."""
+    if args.no_transfers or resolved.devices[0] != "cpu":
+        return None, ()
+    from bench.profiler.transfers import measure_transfers
+
+    wanted = resolved.worker.kv_transport
+    transport = "shm" if wanted == "auto" else wanted
+    print(f"transfers: {transport}", flush=True)
+    return transport, measure_transfers(transport, block_bytes)
+
+
+def _delays(link: LinkSpec | None) -> Delays:
+    from bench.profiler.delays import measure_delays
+
+    print("delays: one request at a time through two mock clusters", flush=True)
+    with tempfile.TemporaryDirectory(prefix="pdserve-profile-") as name:
+        return measure_delays(Path(name), link)
+
+
+def _subject(args: argparse.Namespace, resolved: ResolvedServe, engine: BuiltEngine) -> Subject:
+    runner: Any = engine.core.runner
+    layout = engine.layout
+    return Subject(
+        model=resolved.served_name,
+        kv_bytes_per_token=layout.block_bytes // layout.block_size,
+        weight_bytes=int(getattr(getattr(runner, "model", None), "weight_bytes", 0)),
+        dtype=str(resolved.worker.dtype),
+        device=resolved.devices[0],
+        threads=int(resolved.worker.threads or 1),
+        kernels=str(getattr(getattr(getattr(runner, "model", None), "kernels", None), "name", "gpu")),
+        machine=f"{platform.machine()}, {os.cpu_count()} processors",
+        power_w=args.power_w,
+        cost_per_hour=args.cost_per_hour,
+    )
+
+
+def _bar(what: str, num_shapes: int) -> Callable[[int, int], None]:
+    """A progress bar on a terminal; one round over all shapes is a whole result, more make it surer."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=num_shapes, desc=what, unit="shape", leave=False, disable=None)
+
+    def watch(done: int, total: int) -> None:
+        rounds, at = divmod(done, num_shapes)
+        bar.n = num_shapes if done and not at else at
+        bar.set_postfix_str(f"round {rounds + 1} of up to {total // num_shapes}")
+
+    return watch
+
+
+def report(profile: Profile) -> list[str]:
+    """For people."""
+    lines = [
+        f"{len(profile.points)} kinds of step, {sum(point.repeats for point in profile.points)} timed"
+        + ("" if profile.complete else "; NOT the whole grid: give more --budget-s")
+    ]
+    lines.append("  error of the fit (median, P90): at the measured points; at points left out (5-fold)")
+    for fit, kinds in profile.seen.items():
+        for kind in (one for one in _SHOWN if one in kinds):
+            held = profile.held_out.get(fit, {}).get(kind)
+            left_out = "too few points" if held is None else f"{held.median:6.1%} {held.p90:6.1%}"
+            lines.append(f"  {fit:<10} {kind:<8} {kinds[kind].median:6.1%} {kinds[kind].p90:6.1%}   {left_out}")
+    c = profile.linear.coefficients
+    lines.append(
+        f"  a step: {1e3 * c.base_s:.3g} ms + {1e6 * c.per_prefill_token_s:.3g} us a prompt token + "
+        f"{1e6 * c.per_decode_sequence_s:.3g} us a decode + {1e9 * c.per_context_token_s:.3g} ns a context token"
+    )
+    if (transfer := profile.linear.transfer) is not None:
+        rate = f"{transfer.bytes_per_s / 1e9:.3g} GB/s"
+        lines.append(f"  transfer over {profile.transport}: {1e3 * transfer.latency_s:.3g} ms + bytes at {rate}")
+    if (delays := profile.delays) is not None:
+        shown = ", ".join(
+            f"{name.removesuffix('_s')} {1e3 * getattr(delays, name):.3g} ms"
+            for name in ("front_s", "message_s", "step_s", "wake_s")
+        )
+        lines.append(f"  delays: {shown}")
+    lines.append(f"  simulators will use: {profile.best_fit}; swap is not measured: the engine has none")
+    return lines

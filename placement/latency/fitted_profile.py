@@ -1,0 +1,218 @@
+"""The file of `pdserve profile`: what routers and the mock engine read, and under `measured` everything behind it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from placement.latency.fitted import PiecewiseSteps, Regime
+from placement.latency.fitted_fit import FITS, cross_validate, fit_linear, fit_piecewise, fit_transfer
+from placement.latency.fitted_points import FitError, StepPoint, by_regime, relative_errors
+from placement.simulator.cluster import Delays, LinearSteps, StepTimes
+from scheduling.latency import LatencyModel, model_from_json, model_to_json
+
+FORMAT = 1
+T = TypeVar("T")
+CURVES = ("prefill", "decode", "mixed")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What was measured, on what."""
+
+    model: str
+    kv_bytes_per_token: int
+    weight_bytes: int
+    dtype: str
+    device: str
+    threads: int
+    kernels: str
+    machine: str
+    power_w: float | None = None  # of what one worker runs on; None: not known
+    cost_per_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Everything that was measured of one kind of worker."""
+
+    linear: LatencyModel
+    subject: Subject | None = None  # None: a profile of coefficients only
+    steps: PiecewiseSteps | None = None
+    points: tuple[StepPoint, ...] = ()
+    transfers: tuple[tuple[int, float], ...] = ()  # bytes, seconds
+    transport: str | None = None
+    delays: Delays | None = None
+    seen: Mapping[str, Mapping[str, FitError]] = field(default_factory=dict)  # fit -> kind of step -> error
+    held_out: Mapping[str, Mapping[str, FitError]] = field(default_factory=dict)  # the same by cross-validation
+    complete: bool = True  # False: the budget ended, or somebody, before every shape had its turn
+
+    @property
+    def best_fit(self) -> str:
+        """The one that cross-validation found nearer; piecewise where there were too few points to tell."""
+        if self.steps is None:
+            return "linear"
+        medians = {name: errors["all"].median for name, errors in self.held_out.items()}
+        return min(medians, key=lambda name: medians[name]) if medians else "piecewise"
+
+    @property
+    def step_times(self) -> StepTimes:
+        """For simulators."""
+        if self.steps is None or self.best_fit == "linear":
+            return LinearSteps(self.linear)
+        return self.steps
+
+
+def make_profile(
+    subject: Subject,
+    points: Sequence[StepPoint],
+    transfers: Sequence[tuple[int, float]] = (),
+    transport: str | None = None,
+    delays: Delays | None = None,
+    complete: bool = True,
+) -> Profile:
+    """Fit, and say how well it fits. Errors: ValueError without any points."""
+    if not points:
+        raise ValueError("no step was measured")
+    seen, held_out = {}, {}
+    for name, fit in FITS.items():
+        seen[name] = by_regime(points, relative_errors(fit(points), points))
+        if (errors := cross_validate(fit, points)) is not None:
+            held_out[name] = errors
+    linear = LatencyModel(fit_linear(points), fit_transfer(transfers))
+    return Profile(
+        linear, subject, fit_piecewise(points), tuple(points), tuple(transfers), transport, delays, seen, held_out,
+        complete,
+    )  # fmt: skip
+
+
+def profile_to_json(profile: Profile) -> dict[str, Any]:
+    """The whole file; `scheduling.latency` reads it too."""
+    base = model_to_json(profile.linear)
+    if profile.subject is None:
+        return base
+    measured = {
+        "format": FORMAT,
+        "complete": profile.complete,
+        "best_fit": profile.best_fit,
+        "subject": asdict(profile.subject),
+        "delays": None if profile.delays is None else asdict(profile.delays),
+        "steps": None if profile.steps is None else {name: asdict(getattr(profile.steps, name)) for name in CURVES},
+        "error": _errors_to_json(profile.seen),
+        "cross_validation": _errors_to_json(profile.held_out),
+        "points": [asdict(point) for point in profile.points],
+        "transport": profile.transport,
+        "transfers": [{"bytes": size, "seconds": seconds} for size, seconds in profile.transfers],
+    }
+    return {**base, "measured": measured}
+
+
+def load_measured_profile(path: str | os.PathLike[str]) -> Profile:
+    """Read a profile, old or new. Errors: OSError; ValueError that names the file, the key and what is wrong."""
+    where = os.fspath(path)
+    try:
+        given = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON: {error}") from None
+    return profile_from_json(given, where)
+
+
+def profile_from_json(given: object, where: str = "profile") -> Profile:
+    """The same from what the file holds."""
+    linear = model_from_json(given, where)
+    assert isinstance(given, Mapping)
+    measured = given.get("measured")
+    if measured is None:
+        return Profile(linear)
+    where = f"{where}: measured"
+    if measured.get("format") != FORMAT:
+        raise ValueError(f"{where}: format is {measured.get('format')!r}; this version reads {FORMAT}")
+    steps, delays = measured.get("steps"), measured.get("delays")
+    transfers = [_made(_Transfer, one, f"{where}: transfers {i}") for i, one in _rows(measured, "transfers", where)]
+    return Profile(
+        linear,
+        _made(Subject, measured.get("subject"), f"{where}: subject"),
+        None if steps is None else _steps(steps, f"{where}: steps"),
+        tuple(_made(StepPoint, one, f"{where}: points {i}") for i, one in _rows(measured, "points", where)),
+        tuple((one.bytes, one.seconds) for one in transfers),
+        measured.get("transport"),
+        None if delays is None else _made(Delays, delays, f"{where}: delays"),
+        _errors(measured.get("error"), f"{where}: error"),
+        _errors(measured.get("cross_validation"), f"{where}: cross_validation"),
+        bool(measured.get("complete", True)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Transfer:
+    bytes: int
+    seconds: float
+
+
+def _errors_to_json(errors: Mapping[str, Mapping[str, FitError]]) -> dict[str, Any]:
+    return {fit: {kind: asdict(error) for kind, error in kinds.items()} for fit, kinds in errors.items()}
+
+
+def _errors(given: object, where: str) -> dict[str, dict[str, FitError]]:
+    return {
+        str(fit): {str(kind): _made(FitError, error, f"{where}: {fit}: {kind}") for kind, error in _of(kinds, where)}
+        for fit, kinds in _of(given, where)
+    }
+
+
+def _of(given: object, where: str) -> list[tuple[object, object]]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where}: expected an object, found {type(given).__name__}")
+    return list(given.items())
+
+
+def _rows(given: Mapping[str, Any], key: str, where: str) -> list[tuple[int, object]]:
+    rows = given.get(key)
+    if not isinstance(rows, list):
+        raise ValueError(f"{where}: {key} must be a list, found {type(rows).__name__}")
+    return list(enumerate(rows))
+
+
+def _steps(given: object, where: str) -> PiecewiseSteps:
+    found = dict(_of(given, where))
+    if set(found) != set(CURVES):
+        raise ValueError(f"{where}: has {', '.join(map(str, found))}; it must have {', '.join(CURVES)}")
+    prefill, decode, mixed = (_made(Regime, found[name], f"{where}: {name}") for name in CURVES)
+    return PiecewiseSteps(prefill, decode, mixed)
+
+
+def _made(kind: type[T], given: object, where: str) -> T:
+    """A dataclass of numbers, words and lists of numbers from its JSON object."""
+    values = {str(name): value for name, value in _of(given, where)}
+    known = {one.name: str(one.type) for one in fields(kind)}  # type: ignore[arg-type]  # every kind here is one
+    if wrong := sorted(set(values) ^ set(known)):
+        what = "is missing" if wrong[0] in known else f"is not known; there are {', '.join(known)}"
+        raise ValueError(f"{where}: {wrong[0]} {what}")
+    for name, value in values.items():
+        values[name] = _checked(known[name], value, f"{where}: {name}")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _checked(kind: str, value: object, where: str) -> object:
+    if value is None and "None" in kind:
+        return None
+    if kind.startswith("tuple"):
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is {value!r}; it must be a list of numbers")
+        return tuple(_checked("float", one, where) for one in value)
+    if kind == "str":
+        if not isinstance(value, str):
+            raise ValueError(f"{where} is {value!r}; it must be text")
+        return value
+    number = isinstance(value, int if kind == "int" else int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:  # type: ignore[arg-type, operator]  # it is a number
+        raise ValueError(f"{where} is {value!r}; it must be a {'whole ' if kind == 'int' else ''}number of at least 0")
+    return value if kind == "int" else float(value)  # type: ignore[arg-type]

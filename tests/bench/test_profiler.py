@@ -1,0 +1,111 @@
+"""What `pdserve profile` measures: a grid within an engine's limits, delays out of what was seen; and it runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.profiler.delays import STEP_S, Seen, delays_of, wake_up_s
+from bench.profiler.shapes import Limits, Shape, shapes
+from bench.profiler.steps import Visits, steps_of
+from deploy.cli import main
+from deploy.models.demo_model import demo_model_directory
+from placement.latency.fitted_profile import load_measured_profile
+from placement.simulator.cluster import LinkSpec
+from scheduling.latency import load_profile
+
+LIMITS = Limits(chunk_tokens=512, max_num_seqs=64, max_model_len=2048, num_blocks=1000, block_size=16)
+
+
+@pytest.mark.parametrize("limits", [LIMITS, Limits(16, 4, 64, 6, 16), Limits(8192, 256, 32768, 20000, 16)])
+def test_every_shape_of_the_grid_could_come_from_the_scheduler(limits: Limits) -> None:
+    found = shapes(limits)
+    assert {bool(one.chunks) + 2 * bool(one.decodes) for one in found} == {1, 2, 3}  # prefill, decode, mixed
+    for shape in found:
+        assert shape.prefill_tokens + shape.decodes <= limits.chunk_tokens
+        assert len(shape.chunks) + shape.decodes <= limits.max_num_seqs
+        steps = steps_of(shape, limits.block_size)
+        blocks = [block for step in steps for block in step.block_ids]
+        assert len(blocks) == len(set(blocks)) == shape.blocks(limits.block_size)
+        assert max(blocks) < limits.num_blocks
+        assert all(step.end <= limits.max_model_len for step in steps)
+        assert sum(step.end for step in steps) == shape.context_tokens
+
+
+def test_pairs_of_a_chunk_are_counted_one_by_one() -> None:
+    shape = Shape(((5, 3), (0, 2)))
+    assert shape.prefill_pairs == (6 + 7 + 8) + (1 + 2)
+
+
+def test_a_cut_off_grid_is_not_complete_and_gives_the_points_it_has() -> None:
+    visits = Visits([Shape(((0, 8),)), Shape((), 2, 16)])
+    visits.seconds[0] += [3.0, 1.0, 2.0]
+    assert not visits.complete
+    [point] = visits.points()
+    assert (point.prefill_tokens, point.seconds, point.spread, point.repeats) == (8, 2.0, 0.5, 3)
+
+
+@pytest.mark.parametrize("link", [LinkSpec(1e12), LinkSpec(1e9, 2e-4)])
+def test_delays_are_those_that_the_simulator_needs_to_see_the_same(link: LinkSpec) -> None:
+    colocated = Seen(ttft_s=STEP_S + 4e-3, second_s=0.0, gap_s=STEP_S + 3e-4)
+    split = replace(colocated, second_s=5e-3)
+    delays = delays_of(colocated, split, 1e-4, link)
+    assert delays.step_s == pytest.approx(3e-4)
+    assert delays.front_s + 2 * delays.message_s + delays.wake_s == pytest.approx(4e-3)
+    later = delays_of(colocated, replace(split, second_s=5.5e-3), 1e-4, link)
+    assert 0.0 < delays.message_s < later.message_s
+
+
+def test_delays_are_never_negative() -> None:
+    fast = Seen(ttft_s=STEP_S, second_s=STEP_S, gap_s=0.9 * STEP_S)
+    delays = delays_of(fast, fast, 1e-4, LinkSpec(1e12))
+    assert min(delays.front_s, delays.message_s, delays.step_s) == 0.0
+
+
+def test_waking_a_thread_takes_time() -> None:
+    assert 0.0 < wake_up_s(20) < 1.0
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("profile") / "profile.json"
+    flags = ["--shapes", "24", "--budget-s", "6", "--threads", "1", "--kv-bytes", "64M", "--clock", "cpu"]
+    given = ["profile", str(demo_model_directory()), "-o", str(path), *flags, "--no-delays", "--dtype", "float32"]
+    assert main(given) == 0
+    return path
+
+
+def test_a_small_profile_of_the_demo_model_has_what_planning_needs(profiled: Path) -> None:
+    profile = load_measured_profile(profiled)
+    assert profile.subject is not None
+    assert profile.subject.kv_bytes_per_token == 4 * 4 * 32 * 2 * 4  # layers, KV heads, head size, K and V, bytes
+    assert (profile.subject.dtype, profile.subject.threads, profile.subject.device) == ("float32", 1, "cpu")
+    assert {point.regime for point in profile.points} == {"prefill", "decode", "mixed"}
+    assert profile.transport == "shm" and profile.linear.transfer is not None
+    assert load_profile(profiled).coefficients.known
+    times = profile.step_times
+    assert 0.0 < times.batch_s(0, 0.0, 1, 100) < times.batch_s(512, 512 * 513 / 2, 0, 512)
+    assert json.loads(profiled.read_text())["measured"]["delays"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "told"),
+    [
+        (["--clock", "cpu", "--threads", "2"], 2, "--clock is cpu; that needs --threads 1"),
+        (["--budget-s", "0"], 2, "must be a number above 0"),
+        (["-o", "/nowhere/p.json"], 6, "--output is /nowhere/p.json"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    flags: list[str], code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        found = main(["profile", str(demo_model_directory()), "-o", str(tmp_path / "p.json"), *flags])
+    except SystemExit as end:
+        found = int(str(end.code))
+    assert found == code
+    error = capsys.readouterr().err.strip()
+    assert told in error and len(error.splitlines()) == 1
