@@ -1,4 +1,4 @@
-"""Configuration from YAML: a flat mapping of settings, read by a loader that makes plain data only."""
+"""Configuration from YAML: a flat mapping of settings, read by a loader that makes plain data only; or from a plan."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from deploy.plan_settings import plan_settings
 from pdserve.config import SloClass, TenantKey
 from pdserve.settings import ConfigError
 
@@ -77,6 +78,8 @@ def _load(path: Path) -> Any:
         raise ConfigError([f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
     if text.startswith("\ufeff"):
         raise ConfigError([f"{path}: begins with a byte order mark; save it as plain UTF-8"])
+    if (settings := plan_settings(path, text)) is not None:
+        return settings
     try:
         return _PlainLoader(text).get_single_data()
     except yaml.MarkedYAMLError as error:

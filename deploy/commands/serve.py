@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plan",
         type=Path,
         metavar="F.json",
-        help="a placement: a JSON object of settings (prefill, decode, max-num-batched-tokens, ...); over --config",
+        help="what `pdserve plan -o` wrote, or a JSON object of settings (prefill, decode, ...); over --config",
     )
     add_settings(parser)
 

@@ -48,8 +48,9 @@ def space_of(args: argparse.Namespace) -> Space:
     """Errors: ConfigError."""
     measured = args.profile is not None
     gpu = args.gpu or ("this-machine" if measured else "h100")
-    prefill = _types("--prefill-gpu", args.prefill_gpu or gpu, args.gpus_per_node)
-    decode = _types("--decode-gpu", args.decode_gpu or gpu, args.gpus_per_node)
+    both = _types("--gpu", gpu, args.gpus_per_node)
+    prefill = both if args.prefill_gpu is None else _types("--prefill-gpu", args.prefill_gpu, args.gpus_per_node)
+    decode = both if args.decode_gpu is None else _types("--decode-gpu", args.decode_gpu, args.gpus_per_node)
     max_cost, max_power = args.max_cost or float("inf"), args.max_power or float("inf")
     local = _numbers("--local-prefill-max-tokens", args.local_prefill_max_tokens, ())
     return Space(

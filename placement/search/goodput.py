@@ -16,7 +16,7 @@ from enum import Enum
 import numpy as np
 
 from placement.search.bounds import Slo
-from placement.search.steady import NUM_BATCHES, first_steady, grows, longest_stay_s
+from placement.search.steady import NUM_BATCHES, first_steady, growth_of, longest_stay_s
 from placement.simulator.give_up import GiveUp
 from placement.simulator.results import SimulationResult
 
@@ -82,8 +82,8 @@ class Goodput:
 def look(run: Run, rate: float, slo: Slo, effort: Effort) -> tuple[Attainment, SimulationResult]:
     """Attainment at one rate; more requests until the target is outside of the confidence interval, or enough is.
 
-    A run whose requests stay long is made longer, and so is one that seems to grow: only at the most requests is
-    growth believed.
+    A run whose requests stay long is made longer, and so is one whose backlog may grow by more than the tolerance:
+    only at the most requests is growth believed.
     """
     num = int(max(effort.min_requests, min(effort.max_requests, effort.min_seconds * rate)))
     while True:
@@ -92,16 +92,15 @@ def look(run: Run, rate: float, slo: Slo, effort: Effort) -> tuple[Attainment, S
         result = run(rate, num, GiveUp(slo.ttft_s, slo.tpot_s, first, int((1.0 - share) * (num - first))))
         if not result.complete:
             return Attainment(rate, share, 0.0, num, Verdict.BAD), result
-        found, stay_s = _judge(result, rate, slo, effort.tolerance)
-        needed = int(_STAYS * stay_s * rate)
-        undecided = found.verdict is Verdict.UNSTABLE or abs(found.share - slo.attainment) < found.half_width
+        found, undecided = _judge(result, rate, slo, effort.tolerance)
+        needed = int(_STAYS * longest_stay_s(result.requests) * rate)
         if num >= effort.max_requests or (num >= needed and not undecided):
             return found, result
         num = min(max(2 * num, needed), effort.max_requests)
 
 
-def _judge(result: SimulationResult, rate: float, slo: Slo, tolerance: float) -> tuple[Attainment, float]:
-    """The judgement, and how long requests stay."""
+def _judge(result: SimulationResult, rate: float, slo: Slo, tolerance: float) -> tuple[Attainment, bool]:
+    """The judgement, and whether more requests may change it."""
     columns = result.requests
     met = columns.met(slo.ttft_s, slo.tpot_s)
     first = first_steady(columns, WARM_UP)
@@ -109,10 +108,13 @@ def _judge(result: SimulationResult, rate: float, slo: Slo, tolerance: float) ->
     means = np.array([batch.mean() for batch in np.array_split(kept, NUM_BATCHES)])
     half_width = _T * float(means.std(ddof=1)) / math.sqrt(NUM_BATCHES)
     share = float(kept.mean())
+    undecided = abs(share - slo.attainment) < half_width
     verdict = Verdict.GOOD if share >= slo.attainment else Verdict.BAD
-    if verdict is Verdict.GOOD and grows(columns, first, tolerance / 2):
-        verdict = Verdict.UNSTABLE
-    return Attainment(rate, share, half_width, len(met), verdict), longest_stay_s(columns)
+    if verdict is Verdict.GOOD:
+        growth = growth_of(columns, first)
+        verdict = Verdict.UNSTABLE if growth.surely_above(tolerance / 2) else verdict
+        undecided = undecided or growth.maybe_above(tolerance)
+    return Attainment(rate, share, half_width, len(met), verdict), undecided or verdict is Verdict.UNSTABLE
 
 
 def find_goodput(

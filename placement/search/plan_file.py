@@ -14,6 +14,7 @@ from placement.search.whatif import Consequence
 from placement.simulator.results import RequestColumns
 
 FORMAT = 1
+_MOST_LISTED = 500  # so that the file stays small; the best are listed
 
 
 def plan_to_json(
@@ -24,6 +25,7 @@ def plan_to_json(
     return {
         "pdserve_plan": FORMAT,
         "serve": {} if best is None else serve_settings(best.candidate),
+        "placement": None if best is None else _answer(best),
         "predicted": None if best is None else predicted(best, question),
         "slo": {
             "ttft_s": question.slo.ttft_s, "tpot_s": question.slo.tpot_s, "attainment": question.slo.attainment,
@@ -31,15 +33,18 @@ def plan_to_json(
         "asked": {"rate": question.rate, "price": question.price.value, **about},
         "complete": outcome.complete,
         "what_if": [{"change": one.change.name, "rate": one.rate, "binding": one.binding} for one in what_if],
-        "candidates": [_answer(answer) for answer in outcome.answers],
-        "do_not_fit": sorted(set(outcome.unfit)),
+        "candidates": [_answer(answer) for answer in outcome.answers[:_MOST_LISTED]],
+        "num_candidates": len(outcome.answers),
+        "do_not_fit": sorted(set(outcome.unfit))[:_MOST_LISTED],
     }  # fmt: skip
 
 
 def serve_settings(candidate: Candidate) -> dict[str, Any]:
     """Settings of `pdserve serve`, whose workers are whole models on one device: TP and PP cannot be said there."""
     prefill = candidate.prefill
+    local = {"local_prefill_max_tokens": candidate.local_prefill_tokens} if candidate.local_prefill_tokens else {}
     return {
+        **local,
         "prefill": 0 if prefill is None else prefill.workers,
         "decode": candidate.decode.workers,
         "max_num_batched_tokens": candidate.chunk_tokens,

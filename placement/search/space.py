@@ -110,7 +110,7 @@ def _low(space: Space, model: ModelShape) -> Iterator[Candidate]:
             most = (per_node // prefill.gpus, per_node // decode.gpus)
             for p, d in itertools.product(range(1, most[0] + 1), range(1, most[1] + 1)):
                 if p * prefill.gpus + d * decode.gpus > per_node:
-                    break
+                    continue
                 for chunk, local in itertools.product(space.chunks, space.local_prefill):
                     instance = Candidate(replace(prefill, workers=p), replace(decode, workers=d), chunk, local)
                     yield from _sized(space, instance, lambda candidate, n: replace(candidate, replicas=n))

@@ -11,7 +11,7 @@ from placement.search.bounds import Screen, Slo
 from placement.search.build import DoesNotFit, Serving, cluster_of
 from placement.search.candidate import Candidate
 from placement.search.goodput import find_goodput
-from placement.search.job import Simulated
+from placement.search.job import Simulated, traffic
 from placement.search.search import Question
 from placement.simulator.give_up import GiveUp
 from placement.simulator.results import SimulationResult
@@ -84,7 +84,7 @@ def consequence(
     simulated = Simulated(cluster)
 
     def run(rate: float, num_requests: int, give_up: GiveUp) -> SimulationResult:
-        workload = source.build(rate=rate / candidate.replicas, num_requests=num_requests, seed=question.seed)
+        workload = traffic(source, rate / candidate.replicas, num_requests, question.seed)
         return simulated.run(changed(workload, change, most), give_up)
 
     goodput = find_goodput(run, slo, bounds.rate, question.effort)
