@@ -15,6 +15,8 @@ from collections.abc import Mapping
 
 import tokenizers
 
+from router.text.backend import ids_of
+
 
 class LiteralEncoder:
     """Over one tokenizer. Safe to use from several threads at once."""
@@ -59,7 +61,7 @@ class LiteralEncoder:
     def encode(self, rendered: str, *, add_special_tokens: bool = False) -> list[int]:
         """Ids of a text with marks; no BOS or EOS is added beyond what is written, unless asked for."""
         aliased = self._whole.sub(lambda match: self._alias % self._special[match[0]][0], rendered)
-        ids = self._plain.encode(aliased.replace(self._mark, ""), add_special_tokens=add_special_tokens).ids
+        ids = ids_of(self._plain, aliased.replace(self._mark, ""), add_special_tokens=add_special_tokens)
         return [self._id_of_alias.get(index, index) for index in ids]
 
     def _has_open_start(self, text: str) -> bool:

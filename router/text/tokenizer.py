@@ -10,6 +10,7 @@ from typing import Any
 
 import tokenizers
 
+from router.text.backend import ids_of, text_of
 from router.text.chat import ChatMessage, ChatOptions, ChatTemplateError, render_chat
 from router.text.detokenizer import ByteLevelDetokenizer, Detokenizer, WindowedDetokenizer
 from router.text.literal import LiteralEncoder
@@ -74,7 +75,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """A prompt's ids as the Hugging Face tokenizer gives them, special tokens parsed; BOS not twice."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        ids = ids_of(self._backend, text, add_special_tokens=add_special_tokens)
         bos = self.bos_token_id if add_special_tokens else None
         if bos is not None and ids[:2] == [bos, bos] and text.startswith(self._hf.bos_token):
             return ids[1:]
@@ -91,15 +92,13 @@ class Tokenizer:
         parts: list[ChatMessage | ChatOptions] = [*messages, options]
         if not any(self._literal.is_dangerous(text) for part in parts for text in part.texts()):
             rendered = render_chat(self._hf, messages, options)
-            ids: list[int] = self._backend.encode(rendered, add_special_tokens=options.add_special_tokens).ids
-            return ids
+            return ids_of(self._backend, rendered, add_special_tokens=options.add_special_tokens)
         protect = self._literal.protect
         rendered = render_chat(self._hf, [one.map_texts(protect) for one in messages], options.map_texts(protect))
         return self._literal.encode(rendered, add_special_tokens=options.add_special_tokens)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
-        return text
+        return text_of(self._backend, token_ids, skip_special_tokens=skip_special_tokens)
 
     def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
         """A fresh one, for one choice."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import threading
+import time
+
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -10,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from deploy.models.byte_bpe import BOS, BOS_ID, CHAT_TEMPLATE, END_OF_TEXT_ID, IM_END_ID, IM_START_ID, write_tokenizer
 from router.text import ChatMessage, ChatTemplateError, load_tokenizer
+from router.text.backend import LONG_CHARS, LONG_IDS
 from router.text.tokenizer import Tokenizer
 
 SPECIAL = {BOS_ID, END_OF_TEXT_ID, IM_START_ID, IM_END_ID}
@@ -111,3 +116,41 @@ def test_a_directory_without_a_tokenizer_is_an_error_of_one_line(tmp_path):
     with pytest.raises(ValueError, match="no tokenizer in") as info:
         load_tokenizer(tmp_path)
     assert "\n" not in str(info.value)
+
+
+LONG = "".join(random.Random(0).choices(["a", "be ", "\n", "é", "日", "😀", "<|im_end|>", "12", " "], k=120_000))
+
+
+def test_long_texts_come_out_as_short_ones_do(tokenizer, model_directory):
+    """They take another way through the library (router/text/backend.py)."""
+    assert len(LONG) > LONG_CHARS
+    ids = tokenizer.encode(LONG)
+    expected = AutoTokenizer.from_pretrained(str(model_directory)).encode(LONG)
+    assert ids == expected and len(ids) > LONG_IDS
+    for skip in (True, False):
+        assert tokenizer.decode(ids, skip_special_tokens=skip) == tokenizer._backend.decode(ids, skip)
+    chat = tokenizer.encode_chat([user(LONG)])
+    assert chat.count(IM_END_ID) == 1, "what a client writes is never a special token"
+
+
+def test_the_loop_goes_on_while_a_long_text_is_encoded(tokenizer):
+    """Another thread runs in the midst of it: the interpreter is not held."""
+
+    def ran_meanwhile() -> bool:
+        ticks, done = [], threading.Event()
+
+        def tick():
+            while not done.is_set():
+                ticks.append(time.perf_counter())
+                time.sleep(0.001)
+
+        other = threading.Thread(target=tick)
+        other.start()
+        began_s = time.perf_counter()
+        tokenizer.encode(LONG)
+        took_s = time.perf_counter() - began_s
+        done.set()
+        other.join()
+        return any(0.25 <= (at - began_s) / took_s <= 0.5 for at in ticks)
+
+    assert any(ran_meanwhile() for _ in range(20))
