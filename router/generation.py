@@ -103,7 +103,9 @@ class FrontDesk:
         """
         received_s = self._clock.now()
         limits = self.config.limits
-        with self._admitted(draft, received_s):
+        with self._counting_refusals(draft, received_s):
+            self._check_room()
+        with self._place():
             deadline_s = deadline_after(received_s, draft.time_left_s, limits)
             outbox = Outbox(self._doorbell)
             try:
@@ -121,15 +123,29 @@ class FrontDesk:
                     raise Cancelled(f"the client read nothing for {limits.max_unread_s:g} s") from None
                 raise DeadlineExceeded(f"the deadline of {deadline_s - received_s:.3g} s passed") from None
 
-    @contextmanager
-    def _admitted(self, draft: RequestDraft, received_s: float) -> Iterator[None]:
-        """A place among the running requests, taken before anything costly is done."""
+    @asynccontextmanager
+    async def aside(self) -> AsyncIterator[None]:
+        """A place among the running requests, and a deadline, for what the core never sees. Raises ServingError."""
+        self._check_room()
+        limit_s = self.config.limits.default_deadline_s
+        with self._place():
+            try:
+                async with asyncio.timeout(limit_s):
+                    yield
+            except TimeoutError:
+                raise DeadlineExceeded(f"the deadline of {limit_s:.3g} s passed") from None
+
+    def _check_room(self) -> None:
+        """Before anything costly is done."""
         limit = self.config.limits.max_concurrent_requests
-        with self._counting_refusals(draft, received_s):
-            if self._draining:
-                raise Stopping("the server is draining", retry_after_s=RETRY_AFTER_FULL_S)
-            if self._num_running >= limit:
-                raise QueueFull(f"{limit:,} requests are running, which is the limit", retry_after_s=RETRY_AFTER_FULL_S)
+        if self._draining:
+            raise Stopping("the server is draining", retry_after_s=RETRY_AFTER_FULL_S)
+        if self._num_running >= limit:
+            raise QueueFull(f"{limit:,} requests are running, which is the limit", retry_after_s=RETRY_AFTER_FULL_S)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One more that runs; there was room."""
         self._num_running += 1
         self._idle.clear()
         try:

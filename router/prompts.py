@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 from pdserve.errors import RequestError
 from router.interface import ModelCard
@@ -20,6 +23,9 @@ from router.validation import (
 )
 
 TOKENIZER_THREADS = 2
+MAX_INLINE_IDS = 4096  # a millisecond or so
+
+T = TypeVar("T")
 
 
 class PromptEncoder:
@@ -55,6 +61,19 @@ class PromptEncoder:
         if num_chars <= self._limits.max_inline_chars:
             return self._encode(prompt, field)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, prompt, field)
+
+    async def decoded(self, ids: Sequence[int]) -> str:
+        """Their text, special tokens shown."""
+        return await self._for(ids, partial(self._tokenizer.decode, ids, skip_special_tokens=False))
+
+    async def spelled(self, ids: Sequence[int]) -> list[str | None]:
+        """Each as the vocabulary has it."""
+        return await self._for(ids, lambda: [self._tokenizer.token(token_id) for token_id in ids])
+
+    async def _for(self, ids: Sequence[int], work: Callable[[], T]) -> T:
+        if len(ids) <= MAX_INLINE_IDS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _encode(self, prompt: PromptText | PromptChat, field: str) -> list[int]:
         if isinstance(prompt, PromptText):

@@ -11,19 +11,24 @@ from router.validation.prompt import check_token_ids
 
 
 async def tokenized(desk: FrontDesk, model: str, prompt: PromptText | PromptChat, field: str) -> list[int]:
-    """Ids of a prompt, none of an empty one. Raises RequestError naming what is at fault."""
+    """Ids of a prompt, none of an empty one.
+
+    Raises RequestError naming what is at fault; what refuses any request when there is no room for it.
+    """
     check_model(model, desk.card, desk.config.limits)
     if isinstance(prompt, PromptText) and not prompt.text:
         return []
-    return await desk.prompts.text(prompt, field)
+    async with desk.aside():
+        return await desk.prompts.text(prompt, field)
 
 
-def detokenized(desk: FrontDesk, model: str, ids: Sequence[int], field: str) -> str:
-    """Their text, special tokens shown. Raises RequestError naming what is at fault."""
+async def detokenized(desk: FrontDesk, model: str, ids: Sequence[int], field: str) -> str:
+    """Their text, special tokens shown. Raises as `tokenized`."""
     check_model(model, desk.card, desk.config.limits)
     limit = desk.config.limits.max_prompt_tokens
     if len(ids) > limit:
         raise PromptTooLong(f"{field} has {len(ids):,} tokens, limit {limit:,}", field=field)
     if ids:
         check_token_ids(ids, field, desk.card)
-    return desk.tokenizer.decode(ids, skip_special_tokens=False)
+    async with desk.aside():
+        return await desk.prompts.decoded(ids)

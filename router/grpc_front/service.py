@@ -112,7 +112,7 @@ class InferenceService:
     async def detokenize(self, raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
         async def detokenize() -> bytes:
             request = parse(pb.DetokenizeRequest, raw)
-            text = detokenized(self._desk, request.model, request.ids, "ids")
+            text = await detokenized(self._desk, request.model, request.ids, "ids")
             return bytes(pb.DetokenizeResponse(text=text).SerializeToString())
 
         return await _answering(context, detokenize)

@@ -34,7 +34,7 @@ class TokenizationPages:
     async def detokenize(self, request: Request) -> Response:
         fields = Fields(await read_json_object(request, self._desk.config.limits))
         try:
-            return json_response(self._detokenized(fields))
+            return json_response(await self._detokenized(fields))
         except ServingError as error:
             raise problem_from(error) from None
 
@@ -52,13 +52,13 @@ class TokenizationPages:
             prompt = parse_conversation(fields, desk.config.limits, parse_tools(fields))
         fields.refuse_unknown()
         ids = await tokenized(desk, model, prompt, field)
-        strings = [desk.tokenizer.token(token_id) for token_id in ids] if with_strings else None
+        strings = await desk.prompts.spelled(ids) if with_strings else None
         return {"count": len(ids), "max_model_len": desk.card.max_model_len, "tokens": ids, "token_strs": strings}
 
-    def _detokenized(self, fields: Fields) -> dict[str, Any]:
+    async def _detokenized(self, fields: Fields) -> dict[str, Any]:
         model = fields.string("model") or ""
         if fields.raw("tokens") is None:
             raise RequestError("tokens is missing", field="tokens")
         ids = fields.integers("tokens")
         fields.refuse_unknown()
-        return {"prompt": detokenized(self._desk, model, ids, "tokens")}
+        return {"prompt": await detokenized(self._desk, model, ids, "tokens")}
