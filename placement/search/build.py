@@ -34,6 +34,7 @@ class Serving:
     block_size: int = 16
     max_num_seqs: int = 256
     delays: Delays = _DELAYS
+    colocated_delays: Delays | None = None  # where no prompt leaves its worker; None: the same
     step_times: MakeStepTimes | None = None  # None: the roofline
     prefix_caching: bool = True
     kv_bytes: float | None = None  # of each worker; None: what its GPUs leave
@@ -102,8 +103,9 @@ def cluster_of(candidate: Candidate, serving: Serving) -> ClusterSpec:
         names = [f"{role.value}-{i}" for i in range(pool.workers)]
         lanes = [f"{name}.{lane}" for name in names for lane in range(pool.pp)] if pool.pp > 1 else names
         workers += [replace(one, worker_id=name) for name in lanes]
+    delays = serving.delays if candidate.prefill is not None else serving.colocated_delays or serving.delays
     return ClusterSpec(
-        tuple(workers), serving.block_bytes, link_of(candidate, serving), serving.delays,
+        tuple(workers), serving.block_bytes, link_of(candidate, serving), delays,
         RoutingConfig(local_prefill_max_tokens=candidate.local_prefill_tokens), max_in_flight=1 << 30,
     )  # fmt: skip
 

@@ -43,6 +43,11 @@ class Question:
     price: Price = Price.GPUS
     effort: Effort = field(default_factory=Effort)
     seed: int = 0
+    per_gpu: bool = False  # the most for each GPU, not in all: of placements that are repeated (DistServe)
+
+    def value(self, rate: float, candidate: Candidate) -> float:
+        """What is to be the most."""
+        return rate / candidate.gpus if self.per_gpu else rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,8 @@ class Search:
                 self._waiting.append((candidate, bounds))
         price = self.question.price
         if self.question.rate is None:
-            self._waiting.sort(key=lambda one: (-one[1].rate, price.of(one[0])))
+            value = self.question.value
+            self._waiting.sort(key=lambda one: (-value(one[1].rate, one[0]), price.of(one[0])))
         else:
             # First the cheapest that promises enough and more; then the cheaper ones, the likeliest first: where one
             # fails, all that have less of the same fail with it.
@@ -129,7 +135,7 @@ class Search:
             if why_not:
                 self._answers.append(Answer(candidate, bounds, None, why_not))
             else:
-                yield Job(candidate, bounds, self.best.rate if self.best and self.question.rate is None else 0.0)
+                yield Job(candidate, bounds, self._floor(candidate))
 
     def take(self, answer: Answer) -> None:
         """One job is done. Only the best keeps its run: a run is megabytes."""
@@ -164,13 +170,23 @@ class Search:
         price = self.question.price.of(answer.candidate)
         place = float(self._order.get(answer.candidate, len(self._order)))
         if self.question.rate is None:
-            return (-answer.rate, price, -answer.bounds.rate, place)
-        return (0.0 if answer.rate else 1.0, price, -answer.bounds.rate, place)
+            return (-self.question.value(answer.rate, answer.candidate), price, -answer.bounds.rate, place)
+        if answer.rate > 0.0:
+            return (0.0, price, -answer.bounds.rate, place)
+        return (1.0 if answer.goodput is not None else 2.0, -answer.bounds.rate, price, place)
+
+    def _floor(self, candidate: Candidate) -> float:
+        """The rate that it must beat."""
+        if self._best is None or self.question.rate is not None:
+            return 0.0
+        if not self.question.per_gpu:
+            return self._best.rate
+        return self._best.rate / self._best.candidate.gpus * candidate.gpus
 
     def _hopeless(self, candidate: Candidate, bounds: Bounds) -> str:
         best, price = self.best, self.question.price
         if self.question.rate is None:
-            enough = best is None or bounds.rate > best.rate
+            enough = best is None or bounds.rate > self._floor(candidate)
             return "" if enough else f"at most {bounds.rate:.3g}/s, by {bounds.binding}"
         if best is not None and price.of(candidate) >= price.of(best.candidate):
             return f"no cheaper than {best.candidate}"
