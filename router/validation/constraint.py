@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import signal
 import subprocess
@@ -56,7 +57,7 @@ class ConstraintTrials:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(MAX_TRIALS, thread_name_prefix="constraint-trial")
-        self._verdicts: OrderedDict[Constraint, str] = OrderedDict()  # problem, "" for none
+        self._verdicts: OrderedDict[bytes, str] = OrderedDict()  # digest of a constraint -> problem, "" for none
         self._num_waiting = 0
         self._lock = threading.Lock()  # of these two
         self._idle: list[subprocess.Popen[bytes]] = []
@@ -64,8 +65,9 @@ class ConstraintTrials:
 
     async def check(self, constraint: Constraint, field: str) -> None:
         """Within a second. Raises BadSampling with what is wrong; QueueFull when too many wait."""
-        problem = self._verdicts.get(constraint, "")
-        if constraint not in self._verdicts:
+        digest = hashlib.sha256(f"{constraint.kind.value} {constraint.text}".encode()).digest()
+        problem = self._verdicts.get(digest, "")
+        if digest not in self._verdicts:
             if self._num_waiting >= MAX_WAITING:
                 raise QueueFull(f"{MAX_WAITING} constraints wait to be tried, which is the limit", retry_after_s=1.0)
             self._num_waiting += 1
@@ -75,7 +77,7 @@ class ConstraintTrials:
             finally:
                 self._num_waiting -= 1
             if is_certain:
-                self._verdicts[constraint] = problem
+                self._verdicts[digest] = problem
             if len(self._verdicts) > MAX_VERDICTS:
                 self._verdicts.popitem(last=False)
         if problem:
