@@ -14,14 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
 from pdserve.clock import Clock
-from pdserve.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    QueueFull,
-    RequestError,
-    ServingError,
-    Stopping,
-)
+from pdserve.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, ServingError, Stopping
 from router.choice import Choice, ChoiceUpdate
 from router.doorbell import Doorbell
 from router.interface import ModelCard, RouterCore, RouterRequest
@@ -105,12 +98,12 @@ class FrontDesk:
         limits = self.config.limits
         with self._counting_refusals(draft, received_s):
             self._check_room()
-        with self._place():
             deadline_s = deadline_after(received_s, draft.time_left_s, limits)
-            outbox = Outbox(self._doorbell)
+            request_id = resolve_request_id(draft.request_id, limits)
+        with self._place():
+            outbox, requests = Outbox(self._doorbell), list[RouterRequest]()
             try:
                 async with asyncio.timeout(deadline_s - self._clock.now() + CORE_GRACE_S) as timer:
-                    request_id = resolve_request_id(draft.request_id, limits)
                     with self._counting_refusals(draft, received_s):
                         requests = await self._resolve(request_id, draft, received_s, deadline_s)
                     with (
@@ -121,7 +114,10 @@ class FrontDesk:
             except TimeoutError:
                 if self._clock.now() < deadline_s:
                     raise Cancelled(f"the client read nothing for {limits.max_unread_s:g} s") from None
-                raise DeadlineExceeded(f"the deadline of {deadline_s - received_s:.3g} s passed") from None
+                late = DeadlineExceeded(f"the deadline of {deadline_s - received_s:.3g} s passed")
+                if not requests:  # the core never saw it
+                    self.core.reject(refused(draft, received_s, self.config), late)
+                raise late from None
 
     @asynccontextmanager
     async def aside(self) -> AsyncIterator[None]:

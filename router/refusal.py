@@ -20,8 +20,12 @@ def refused(draft: RequestDraft, received_s: float, config: FrontConfig) -> Rout
         slo, tenant = config.slo_classes.get("default", Slo()), config.default_tenant
     left_s = config.limits.default_deadline_s if draft.time_left_s is None else draft.time_left_s
     return RouterRequest(
-        request_id=draft.request_id[:_MAX_ID_CHARS], prompt_token_ids=(), sampling=SamplingParams(max_tokens=1),
-        slo=slo,
+        request_id=_shown(draft.request_id), prompt_token_ids=(), sampling=SamplingParams(max_tokens=1), slo=slo,
         priority=draft.priority, tenant=tenant, received_s=received_s, deadline_s=received_s + left_s,
         trace_parent=draft.trace_parent,
     )  # fmt: skip
+
+
+def _shown(request_id: str) -> str:
+    """As much of it as logs and traces can take: JSON may spell half a surrogate, which is no text."""
+    return request_id[:_MAX_ID_CHARS].encode(errors="replace").decode()

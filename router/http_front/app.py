@@ -24,7 +24,7 @@ from router.http_front.body import read_json_object
 from router.http_front.called_tools import with_parser
 from router.http_front.chat_dialect import ChatDialect
 from router.http_front.completion_dialect import CompletionDialect
-from router.http_front.gate import Gate, serving_id
+from router.http_front.gate import Gate, fits_header, serving_id
 from router.http_front.parsing import Asked, parse_chat, parse_completion
 from router.http_front.problem import HttpProblem, json_response, problem_from
 from router.http_front.tokenization import TokenizationPages
@@ -89,17 +89,17 @@ def _generating(desk: FrontDesk, parse: Parse, dialect_of: DialectOf) -> Callabl
             asked = with_parser(parse(body, tenant, desk.config.limits), desk.config.tool_call_parser)
         except RequestError as error:
             raise problem_from(error) from None
-        return Answer(desk, _named(asked, request), dialect_of)
+        return Answer(desk, _named(asked, request, desk.config.limits), dialect_of)
 
     return endpoint
 
 
-def _named(asked: Asked, request: Request) -> Asked:
+def _named(asked: Asked, request: Request, limits: Limits) -> Asked:
     """Under the id that the body gives, else the header's, else the one that the answer's header shows."""
     name, parent = asked.draft.request_id, well_formed(request.headers.get(TRACE_HEADER))
     if not name:
         name = serving_id(request.state.request_id, request.state.given_id)
-    elif not request.state.given_id:
+    elif not request.state.given_id and fits_header(name, limits):  # else it is about to be refused
         request.state.request_id = name
     return replace(asked, draft=replace(asked.draft, request_id=name, trace_parent=parent))
 

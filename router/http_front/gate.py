@@ -10,7 +10,7 @@ from pdserve.errors import Unauthenticated
 from pdserve.ids import new_request_id
 from router.access import KeyRing
 from router.http_front.problem import HttpProblem, problem_from
-from router.limits import FrontConfig
+from router.limits import FrontConfig, Limits
 
 ID_HEADER = b"x-request-id"
 
@@ -33,7 +33,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         given = _header(scope, ID_HEADER).decode("latin-1")
-        is_given = 1 <= len(given) <= self._limits.max_id_chars and all(" " <= letter <= "~" for letter in given)
+        is_given = fits_header(given, self._limits)
         state = scope.setdefault("state", {})
         state["given_id"] = is_given
         state["request_id"] = given if is_given else new_request_id()
@@ -71,6 +71,11 @@ class Gate:
 
 def _header(scope: Scope, name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def fits_header(request_id: str, limits: Limits) -> bool:
+    """Whether an id that a client gave can be shown in the answer's header."""
+    return 1 <= len(request_id) <= limits.max_id_chars and all(" " <= letter <= "~" for letter in request_id)
 
 
 def serving_id(shown_id: str, is_given: bool) -> str:

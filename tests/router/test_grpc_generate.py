@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from pdserve.errors import Cancelled, NoWorker, PeerLost, QueueFull
+from pdserve.errors import Cancelled, DeadlineExceeded, NoWorker, PeerLost, QueueFull
 from pdserve.v1 import inference_pb2 as pb
 from router.grpc_front.conversion import draft_from
+from router.prompts import TOKENIZER_THREADS
 
 
 async def collect(call):
@@ -159,6 +161,23 @@ def test_the_clients_deadline_reaches_the_core_and_is_kept(core, open_doors):
     asyncio.run(run())
     (request,) = core.submitted
     assert 0.1 < request.deadline_s - request.received_s <= 0.31  # grpc rounds a timeout up
+
+
+def test_a_deadline_that_passes_before_the_core_sees_the_request_counts_as_rejected(core, open_doors):
+    """Once, with the deadline as its reason."""
+
+    async def run():
+        async with open_doors(limits={"max_inline_chars": 0, "default_deadline_s": 0.1}) as doors:
+            go_on = threading.Event()
+            for _ in range(TOKENIZER_THREADS):
+                doors.desk.prompts._threads.submit(go_on.wait, 10.0)
+            error = await failure(doors.stub.Generate(pb.GenerateRequest(text="x")))
+            go_on.set()
+            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    asyncio.run(run())
+    ((_, late),) = core.rejected
+    assert isinstance(late, DeadlineExceeded) and not core.submitted
 
 
 def test_without_a_deadline_the_servers_own_applies(core, open_doors):

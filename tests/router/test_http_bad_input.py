@@ -360,3 +360,19 @@ def test_a_chat_without_a_template_says_so(core, card, model_directory):
 
     response = asyncio.run(run())
     assert response.status_code == 400 and "no chat template" in response.json()["error"]["message"]
+
+
+def test_an_id_that_no_header_can_carry_is_refused_as_any_other(open_http, core):
+    """It is never shown; in logs and traces half a surrogate, which is JSON and no UTF-8, is a question mark."""
+
+    async def run():
+        async with open_http() as door:
+            for name in (r"a\ud800", r"a\r\nx-evil: 1", "é", "a" * 100_000):
+                body = f'{{"prompt": "x", "request_id": "{name}"}}'.encode()
+                answer = await door.http.post(COMPLETIONS, content=body, headers=JSON)
+                assert (answer.status_code, answer.json()["error"]["param"]) == (400, "request_id")
+                assert "x-evil" not in answer.headers and len(answer.headers["x-request-id"]) < 64
+
+    asyncio.run(run())
+    assert [len(request.request_id) for request, _ in core.rejected] == [2, 12, 1, 128]
+    assert core.rejected[0][0].request_id == "a?"
