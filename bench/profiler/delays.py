@@ -1,8 +1,9 @@
-"""The seconds outside steps and transfers: one request at a time through a real cluster whose steps take a known time.
+"""The seconds outside steps and transfers: one request at a time through real clusters whose steps take a known time.
 
-From one worker that does both: what TTFT has beyond its step is front + 2 messages + wake; what TPOT has is the gap
-between steps. From one prefill and one decode worker: the simulator has one unknown left, the message, and it is what
-makes its second token come when the real one did.
+Beyond its step, TTFT has front + 2 messages + wake; what TPOT has beyond its steps is the gap between them. In a split
+cluster the simulator then has one unknown left, the message, and it is what makes the second token come when the real
+one did. A split front is longer: two workers are told, and a handoff begins. Between requests everything rests, as it
+does under traffic: processes that slept for some milliseconds take longer to answer than busy ones.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ STEP_S = 4e-3
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 16
 BLOCK_SIZE, BLOCK_BYTES, NUM_BLOCKS = 16, 1024, 4096
 WARM, REQUESTS = 4, 40
+REST_S = 0.05
 _MESSAGE_STEP_S = 1e-3
 
 
@@ -44,7 +46,15 @@ class Seen:
     gap_s: float  # between later tokens
 
 
-def measure_delays(log_dir: Path, link: LinkSpec | None = None, requests: int = REQUESTS) -> Delays:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Of each kind of cluster."""
+
+    split: Delays
+    colocated: Delays
+
+
+def measure_delays(log_dir: Path, link: LinkSpec | None = None, requests: int = REQUESTS) -> Measured:
     """Starts both clusters on the mock engine. Errors: ServerFailed, BadAnswer."""
     profile = log_dir / "delays.json"
     save_profile(profile, LatencyModel(LatencyCoefficients(base_s=STEP_S)))
@@ -63,13 +73,18 @@ def measure_delays(log_dir: Path, link: LinkSpec | None = None, requests: int = 
     return delays_of(seen["colocated"], seen["split"], wake_up_s(), link or LinkSpec(1e12))
 
 
-def delays_of(colocated: Seen, split: Seen, wake_s: float, link: LinkSpec) -> Delays:
+def delays_of(colocated: Seen, split: Seen, wake_s: float, link: LinkSpec) -> Measured:
     """The delays that make the simulator see the same; none is negative."""
-    outside = Delays(step_s=max(0.0, colocated.gap_s - STEP_S), wake_s=wake_s)
+    outside = Delays(step_s=max(0.0, split.gap_s - STEP_S), wake_s=wake_s)
     at_0, at_1 = (_second_s(replace(outside, message_s=one), link) for one in (0.0, _MESSAGE_STEP_S))
     message_s = max(0.0, (split.second_s - at_0) / (at_1 - at_0) * _MESSAGE_STEP_S)
-    front_s = max(0.0, colocated.ttft_s - STEP_S - 2.0 * message_s - wake_s)
-    return replace(outside, front_s=front_s, message_s=message_s)
+    found = [
+        Delays(
+            max(0.0, seen.ttft_s - STEP_S - 2.0 * message_s - wake_s), message_s, max(0.0, seen.gap_s - STEP_S), wake_s
+        )
+        for seen in (split, colocated)
+    ]
+    return Measured(*found)
 
 
 def _second_s(delays: Delays, link: LinkSpec) -> float:
@@ -98,7 +113,7 @@ async def _one_at_a_time(target: Target, requests: int) -> Seen:
                 answer = await pool.ask(request)
             later = answer.gaps_s[1:]
             rows.append((answer.first_s - begin_s, answer.gaps_s[0], statistics.fmean(later)))
-            await asyncio.sleep(0.005)  # the engines rest
+            await asyncio.sleep(REST_S)
     finally:
         await pool.close()
     return Seen(*(statistics.median(column) for column in zip(*rows[WARM:], strict=True)))

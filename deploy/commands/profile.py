@@ -9,6 +9,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,10 @@ from deploy.resolve import ResolvedServe, resolve
 from pdserve.clock import MonotonicClock
 from pdserve.exit import ExitCode, StartError
 from placement.latency.fitted_profile import Profile, Subject, make_profile, profile_to_json
-from placement.simulator.cluster import Delays, LinkSpec
+from placement.simulator.cluster import LinkSpec
 
 if TYPE_CHECKING:
+    from bench.profiler.delays import Measured
     from worker.assembly import BuiltEngine
 
 BUDGET_S = 120.0
@@ -91,12 +93,13 @@ def _measure(args: argparse.Namespace, resolved: ResolvedServe) -> Profile:
         raise StartError("no step was measured before the end: give more --budget-s")
     transport, transfers = _transfers(args, resolved, engine.layout.block_bytes)
     subject = _subject(args, resolved, engine)
-    found = make_profile(subject, points, transfers, transport, None, visits.complete)
+    found = make_profile(subject, points, transfers, transport, complete=visits.complete)
     if args.no_delays:
         return found
     transfer = found.linear.transfer
     link = None if transfer is None else LinkSpec(transfer.bytes_per_s, transfer.latency_s)
-    return make_profile(subject, points, transfers, transport, _delays(link), visits.complete)
+    measured = _delays(link)
+    return replace(found, delays=measured.split, colocated_delays=measured.colocated)
 
 
 def _transfers(
@@ -113,7 +116,7 @@ def _transfers(
     return transport, measure_transfers(transport, block_bytes)
 
 
-def _delays(link: LinkSpec | None) -> Delays:
+def _delays(link: LinkSpec | None) -> Measured:
     from bench.profiler.delays import measure_delays
 
     print("delays: one request at a time through two mock clusters", flush=True)
@@ -172,11 +175,11 @@ def report(profile: Profile) -> list[str]:
     if (transfer := profile.linear.transfer) is not None:
         rate = f"{transfer.bytes_per_s / 1e9:.3g} GB/s"
         lines.append(f"  transfer over {profile.transport}: {1e3 * transfer.latency_s:.3g} ms + bytes at {rate}")
-    if (delays := profile.delays) is not None:
-        shown = ", ".join(
-            f"{name.removesuffix('_s')} {1e3 * getattr(delays, name):.3g} ms"
-            for name in ("front_s", "message_s", "step_s", "wake_s")
-        )
-        lines.append(f"  delays: {shown}")
+    for what, delays in (("split", profile.delays), ("colocated", profile.colocated_delays)):
+        if delays is not None:
+            shown = ", ".join(
+                f"{name.removesuffix('_s')} {1e3 * value:.3g} ms" for name, value in asdict(delays).items()
+            )
+            lines.append(f"  delays, {what}: {shown}")
     lines.append(f"  simulators will use: {profile.best_fit}; swap is not measured: the engine has none")
     return lines

@@ -93,6 +93,7 @@ class FromProfile:
     steps: MakeStepTimes
     link: LinkSpec | None = None
     delays: Delays | None = None
+    colocated_delays: Delays | None = None
 
 
 def profile_of(path: Path, model: str) -> FromProfile:
@@ -110,7 +111,7 @@ def profile_of(path: Path, model: str) -> FromProfile:
         ) from None
     transfer = measured.linear.transfer
     link = None if transfer is None else LinkSpec(transfer.bytes_per_s, transfer.latency_s)
-    return FromProfile(Measured(measured.step_times), link, measured.delays)
+    return FromProfile(Measured(measured.step_times), link, measured.delays, measured.colocated_delays)
 
 
 def serving_of(args: argparse.Namespace, source: WorkloadSource) -> Serving:
@@ -133,4 +134,8 @@ def serving_of(args: argparse.Namespace, source: WorkloadSource) -> Serving:
         kv_bytes=args.kv_bytes,
         link=None if measured is None else measured.link,
     )
-    return serving if measured is None or measured.delays is None else replace(serving, delays=measured.delays)
+    return (
+        serving
+        if measured is None or measured.delays is None
+        else replace(serving, delays=measured.delays, colocated_delays=measured.colocated_delays)
+    )

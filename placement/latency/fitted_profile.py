@@ -47,7 +47,8 @@ class Profile:
     points: tuple[StepPoint, ...] = ()
     transfers: tuple[tuple[int, float], ...] = ()  # bytes, seconds
     transport: str | None = None
-    delays: Delays | None = None
+    delays: Delays | None = None  # of a split cluster
+    colocated_delays: Delays | None = None
     seen: Mapping[str, Mapping[str, FitError]] = field(default_factory=dict)  # fit -> kind of step -> error
     held_out: Mapping[str, Mapping[str, FitError]] = field(default_factory=dict)  # the same by cross-validation
     complete: bool = True  # False: the budget ended, or somebody, before every shape had its turn
@@ -74,6 +75,7 @@ def make_profile(
     transfers: Sequence[tuple[int, float]] = (),
     transport: str | None = None,
     delays: Delays | None = None,
+    colocated_delays: Delays | None = None,
     complete: bool = True,
 ) -> Profile:
     """Fit, and say how well it fits. Errors: ValueError without any points."""
@@ -86,8 +88,8 @@ def make_profile(
             held_out[name] = errors
     linear = LatencyModel(fit_linear(points), fit_transfer(transfers))
     return Profile(
-        linear, subject, fit_piecewise(points), tuple(points), tuple(transfers), transport, delays, seen, held_out,
-        complete,
+        linear, subject, fit_piecewise(points), tuple(points), tuple(transfers), transport, delays, colocated_delays,
+        seen, held_out, complete,
     )  # fmt: skip
 
 
@@ -102,6 +104,7 @@ def profile_to_json(profile: Profile) -> dict[str, Any]:
         "best_fit": profile.best_fit,
         "subject": asdict(profile.subject),
         "delays": None if profile.delays is None else asdict(profile.delays),
+        "colocated_delays": None if profile.colocated_delays is None else asdict(profile.colocated_delays),
         "steps": None if profile.steps is None else {name: asdict(getattr(profile.steps, name)) for name in CURVES},
         "error": _errors_to_json(profile.seen),
         "cross_validation": _errors_to_json(profile.held_out),
@@ -132,7 +135,11 @@ def profile_from_json(given: object, where: str = "profile") -> Profile:
     where = f"{where}: measured"
     if measured.get("format") != FORMAT:
         raise ValueError(f"{where}: format is {measured.get('format')!r}; this version reads {FORMAT}")
-    steps, delays = measured.get("steps"), measured.get("delays")
+    steps = measured.get("steps")
+    delays = {
+        name: None if measured.get(name) is None else _made(Delays, measured[name], f"{where}: {name}")
+        for name in ("delays", "colocated_delays")
+    }
     transfers = [_made(_Transfer, one, f"{where}: transfers {i}") for i, one in _rows(measured, "transfers", where)]
     return Profile(
         linear,
@@ -141,7 +148,8 @@ def profile_from_json(given: object, where: str = "profile") -> Profile:
         tuple(_made(StepPoint, one, f"{where}: points {i}") for i, one in _rows(measured, "points", where)),
         tuple((one.bytes, one.seconds) for one in transfers),
         measured.get("transport"),
-        None if delays is None else _made(Delays, delays, f"{where}: delays"),
+        delays["delays"],
+        delays["colocated_delays"],
         _errors(measured.get("error"), f"{where}: error"),
         _errors(measured.get("cross_validation"), f"{where}: cross_validation"),
         bool(measured.get("complete", True)),

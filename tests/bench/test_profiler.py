@@ -52,16 +52,17 @@ def test_a_cut_off_grid_is_not_complete_and_gives_the_points_it_has() -> None:
 def test_delays_are_those_that_the_simulator_needs_to_see_the_same(link: LinkSpec) -> None:
     colocated = Seen(ttft_s=STEP_S + 4e-3, second_s=0.0, gap_s=STEP_S + 3e-4)
     split = replace(colocated, second_s=5e-3)
-    delays = delays_of(colocated, split, 1e-4, link)
-    assert delays.step_s == pytest.approx(3e-4)
-    assert delays.front_s + 2 * delays.message_s + delays.wake_s == pytest.approx(4e-3)
+    found = delays_of(colocated, replace(split, ttft_s=STEP_S + 5e-3), 1e-4, link)
+    for delays, outside_s in ((found.colocated, 4e-3), (found.split, 5e-3)):
+        assert delays.step_s == pytest.approx(3e-4)
+        assert delays.front_s + 2 * delays.message_s + delays.wake_s == pytest.approx(outside_s)
     later = delays_of(colocated, replace(split, second_s=5.5e-3), 1e-4, link)
-    assert 0.0 < delays.message_s < later.message_s
+    assert 0.0 < found.split.message_s < later.split.message_s
 
 
 def test_delays_are_never_negative() -> None:
     fast = Seen(ttft_s=STEP_S, second_s=STEP_S, gap_s=0.9 * STEP_S)
-    delays = delays_of(fast, fast, 1e-4, LinkSpec(1e12))
+    delays = delays_of(fast, fast, 1e-4, LinkSpec(1e12)).split
     assert min(delays.front_s, delays.message_s, delays.step_s) == 0.0
 
 

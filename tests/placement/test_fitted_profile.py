@@ -43,7 +43,9 @@ def document() -> dict[str, Any]:
 
 
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:
-    profile = make_profile(SUBJECT, points(), [(1 << 16, 1e-4), (1 << 24, 4e-3)], "shm", Delays(1e-3), complete=False)
+    profile = make_profile(
+        SUBJECT, points(), [(1 << 16, 1e-4), (1 << 24, 4e-3)], "shm", Delays(1e-3), Delays(2e-3), False
+    )
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(profile_to_json(profile)))
     assert load_measured_profile(path) == profile

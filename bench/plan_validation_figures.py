@@ -1,0 +1,95 @@
+"""What a run showed and what was predicted of it, side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.load.result import Outcome, Result
+from bench.load.statistics import Spread
+from placement.simulator.results import RequestColumns
+from placement.workload import Workload
+
+LATENCIES = ("ttft_p50_s", "ttft_p90_s", "tpot_p50_s", "tpot_p90_s")
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What a request must keep, and how many must."""
+
+    ttft_s: float
+    tpot_s: float
+    attainment: float = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of one run, measured or simulated."""
+
+    ttft_p50_s: float
+    ttft_p90_s: float
+    tpot_p50_s: float
+    tpot_p90_s: float
+    attainment: float
+
+
+def figures_of(ttft_s: Floats, tpot_s: Floats, targets: Targets) -> Figures:
+    """TTFT and TPOT of every request, nan for one that was not served: it misses, and is in no percentile."""
+    served = ~np.isnan(ttft_s)
+    ttft, tpot = Spread.of(ttft_s[served]), Spread.of(tpot_s[served])
+    met = served & (ttft_s <= targets.ttft_s) & (tpot_s <= targets.tpot_s)
+    return Figures(ttft.p50, ttft.p90, tpot.p50, tpot.p90, float(np.mean(met)))
+
+
+def sent(results: Sequence[Result]) -> tuple[Workload, list[Result]]:
+    """What the cluster was really asked, at the instants of sending: what held the generator up is not its doing."""
+    order = sorted(results, key=lambda one: one.intended_s + one.late_s)
+    columns = ((one.prompt_tokens, one.asked_tokens) for one in order)
+    prompts, outputs = (np.array(column) for column in zip(*columns, strict=True))
+    return Workload.of(prompts, outputs, np.array([one.intended_s + one.late_s for one in order])), order
+
+
+def measured(order: Sequence[Result], skip_s: float, targets: Targets) -> Figures:
+    """Of the requests sent from skip_s on; TTFT from the instant of sending."""
+    kept = [one for one in order if one.intended_s >= skip_s]
+    ttft_s = [
+        one.first_s - one.intended_s - one.late_s if one.first_s is not None and one.outcome is Outcome.OK else np.nan
+        for one in kept
+    ]
+    return figures_of(np.array(ttft_s), np.array([one.tpot_s for one in kept]), targets)
+
+
+def predicted(order: Sequence[Result], columns: RequestColumns, skip_s: float, targets: Targets) -> Figures:
+    """Of the same requests in a simulation of them, in that order."""
+    kept = np.array([one.intended_s >= skip_s for one in order])
+    return figures_of(columns.ttft_s[kept], columns.tpot_s[kept], targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Medians over rounds."""
+
+    predicted: Figures
+    measured: Figures
+
+    @classmethod
+    def of(cls, rounds: Sequence[tuple[Figures, Figures]]) -> Pair:
+        return cls(_median([one for one, _ in rounds]), _median([other for _, other in rounds]))
+
+    @property
+    def attainment_points(self) -> float:
+        """Predicted - measured, percentage points."""
+        return 100.0 * (self.predicted.attainment - self.measured.attainment)
+
+    def error(self, name: str) -> float:
+        """Predicted / measured - 1."""
+        return float(getattr(self.predicted, name) / getattr(self.measured, name) - 1.0)
+
+
+def _median(all_figures: Sequence[Figures]) -> Figures:
+    return Figures(*(statistics.median(getattr(one, field.name) for one in all_figures) for field in fields(Figures)))

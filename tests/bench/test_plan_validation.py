@@ -1,0 +1,119 @@
+"""Prediction against reality: the arithmetic, and one small run on the mock engine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.load.result import Outcome, Result
+from bench.plan_validation import goodput, main, parse, report
+from bench.plan_validation_figures import Figures, Pair, Targets, figures_of, measured, predicted, sent
+from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
+from placement.latency.fitted_profile import Profile
+from placement.simulator.cluster import Delays
+from placement.simulator.requests import requests_of
+from placement.simulator.simulate import simulate
+from scheduling.latency import LatencyCoefficients, LatencyModel
+from scheduling.routing import Role
+
+TARGETS = Targets(ttft_s=0.5, tpot_s=0.02)
+LIMITS = Limits(chunk_tokens=512, max_num_seqs=64, max_model_len=2048, kv_bytes=1 << 20)
+LINEAR = LatencyModel(LatencyCoefficients(4e-3, 2e-5, 1e-4, 0.0))
+
+
+def result(index: int, intended_s: float, late_s: float, ttft_s: float | None, tpot_s: float = 0.01) -> Result:
+    """`ttft_s` counts from the instant of sending."""
+    first_s = None if ttft_s is None else intended_s + late_s + ttft_s
+    outcome = Outcome.FAILED if ttft_s is None else Outcome.OK
+    return Result(index, intended_s, late_s, 0.0, outcome, 100, 8, 9.0, first_s, 8, tpot_s)
+
+
+def test_figures_of_known_columns() -> None:
+    ttft_s, tpot_s = np.array([0.1, 0.2, 0.3, 0.4, np.nan]), np.array([0.01, 0.01, 0.03, 0.01, 0.0])
+    found = figures_of(ttft_s, tpot_s, TARGETS)
+    assert (found.ttft_p50_s, found.ttft_p90_s, found.tpot_p50_s, found.tpot_p90_s) == (0.2, 0.4, 0.01, 0.03)
+    assert found.attainment == 3 / 5  # one is too slow, one was not served
+
+
+def test_latency_counts_from_the_sending_on_both_sides() -> None:
+    results = [result(0, 1.0, 0.5, 0.1), result(1, 1.2, 0.0, 0.3), result(2, 2.0, 0.0, None)]
+    workload, order = sent(results)
+    assert workload.arrival_s.tolist() == [1.2, 1.5, 2.0]  # the late one came second
+    assert [one.index for one in order] == [1, 0, 2]
+    seen = measured(order, 0.0, TARGETS)
+    assert seen.ttft_p50_s == pytest.approx(0.1) and seen.ttft_p90_s == pytest.approx(0.3)
+    assert seen.attainment == pytest.approx(2 / 3)
+
+
+def test_the_begin_of_a_run_counts_on_neither_side() -> None:
+    results = [result(i, float(i), 0.0, 9.0 if i < 2 else 0.1) for i in range(6)]
+    workload, order = sent(results)
+    twin = cluster_of(Placement(0, 1), Profile(LINEAR), LIMITS, mock=True)
+    columns = simulate(twin, requests_of(workload)).requests
+    assert measured(order, 1.5, TARGETS).attainment == 1.0
+    everything, later = (predicted(order, columns, skip_s, TARGETS) for skip_s in (0.0, 1.5))
+    assert later.ttft_p50_s == pytest.approx(4e-3 + 100 * 2e-5)
+    assert everything.ttft_p50_s == pytest.approx(later.ttft_p50_s)
+
+
+def figures(ttft_s: float, attainment: float) -> Figures:
+    return Figures(ttft_s, 2 * ttft_s, 0.01, 0.01, attainment)
+
+
+def test_errors_are_of_medians_and_signed() -> None:
+    rounds = [(figures(0.11, 0.9), figures(one, share)) for one, share in ((0.1, 0.8), (0.05, 1.0), (0.9, 0.85))]
+    pair = Pair.of(rounds)
+    assert pair.error("ttft_p50_s") == pytest.approx(0.1)
+    assert pair.error("tpot_p90_s") == 0.0
+    assert pair.attainment_points == pytest.approx(5.0)
+
+
+def test_goodput_is_where_attainment_falls_through_the_wanted_share() -> None:
+    one = Placement(1, 1)
+    cells = {(one, rate): [(figures(0.1, told), figures(0.1, seen))]
+             for rate, told, seen in ((2.0, 1.0, 1.0), (4.0, 0.95, 0.8), (6.0, 0.92, 0.2))}  # fmt: skip
+    assert goodput(cells, one, "predicted", 0.9) == "above 6"
+    assert goodput(cells, one, "measured", 0.9) == "3.00"
+    assert goodput({(one, 4.0): cells[one, 4.0]}, one, "measured", 0.9) == "below 4"
+    lines, rows = report(cells, TARGETS)
+    assert any("95.0/80.0 % (+15.0)" in line for line in lines)
+    assert [row["rate"] for row in rows] == [2.0, 4.0, 6.0]
+
+
+def test_the_twin_has_what_serve_is_given() -> None:
+    profile = Profile(LINEAR, delays=Delays(1e-3), colocated_delays=Delays(2e-3))
+    split, colocated = (cluster_of(one, profile, LIMITS, True) for one in (Placement(2, 1), Placement(0, 1)))
+    assert [worker.role for worker in split.workers] == [Role.PREFILL, Role.PREFILL, Role.DECODE]
+    assert (split.delays.front_s, colocated.delays.front_s) == (1e-3, 2e-3)
+    assert split.workers[0].num_blocks == (1 << 20) // (64 * 16 + 8)
+    assert split.workers[0].scheduler.max_num_batched_tokens == 512
+
+
+@pytest.mark.parametrize("text", ["2", "1+0", "a+1", "1+1+1", "-1+1"])
+def test_a_placement_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="must be PREFILL"):
+        Placement.parse(text)
+
+
+def test_the_placement_of_a_plan_file(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"serve": {"prefill": 2, "decode": 3, "max-num-batched-tokens": 256}}))
+    assert planned(path) == (Placement(2, 3), 256)
+    path.write_text(json.dumps({"serve": {}}))
+    with pytest.raises(ValueError, match="has no prefill and decode workers"):
+        planned(path)
+
+
+def test_a_profile_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["plan_validation", "--profile", str(path)])
+        patch.setattr("signal.signal", lambda *_: None)
+        assert main() == 1
+    assert "base_s is missing" in capsys.readouterr().err
+    assert parse(["--profile", str(path)]).model is None
