@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from pdserve import __version__
-from pdserve.errors import NotFound, RequestError
+from pdserve.errors import NotFound, PermissionDenied, RequestError
 from router.access import tenant_for
 from router.generation import FrontDesk
 from router.http_front.answer import Answer, DialectOf
@@ -127,11 +127,13 @@ class Pages:
         ready = self._desk.is_ready
         return json_response({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
 
-    async def metrics(self, _request: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
+        _refuse_tenants(request)
         return Response(self._desk.core.metrics_text(), media_type=METRICS_TYPE)
 
-    async def metrics_targets(self, _request: Request) -> Response:
+    async def metrics_targets(self, request: Request) -> Response:
         """The workers' own metrics as Prometheus' HTTP service discovery reads them."""
+        _refuse_tenants(request)
         targets = [
             {
                 "targets": [one.address],
@@ -155,6 +157,12 @@ class Pages:
             "parent": None,
             "max_model_len": card.max_model_len,
         }
+
+
+def _refuse_tenants(request: Request) -> None:
+    """Metrics name every tenant and worker: a key that speaks for one must not see them."""
+    if request.state.key_tenant:
+        raise problem_from(PermissionDenied("this key speaks for one tenant; metrics show all"))
 
 
 async def _unrouted(_request: Request, error: Exception) -> Response:

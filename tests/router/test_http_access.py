@@ -56,6 +56,16 @@ def test_a_key_may_speak_for_one_tenant_only(core, open_desk, key, tenant, statu
         assert response.json()["error"]["type"] == "permission_error"
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/targets"])
+def test_metrics_are_not_for_a_tenants_key(open_desk, path):
+    """They name the other tenants, and where the workers are."""
+    statuses = []
+    for key in ("anyone", "for-acme", "no"):
+        response = call(open_desk, "GET", path, {"authorization": f"Bearer {key}"}, api_keys=KEYS)
+        statuses.append(response.status_code)
+    assert statuses == [200, 403, 401] and call(open_desk, "GET", path).status_code == 200
+
+
 def test_the_file_says_whose_a_key_is_and_the_flags_add_more(tmp_path):
     file = tmp_path / "f.yaml"
     file.write_text("model: m\ntenant-keys: {acme: [k1, k2]}\n")
