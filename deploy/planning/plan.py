@@ -46,10 +46,21 @@ def run_plan(args: argparse.Namespace) -> int:
         what_if = [consequence(change, best.candidate, question, serving, source) for change in CHANGES]
     answer = answer_line(outcome, question)
     print(answer)
+    if (other := other_kind(outcome, question)) is not None:
+        print(other)
     print("\n".join(_table(outcome)))
     for one in what_if[1:]:
         print(f"  if {one.change.name}: {one.rate:.3g} requests/s, bound by {one.binding}")
-    about = {"model": serving.model.name, "workload": args.workload, "gpus": args.gpus, "seed": question.seed}
+    basis = "Step times are computed from the GPUs' data sheets with stated efficiencies; they were not measured."
+    if args.profile is not None:
+        basis = f"Step times are those of {args.profile}."
+    about = {
+        "model": serving.model.name,
+        "workload": args.workload,
+        "gpus": args.gpus,
+        "seed": question.seed,
+        "step_times": basis,
+    }
     if args.output is not None:
         plan = plan_to_json(outcome, question, what_if, about)
         write_output(args.output, json.dumps(plan, indent=1) + "\n")
@@ -58,7 +69,7 @@ def run_plan(args: argparse.Namespace) -> int:
         from placement.search.report import html_report  # matplotlib takes a while to import
 
         title = f"{serving.model.name}, {args.workload}" + (f", {args.gpus} GPUs" if args.gpus else "")
-        write_output(args.report, html_report(outcome, question, what_if, title, answer), "--report")
+        write_output(args.report, html_report(outcome, question, what_if, title, answer, basis), "--report")
         print(f"report: {args.report}")
     return ExitCode.OK if best is not None else ExitCode.FAILED
 
@@ -101,6 +112,22 @@ def answer_line(outcome: Outcome, question: Question) -> str:
         f"{candidate}: {goodput.rate:.3g} requests/s ({goodput.rate / candidate.gpus:.3g} per GPU) with {target}; "
         f"95 % confidence {goodput.low:.3g} to {goodput.high:.3g}; bound by {best.reason}"
     )
+
+
+def other_kind(outcome: Outcome, question: Question) -> str | None:
+    """Whether to disaggregate: the best of the kind that was not chosen; None where there is no such kind."""
+    best = outcome.best
+    if best is None or question.rate is not None:
+        return None
+    colocated = best.candidate.prefill is None
+    others = [one for one in outcome.answers if (one.candidate.prefill is None) is not colocated]
+    if not others:
+        return None
+    kind = "split" if colocated else "colocated"
+    found = max(others, key=lambda one: one.rate)
+    if found.rate > 0.0:
+        return f"best {kind}: {found.candidate}: {found.rate:.3g} requests/s, {found.rate / best.rate - 1:+.0%}"
+    return f"no {kind} placement serves more than {max(one.bounds.rate for one in others):.3g} requests/s"
 
 
 def _table(outcome: Outcome) -> list[str]:

@@ -69,7 +69,11 @@ def do_job(job: Job, question: Question, serving: Serving, source: WorkloadSourc
         goodput = Goodput(question.rate, 0.0, bounds.rate, (found,), result)
     else:
         goodput = find_goodput(run, question.slo, bounds.rate, effort, worth=lambda rate: rate > job.floor)
-    return _answer(candidate, bounds, goodput, cluster, question)
+    answer = _answer(candidate, bounds, goodput, cluster, question)
+    if question.rate is None and job.floor > 0.0 and goodput.rate < job.floor:
+        least = min((probe.rate for probe in goodput.probes if probe.verdict is not Verdict.GOOD), default=bounds.rate)
+        return replace(answer, reason=f"given up: less than {least:.3g}/s; {answer.reason}")
+    return answer
 
 
 def confirmed(answer: Answer, question: Question, serving: Serving, source: WorkloadSource) -> Answer:

@@ -20,7 +20,15 @@ from placement.search.whatif import Consequence
 
 _PHASES = ("queue_s", "prefill_s", "transfer_s", "decode_wait_s", "decode_s")
 _COLOURS = ("#CC79A7", "#0072B2", "#E69F00", "#999999", "#009E73")  # Okabe and Ito: told apart by everybody
-_MOST_BARS = 20
+_MOST_BARS, _MOST_ROWS = 20, 200
+
+_AXES = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#eee",
+    "axes.axisbelow": True,
+}
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
@@ -30,11 +38,17 @@ img { max-width: 100%; } .lead { font-size: 1.2rem; } .note { color: #555; }
 """
 
 
-def html_report(outcome: Outcome, question: Question, what_if: Sequence[Consequence], title: str, answer: str) -> str:
-    """The page. `answer` is the sentence that answers the question."""
+def html_report(
+    outcome: Outcome, question: Question, what_if: Sequence[Consequence], title: str, answer: str, basis: str
+) -> str:
+    """The page. `answer` is the sentence that answers the question, `basis` says where step times come from."""
+    plt.rcParams.update(_AXES)
     parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="lead">{html.escape(answer)}</p>']
     if not outcome.complete:
         parts.append('<p class="note">The search was interrupted: this is the best that was known by then.</p>')
+    if outcome.best is not None:
+        parts.append(_facts(outcome.best, question))
+    parts.append(f'<p class="note">{html.escape(basis)}</p>')
     simulated = [one for one in outcome.answers if one.goodput is not None]
     if simulated:
         parts += ["<h2>Goodput by placement</h2>", _image(_bars(outcome))]
@@ -49,10 +63,13 @@ def html_report(outcome: Outcome, question: Question, what_if: Sequence[Conseque
     rows = [
         (str(one.candidate), f"{one.candidate.gpus}", f"{one.rate:.3g}" if one.goodput else "-",
          f"{one.bounds.rate:.3g}", one.reason)
-        for one in outcome.answers
+        for one in outcome.answers[:_MOST_ROWS]
     ]  # fmt: skip
     heads = ("placement", "GPUs", "goodput, requests/s", "bound, requests/s", "what binds, or why not simulated")
-    parts += ["<h2>Every placement</h2>", _table(heads, rows)]
+    shown = (
+        "Every placement" if len(rows) == len(outcome.answers) else f"The best {len(rows)} of {len(outcome.answers)}"
+    )
+    parts += [f"<h2>{shown}</h2>", _table(heads, rows)]
     body = "\n".join(parts)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -104,25 +121,58 @@ def _attainment(simulated: Sequence[Answer], question: Question) -> Any:
 
 
 def _breakdown(best: Answer) -> Any:
+    """Up to the first token and after it: on one scale the first could not be seen."""
     assert best.goodput is not None and best.goodput.at_rate is not None
     rows = best.goodput.at_rate.requests
     order = np.argsort(rows.e2e_s)
-    figure, axes = plt.subplots(figsize=(9, 2.6))
-    for place, share in enumerate((0.5, 0.9, 0.99)):
-        near = order[int(share * (len(order) - 1)) :][: max(1, len(order) // 100)]
-        begin = 0.0
-        for phase, colour in zip(_PHASES, _COLOURS, strict=True):
-            width = float(np.nanmean(getattr(rows, phase)[near]))
-            axes.barh(
-                place, width, left=begin, color=colour, label=phase[:-2].replace("_", " ") if place == 0 else None
-            )
-            begin += width
-        axes.text(begin, place, f"  {begin:.2f} s", va="center", fontsize=8)
-    axes.set_yticks(range(3), ["median request", "90th percentile", "99th percentile"])
-    axes.invert_yaxis()
-    axes.set_xlabel("seconds")
-    axes.legend(ncols=5, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure, halves = plt.subplots(1, 2, figsize=(9, 2.6), width_ratios=(1, 2), sharey=True)
+    for axes, phases in zip(halves, (_PHASES[:2], _PHASES[2:]), strict=True):
+        longest = 0.0
+        for place, share in enumerate((0.5, 0.9, 0.99)):
+            near = order[int(share * (len(order) - 1)) :][: max(1, len(order) // 100)]
+            begin = 0.0
+            for phase in phases:
+                width = float(np.nanmean(getattr(rows, phase)[near]))
+                name = phase[:-2].replace("_", " ") if place == 0 else None
+                axes.barh(place, width, left=begin, color=_COLOURS[_PHASES.index(phase)], label=name)
+                begin += width
+            axes.text(begin, place, f"  {begin:.2f} s", va="center", fontsize=8)
+            longest = max(longest, begin)
+        axes.set_xlim(0, 1.25 * longest)
+        axes.set_xlabel("seconds to the first token" if phases[0] == _PHASES[0] else "seconds after it")
+        axes.legend(ncols=3, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    halves[0].set_yticks(range(3), ["median request", "90th percentile", "99th percentile"])
+    halves[0].invert_yaxis()
     return figure
+
+
+def _facts(best: Answer, question: Question) -> str:
+    """What is predicted of the answer, as a table."""
+    candidate, goodput = best.candidate, best.goodput
+    assert goodput is not None
+    rows = [
+        ("GPUs, dollars per hour, watts",
+         f"{candidate.gpus}, {candidate.cost_per_hour:.2f}, {candidate.power_w:,.0f}"),
+        ("goodput, requests/s (95 % confidence)", f"{goodput.rate:.3g} ({goodput.low:.3g} to {goodput.high:.3g})"),
+        ("what binds", best.reason),
+    ]  # fmt: skip
+    if goodput.at_rate is not None:
+        columns, slo = goodput.at_rate.requests, question.slo
+        for name, times, target in (("TTFT", columns.ttft_s, slo.ttft_s), ("TPOT", columns.tpot_s, slo.tpot_s)):
+            p50, p90, p99 = np.nanpercentile(times, (50, 90, 99))
+            rows.append(
+                (f"{name} at that rate", f"p50 {p50:.3g} s, p90 {p90:.3g} s, p99 {p99:.3g} s; target {target:g} s")
+            )
+    if best.used is not None:
+        used = best.used
+        pools = [] if candidate.prefill is None else [("prefill", used.prefill, used.prefill_memory)]
+        for name, busy, memory in (*pools, ("decode", used.decode, used.decode_memory)):
+            rows.append(
+                (f"{name} workers", f"in steps {busy:.0%} of the time, KV memory {memory:.0%} full at the peak")
+            )
+        if candidate.prefill is not None:
+            rows.append(("links between the pools", f"{used.link:.1%} of their bytes per second"))
+    return _table(("the answer", ""), rows)
 
 
 def _front(outcome: Outcome) -> Any:

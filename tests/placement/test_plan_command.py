@@ -46,6 +46,7 @@ def test_a_plan_answers_in_a_line_and_writes_plan_and_report(run: Run, tmp_path:
     code, said = run("plan", output=tmp_path / "P.json", report=tmp_path / "R.html")
     plan = json.loads((tmp_path / "P.json").read_text())
     assert code == 0 and "requests/s" in said.splitlines()[0] and "95 % confidence" in said
+    assert said.splitlines()[1].startswith(("best split: ", "best colocated: ", "no split", "no colocated"))
     predicted = plan["predicted"]
     low, high = predicted["confidence_rps"]
     assert 0 < low <= predicted["goodput_rps"] < high

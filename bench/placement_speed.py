@@ -1,0 +1,189 @@
+"""CPU time of planning by pdserve's own rules beside its gates: warm, and in a fresh process.
+
+    python -m bench.placement_speed [PART ...]
+
+The hour on 1,000 GPUs is slices of a minute, each with requests of its own: a whole hour's requests do not fit in
+memory, and in traffic whose rate does not change the slices are drawn from the same distribution. What the whole hour
+would take is printed too. Parts that need ../shared/data say so and are left out where it is not.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from bench.plan_quality import CASES, DATA, Case, case_of
+from placement.hardware.catalogue import gpu_type
+from placement.latency.shape import KNOWN_SHAPES
+from placement.search.bounds import Slo
+from placement.search.build import Serving, cluster_of
+from placement.search.candidate import Candidate, Pool
+from placement.search.job import confirmed, search, traffic
+from placement.search.search import Price, Question, Search
+from placement.search.space import Space, candidates
+from placement.simulator.fast.run import simulate_fast
+from placement.workload.source import WorkloadSource
+from placement.workload.spec import parse_workload_spec
+
+REPEATS = 3
+SLICES, SLICE_S, RATE = 10, 60.0, 1000.0
+BOUNDS = "plan --model llama-3.1-70b --gpus 16 --workload azure-conv --slo-ttft 0.5 --slo-tpot 0.05 --bounds"
+DESIGNS = {  # Splitwise's names: prefill and decode GPUs
+    "HH": ("h100", "h100"), "AA": ("a100", "a100"), "HA": ("h100", "a100"), "HHcap": ("h100", "h100+cap"),
+}  # fmt: skip
+FRONTIER_RATES = (10.0, 20.0, 40.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thing to do over and over."""
+
+    name: str
+    run: Callable[[], object]
+    gate_s: float | None
+    stretch_s: float | None
+    num_requests: int = 0  # simulated to their end; 0 where that varies
+    repeats: int = REPEATS
+
+
+def make(part: str, directory: Path) -> Task:
+    """One of PARTS; its code is compiled, or loaded, when it first runs."""
+    return PARTS[part](directory)
+
+
+def _case(name: str, directory: Path) -> Case:
+    return case_of(*CASES[name], directory)
+
+
+def _simulate(directory: Path) -> Task:
+    case = _case("opt-13b, TTFT 0.25 s, TPOT 0.1 s", directory)
+    gpu = gpu_type("a100")
+    cluster = cluster_of(Candidate(Pool(gpu, 1, 2), Pool(gpu, 1), 2048), case.serving)
+    workload = traffic(case.source, 4.0, 300, 0)
+    return Task("300 requests, 13B, 3 GPUs", lambda: simulate_fast(cluster, workload), 3e-3, 1e-4, 300, 20)
+
+
+def _steady(directory: Path) -> Task:
+    case = _case("opt-66b, TTFT 2.5 s, TPOT 0.15 s", directory)
+
+    def run() -> None:
+        found = case.steady()
+        best = search(found).best
+        assert best is not None
+        confirmed(best, found.question, found.serving, found.source)
+
+    return Task(f"search 4x8 GPUs, {len(case.configurations())} placements, steady", run, 10.0, 1.0)
+
+
+def _frontier(directory: Path) -> Task:
+    source = WorkloadSource(parse_workload_spec("azure-conv"))
+    serving = Serving(KNOWN_SHAPES["llama-2-70b"], 16384)
+
+    def run() -> None:
+        for prefill, decode in DESIGNS.values():
+            space = Space(64, (gpu_type(prefill),), (gpu_type(decode),), (4, 8), chunks=(2048,), colocated=False,
+                          full=False)  # fmt: skip
+            for rate in FRONTIER_RATES:
+                found = Search(Question(Slo(1.0, 0.1), rate, Price.COST), serving, source)
+                found.screen(candidates(space, serving.model))
+                assert search(found).best is not None
+
+    return Task(
+        f"frontier: {len(DESIGNS)} designs, {len(FRONTIER_RATES)} loads, <= 64 GPUs", run, 300.0, 30.0, repeats=1
+    )
+
+
+def _thousand(directory: Path) -> Task:
+    source = WorkloadSource(parse_workload_spec("azure-conv"))
+    gpu = gpu_type("h100")
+    placement = Candidate(Pool(gpu, 150, 4), Pool(gpu, 100, 4), 2048)
+    cluster = cluster_of(placement, Serving(KNOWN_SHAPES["llama-3.1-70b"], 16384))
+    num = int(RATE * SLICE_S)
+
+    def run() -> None:
+        for seed in range(SLICES):
+            simulate_fast(cluster, traffic(source, RATE, num, seed))
+
+    name = f"{placement.gpus:,} GPUs, {RATE:,.0f}/s, {SLICES} of the hour's 60 min"
+    return Task(name, run, 60.0, 10.0, SLICES * num, 1)
+
+
+PARTS: dict[str, Callable[[Path], Task]] = {
+    "simulate": _simulate,
+    "steady": _steady,
+    "frontier": _frontier,
+    "thousand": _thousand,
+}
+_NEED_DATA = ("simulate", "steady")
+
+
+def cpu_s(run: Callable[[], object]) -> float:
+    before = time.process_time()
+    run()
+    return time.process_time() - before
+
+
+def children_cpu_s(command: list[str], cache: str) -> float:
+    """CPU seconds of a process from its start to its end."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "NUMBA_CACHE_DIR": cache})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def fresh_command(part: str, directory: str) -> list[str]:
+    code = f"import bench.placement_speed as b; from pathlib import Path; b.make({part!r}, Path({directory!r})).run()"
+    return [sys.executable, "-c", code]
+
+
+def main() -> int:
+    """One line a part."""
+    chosen = sys.argv[1:] or [*PARTS, "bounds"]
+    print(f"{'CPU seconds':<46}{'warm':>9}{'gate':>8}{'stretch':>9}{'fresh':>8}{'compile':>9}  requests/s per core")
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as directory:
+        for part in chosen:
+            if part in _NEED_DATA and not DATA.is_dir():
+                print(f"{part}: left out, the reference data is not at {DATA}")
+                continue
+            _show(part, cache, directory)
+    print("warm: min of its repeats in one process; fresh: a new process from its start, code loaded from the cache;")
+    print("compile: the same with an empty cache (the first run ever, or after the code changed)")
+    return 0
+
+
+def _show(part: str, cache: str, directory: str) -> None:
+    if part == "bounds":
+        command = [sys.executable, "-c", f"from deploy.cli import main; main({BOUNDS.split()!r})"]
+        fresh = min(children_cpu_s(command, cache) for _ in range(REPEATS))
+        print(
+            f"{'closed form: pdserve plan --bounds':<46}{'-':>9}{0.5:>8g}{0.05:>9g}{fresh:>8.2f}{'-':>9}  -", flush=True
+        )
+        return
+    whole = partial(children_cpu_s, fresh_command(part, directory), cache)
+    compiling = whole()
+    fresh = whole()
+    task = make(part, Path(directory))
+    task.run()
+    warm = min(cpu_s(task.run) for _ in range(task.repeats))
+    targets = "".join(
+        f"{'-' if one is None else f'{one:g}':>{width}}" for one, width in ((task.gate_s, 8), (task.stretch_s, 9))
+    )
+    rate = f"{task.num_requests / warm:,.0f}" if task.num_requests else "-"
+    print(f"{task.name:<46}{warm:>9.4f}{targets}{fresh:>8.2f}{compiling:>9.2f}  {rate}", flush=True)
+    if part == "thousand":
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(
+            f"{'  the whole hour at that speed':<46}{warm * 60 / SLICES:>9.0f}{'':>34}  {peak:.2f} GiB peak", flush=True
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
