@@ -70,8 +70,12 @@ def calls_only(tools: Sequence[Tool], max_calls: int | None) -> Constraint:
 def _call_of(function: Mapping[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
     """Definitions move to the top of the whole schema, where references look for them."""
     parameters = dict(function.get("parameters") or {"type": "object"})
+    if parameters.setdefault("type", "object") != "object":
+        raise RequestError("the parameters of a tool that is forced must have the type object", field="tools")
     definitions = parameters.pop("$defs", {})
-    if not isinstance(definitions, dict) or any(shared.get(name, one) != one for name, one in definitions.items()):
+    if not isinstance(definitions, dict):
+        raise RequestError("$defs of a tool's parameters must be an object", field="tools")
+    if any(shared.get(name, one) != one for name, one in definitions.items()):
         raise RequestError("two tools have other $defs under one name; a forced choice needs them apart", field="tools")
     shared |= definitions
     return {

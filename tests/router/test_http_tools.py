@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from typing import Any
 
 import openai
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.models.byte_bpe import CHAT_TEMPLATE, IM_END_ID, write_tokenizer
+from pdserve.errors import RequestError
+from router.http_front.tool_choice import calls_only
 from router.text import TOOL_CALL_PARSERS, CalledTool, load_tokenizer
 
 WEATHER = {
@@ -194,3 +197,19 @@ def test_calls_are_found_however_the_text_is_cut(name, text, said, calls, cuts):
     assert all(ids) and len(set(ids)) == len(ids)
     if name == "mistral":
         assert all(len(one) == 9 and one.isalnum() for one in ids)
+
+
+def test_forced_arguments_are_an_object_whatever_the_tool_leaves_open() -> None:
+    """Any other value would not be a call; a tool that asks for one is refused."""
+
+    def forced(parameters: object) -> dict[str, Any]:
+        schema = json.loads(calls_only([{"function": {"name": "f", "parameters": parameters}}], None).text)
+        found: dict[str, Any] = schema["items"]["anyOf"][0]["properties"]["parameters"]
+        return found
+
+    assert forced({"properties": {"a": {}}}) == {"type": "object", "properties": {"a": {}}}
+    assert forced(None) == {"type": "object"}
+    for parameters, words in (({"type": "array"}, "type object"), ({"$defs": 5}, "an object")):
+        with pytest.raises(RequestError, match=words) as caught:
+            forced(parameters)
+        assert caught.value.field == "tools"
