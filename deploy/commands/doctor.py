@@ -13,11 +13,11 @@ from deploy.doctor.gpus import AREA as GPUS
 from deploy.doctor.gpus import check_gpus
 from deploy.doctor.judge import judge_links
 from deploy.doctor.links import LinkPlan, measure_links
-from deploy.doctor.live import judge_cluster, live_links, scrape
+from deploy.doctor.live import Expected, Scrape, judge_cluster, live_links, scrape
 from deploy.doctor.machine import Wanted, check_machine, check_ports
 from deploy.doctor.software import check_software
 from deploy.doctor.surroundings import check_model, check_ray
-from deploy.ready_file import read_ready_file
+from deploy.ready_file import ReadyInfo, read_ready_file
 from pdserve.config import RouterConfig
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError, address_problems
@@ -29,8 +29,8 @@ TRANSPORTS = ("auto", "shm", "gloo", "cuda_ipc", "nccl", "staged")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is going to be started here, or what runs already."""
     wanted = parser.add_argument_group("a cluster to be started here")
-    wanted.add_argument("--prefill", type=int, default=1, metavar="N", help="prefill workers (default: %(default)s)")
-    wanted.add_argument("--decode", type=int, default=1, metavar="N", help="decode workers (default: %(default)s)")
+    wanted.add_argument("--prefill", type=int, metavar="N", help="prefill workers (default: 1, or as run)")
+    wanted.add_argument("--decode", type=int, metavar="N", help="decode workers (default: 1, or as run)")
     wanted.add_argument("--kv-transport", default="auto", choices=TRANSPORTS, help="default: %(default)s")
     wanted.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
     wanted.add_argument("--model", metavar="MODEL", help="directory or hub id of a checkpoint: can it be served?")
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--links", action=argparse.BooleanOptionalAction, default=True, help="measure every link (default: on)"
     )
     running = parser.add_argument_group("a cluster that runs")
-    running.add_argument("--server", metavar="HOST:PORT", help="its HTTP address")
+    running.add_argument("--server", metavar="URL", help="its HTTP address: [http://]HOST:PORT")
     running.add_argument("--api-key", default=os.environ.get("PDSERVE_API_KEY"), help="that it asks for")
     running.add_argument("--ready-file", type=Path, metavar="F", help="that it wrote")
     parser.add_argument("--json", type=Path, metavar="F", help="the findings and figures, for programs")
@@ -50,8 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table; 0 when nothing failed."""
     _check_arguments(args)
-    server = _server(args)
-    wanted = Wanted(args.prefill, args.decode, needs_dev_shm=args.ray is not None or args.device == "cuda")
+    ready = None if args.ready_file is None else read_ready_file(args.ready_file)
+    server = _server(args, ready)
+    seen = None if server is None else scrape(server, args.api_key)
+    wanted = _wanted(args, ready, seen)
     extras = [*(["ray"] if args.ray is not None else []), *(["gpu"] if args.device == "cuda" else [])]
     findings = [*check_software(extras), *check_machine(wanted), *check_gpus(args.device == "cuda")]
     if args.model is not None:
@@ -59,15 +61,14 @@ def run(args: argparse.Namespace) -> int:
     if args.ray is not None:
         findings.append(check_ray(args.ray))
     links: Sequence[object] = []
-    if server is not None:
-        seen = scrape(server, args.api_key)
+    if seen is not None:
         live = live_links(seen)
-        findings += judge_cluster(seen, live)
+        findings += judge_cluster(seen, live, _expected(args, ready))
         links = live
     else:
         findings += check_ports(args.grpc, args.http)
-        if args.links and args.prefill and _can_start(findings):
-            figures = asyncio.run(measure_links(_plan(args)))
+        if args.links and wanted.prefill and _can_start(findings):
+            figures = asyncio.run(measure_links(_plan(args, wanted)))
             findings += judge_links(figures)
             links = figures
     print(table(findings))
@@ -82,9 +83,9 @@ def _can_start(findings: Sequence[Finding]) -> bool:
 
 def _check_arguments(args: argparse.Namespace) -> None:
     problems = [p for flag, at in (("--grpc", args.grpc), ("--http", args.http)) for p in address_problems(flag, at)]
-    if not 0 <= args.prefill <= MAX_WORKERS:
+    if args.prefill is not None and not 0 <= args.prefill <= MAX_WORKERS:
         problems.append(f"--prefill is {args.prefill}; it must be from 0 to {MAX_WORKERS}")
-    if not 1 <= args.decode <= MAX_WORKERS:
+    if args.decode is not None and not 1 <= args.decode <= MAX_WORKERS:
         problems.append(f"--decode is {args.decode}; it must be from 1 to {MAX_WORKERS}")
     on_gpu = args.kv_transport in ("cuda_ipc", "nccl", "staged")
     if args.kv_transport != "auto" and on_gpu != (args.device == "cuda"):
@@ -93,28 +94,52 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if args.server is not None and args.ready_file is not None:
         problems.append("--server and --ready-file are both given; one names the cluster")
     if args.server is not None:
-        problems += address_problems("--server", args.server)
+        address = _plain(args.server)
+        if "/" in address or address_problems("--server", address):
+            problems.append(f"--server is {args.server!r}; it must be HOST:PORT or http://HOST:PORT")
     if problems:
         raise ConfigError(problems)
 
 
-def _server(args: argparse.Namespace) -> str | None:
-    if args.ready_file is None:
-        return None if args.server is None else str(args.server)
-    ready = read_ready_file(args.ready_file)
+def _plain(server: str) -> str:
+    return server.removeprefix("http://").removesuffix("/")
+
+
+def _wanted(args: argparse.Namespace, ready: ReadyInfo | None, seen: Scrape | None) -> Wanted:
+    """The workers of the cluster that runs, or those that the flags want."""
+    needs_dev_shm = args.ray is not None or args.device == "cuda"
+    if seen is None:
+        prefill, decode = (1 if count is None else count for count in (args.prefill, args.decode))
+        return Wanted(prefill, decode, needs_dev_shm=needs_dev_shm)
+    if ready is not None:
+        prefill, decode = (sum(one.role == role for one in ready.workers) for role in ("prefill", "decode"))
+    else:
+        prefill, decode = len(seen.up("prefill")), len(seen.up("decode"))
+    return Wanted(prefill, decode, runs=True, needs_dev_shm=needs_dev_shm)
+
+
+def _expected(args: argparse.Namespace, ready: ReadyInfo | None) -> Expected:
+    counts = {"prefill": args.prefill, "decode": args.decode}
+    ids = [] if ready is None else [one.id for one in ready.workers]
+    return Expected(ids, {role: count for role, count in counts.items() if count is not None})
+
+
+def _server(args: argparse.Namespace, ready: ReadyInfo | None) -> str | None:
+    if ready is None:
+        return None if args.server is None else _plain(args.server)
     if ready.http is None:
         raise ConfigError([f"--ready-file is {args.ready_file}; that cluster has no HTTP door to ask"])
     return ready.http
 
 
-def _plan(args: argparse.Namespace) -> LinkPlan:
+def _plan(args: argparse.Namespace, wanted: Wanted) -> LinkPlan:
     devices: tuple[str, ...] = ()
     if args.device == "cuda":
         from deploy.gpus import find_gpus, spread, usable_gpus
 
-        cards = spread(args.prefill, args.decode, len(usable_gpus(find_gpus())))
+        cards = spread(wanted.prefill, wanted.decode, len(usable_gpus(find_gpus())))
         devices = tuple(f"cuda:{card}" for card in cards)
-    return LinkPlan(args.prefill, args.decode, args.kv_transport, devices)
+    return LinkPlan(wanted.prefill, wanted.decode, args.kv_transport, devices)
 
 
 def _write_json(path: Path | None, findings: Sequence[Finding], links: Sequence[object]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import email.utils
+import http.client
 import math
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,6 +21,11 @@ from pdserve.exit import ExitCode, StartError
 AREA = "running cluster"
 TIMEOUT_S = 10.0
 MIN_BYTES = 1 << 20  # of a transfer: what is smaller is over before its link has shown what it can
+WANTED = "give the address of its HTTP, HOST:PORT or http://HOST:PORT"
+_KEY_HINTS = {
+    401: "; it asks for a key: give --api-key or PDSERVE_API_KEY",
+    403: "; a tenant's key does not see it: give --api-key the server's own",
+}
 MAX_SKEW_S = 2.0  # the server's Date has whole seconds
 
 
@@ -42,6 +48,14 @@ class LiveLink:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """The workers that there should be, as far as somebody said."""
+
+    ids: Sequence[str] = ()  # of the ready file
+    counts: Mapping[str, int] = field(default_factory=dict)  # role -> number, of the command line
+
+
+@dataclass(frozen=True, slots=True)
 class Scrape:
     """What the router said, and by how much its clock differs from ours."""
 
@@ -51,9 +65,13 @@ class Scrape:
     def of(self, name: str) -> list[Series]:
         return [one for one in self.series if one.name == f"pdserve_{name}"]
 
+    def up(self, role: str) -> list[str]:
+        """The workers of a role that live: a dead one's series is gone."""
+        return [one.labels["worker"] for one in self.of("worker_up") if one.value == 1 and one.labels["role"] == role]
+
 
 def scrape(server: str, api_key: str | None = None) -> Scrape:
-    """A router's /metrics; StartError when it does not answer, or wants another key."""
+    """A router's /metrics; StartError when it does not answer, wants another key, or is something else."""
     url = f"http://{server}/metrics"
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
@@ -61,11 +79,21 @@ def scrape(server: str, api_key: str | None = None) -> Scrape:
             now, date = time.time(), answer.headers.get("Date")
             text = answer.read().decode()
         families = list(text_string_to_metric_families(text))
-    except (OSError, urllib.error.URLError, ValueError) as error:
-        raise StartError(f"--server is {server}; {url}: {error}", ExitCode.ENVIRONMENT) from None
+    except urllib.error.HTTPError as error:
+        raise _bad(server, f"{url}: {error}{_KEY_HINTS.get(error.code, '')}") from None
+    except (http.client.HTTPException, ValueError):  # ours answers HTTP, in UTF-8
+        raise _bad(server, f"what answers there is not pdserve's HTTP door (its gRPC door?): {WANTED}") from None
+    except OSError as error:
+        raise _bad(server, f"{url}: {error}") from None
     series = [Series(s.name, dict(s.labels), float(s.value)) for family in families for s in family.samples]
+    if not any(one.name.startswith("pdserve_") for one in series):
+        raise _bad(server, f"{url} is not of pdserve: {WANTED}")
     skew_s = email.utils.parsedate_to_datetime(date).timestamp() - now if date else None
     return Scrape(series, skew_s)
+
+
+def _bad(server: str, why: str) -> StartError:
+    return StartError(f"--server is {server}; {why}", ExitCode.ENVIRONMENT)
 
 
 def live_links(seen: Scrape) -> list[LiveLink]:
@@ -79,9 +107,9 @@ def live_links(seen: Scrape) -> list[LiveLink]:
     ]
 
 
-def judge_cluster(seen: Scrape, links: Sequence[LiveLink]) -> list[Finding]:
+def judge_cluster(seen: Scrape, links: Sequence[LiveLink], expected: Expected = Expected()) -> list[Finding]:
     """What is wrong with it, as far as it tells."""
-    counted = [_workers(seen), _leaks(seen), _failures(seen), *_transports(seen)]
+    counted = [_workers(seen, expected), _leaks(seen), _failures(seen), *_transports(seen)]
     small = _mean_bytes(seen) < MIN_BYTES
     return [*counted, *(_judge(link, links, small) for link in links), *_skew(seen)]
 
@@ -92,11 +120,21 @@ def _mean_bytes(seen: Scrape) -> float:
     return sum(one.value for one in seen.of("kv_transfer_bytes_total")) / done if done else 0.0
 
 
-def _workers(seen: Scrape) -> Finding:
-    up = [one.labels for one in seen.of("worker_up") if one.value == 1]
-    said = ", ".join(f"{role} {sum(one['role'] == role for one in up)}" for role in ("prefill", "decode"))
-    if not any(one["role"] == "decode" for one in up):
+def _workers(seen: Scrape, expected: Expected) -> Finding:
+    up = {role: seen.up(role) for role in ("prefill", "decode")}
+    said = ", ".join(f"{role} {len(ids)}" for role, ids in up.items())
+    missing = sorted(set(expected.ids) - {one for ids in up.values() for one in ids})
+    other = {role: count for role, count in expected.counts.items() if len(up[role]) != count}
+    if missing:
+        said += f"; missing: {', '.join(missing)}"
+    if other:
+        said += "; wanted: " + ", ".join(f"--{role} {count}" for role, count in other.items())
+    if not up["decode"]:
         return fail(AREA, "workers up", said, "nothing can be served: look at the server's log, start it again")
+    if missing:
+        return fail(AREA, "workers up", said, "they ended: the server's log says why; start it again")
+    if other:
+        return fail(AREA, "workers up", said, "is it another cluster, did workers end? The server's log says")
     return ok(AREA, "workers up", said)
 
 

@@ -15,6 +15,7 @@ from deploy.cores import Machine, divide, this_machine
 from deploy.doctor.finding import Finding, fail, ok, warn
 from deploy.machine import MIN_OPEN_FILES, available_bytes, check_can_listen
 from pdserve.exit import StartError
+from pdserve.settings import is_loopback, split_address
 
 AREA = "machine"
 FILES_PER_WORKER = 32  # router's connection, pipes, log, and a pair's stream, socket and memory for each peer
@@ -33,6 +34,7 @@ class Wanted:
     prefill: int = 1
     decode: int = 1
     max_requests: int = 1024
+    runs: bool = False  # already: its workers have their memory
     needs_dev_shm: bool = False  # Ray and NCCL do; the KV pools lie in memory files, which have no name
 
     @property
@@ -65,6 +67,9 @@ def check_cores(wanted: Wanted, machine: Machine) -> Finding:
 
 
 def check_memory(wanted: Wanted, available: int) -> Finding:
+    if wanted.runs:
+        said = f"{available / 2**30:.1f} GiB available beside {wanted.workers} workers that run"
+        return ok(AREA, "memory", said)
     least = wanted.workers * MIN_WORKER_BYTES
     said = (
         f"{available / 2**30:.1f} GiB available, {available / 2**30 / max(1, wanted.workers):.1f} GiB for each worker"
@@ -165,4 +170,7 @@ def _check_port(flag: str, address: str) -> Finding:
         check_can_listen(flag, address)
     except StartError as error:
         return fail("ports", flag, error.message, "`ss -ltnp` names who listens; stop it, or give another address")
+    if not is_loopback(split_address(address)[0]):
+        hint = "serve refuses it without --insecure-bind: whoever reaches this machine could read and send"
+        return warn("ports", flag, f"{address} is free, and reached from other machines", hint)
     return ok("ports", flag, f"{address} is free")

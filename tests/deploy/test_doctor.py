@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from deploy.cli import main
 from deploy.cores import Machine
 from deploy.doctor.finding import Finding, Status, as_json, ok, table, worst
 from deploy.doctor.gpus import judge_gpus
-from deploy.doctor.live import Scrape, Series, judge_cluster, live_links
+from deploy.doctor.live import Expected, Scrape, Series, judge_cluster, live_links, scrape
 from deploy.doctor.machine import (
     Wanted,
     check_clock,
@@ -157,6 +159,12 @@ def test_a_taken_port_is_named(taken_port: int) -> None:
     assert f"127.0.0.1:{taken_port}" in grpc.found and "in use" in grpc.found
 
 
+def test_an_address_that_serve_would_refuse_is_named() -> None:
+    """Beyond this machine it takes --insecure-bind."""
+    grpc, http = check_ports("127.0.0.1:0", "0.0.0.0:0")
+    assert (grpc.status, http.status) == (Status.OK, Status.WARN) and "without --insecure-bind" in http.hint
+
+
 # ---- GPUs, model, Ray ----
 
 
@@ -255,6 +263,80 @@ def test_a_cluster_without_decode_workers_and_a_wrong_clock_are_named() -> None:
     assert (found["workers up"], found["clock skew"]) == (Status.FAIL, Status.WARN)
 
 
+def test_workers_that_are_gone_are_named() -> None:
+    """Of the ready file by id; of the flags by number."""
+    seen = Scrape([one for one in HEALTHY if one.labels.get("worker") not in ("prefill-1", "decode-0")], 0.0)
+    ids = ["prefill-0", "prefill-1", "decode-0", "decode-1"]
+    (gone, *_), (few, *_) = (
+        judge_cluster(seen, [], Expected(ids)),
+        judge_cluster(seen, [], Expected((), {"prefill": 2})),
+    )
+    assert gone.status is few.status is Status.FAIL
+    assert gone.found == "prefill 1, decode 1; missing: decode-0, prefill-1"
+    assert few.found == "prefill 1, decode 1; wanted: --prefill 2"
+    assert judge_cluster(seen, [], Expected(("decode-1",), {"prefill": 1, "decode": 1}))[0].status is Status.OK
+
+
+class Door:
+    """Something that listens: answers each connection with the same bytes."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer, self._listener = answer, socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                connection, _ = self._listener.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(self._answer)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def http_answer(status: str, body: str) -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"\0\0\x06\4\0\0\0\0\0\0\5\0\0@\0\r\n\r\n", "what answers there is not pdserve's HTTP door"),  # as gRPC does
+        (b"", "what answers there is not"),
+        (http_answer("200 OK", "other_up 1\n"), "is not of pdserve"),
+        (http_answer("200 OK", "<html>"), "is not pdserve's HTTP door"),
+        (http_answer("401 Unauthorized", ""), "give --api-key or PDSERVE_API_KEY"),
+        (http_answer("403 Forbidden", ""), "give --api-key the server's own"),
+    ],
+)
+def test_what_is_not_the_metrics_of_pdserve_is_one_line(
+    answer: bytes, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another door, another program, another key: 3, and what to give instead."""
+    with contextlib.closing(Door(answer)) as door:
+        assert main(["doctor", "--server", door.address]) == 3
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and error.rstrip("\n").isprintable()
+
+
+def test_a_running_cluster_is_judged_by_its_own_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    """With http:// too; a number of workers beside it that is not so fails."""
+    lines = [
+        f'pdserve_worker_up{{worker="{role}-{n}",role="{role}"}} 1' for role in ("prefill", "decode") for n in (0, 1)
+    ]
+    with contextlib.closing(Door(http_answer("200 OK", "\n".join(lines) + "\n"))) as door:
+        assert scrape(door.address).up("decode") == ["decode-0", "decode-1"]
+        assert main(["doctor", "--server", f"http://{door.address}/"]) == 0
+        said = capsys.readouterr().out
+        assert "cores for 4 workers" in said and "beside 4 workers that run" in said
+        assert main(["doctor", "--server", door.address, "--prefill", "1"]) == 1
+    assert "wanted: --prefill 1" in capsys.readouterr().out
+
+
 # ---- the command ----
 
 
@@ -303,6 +385,7 @@ def test_a_low_limit_is_found_where_it_holds(tmp_path: Path) -> None:
         (["--server", "127.0.0.1:1", "--ready-file", "x"], 2, "both given"),
         (["--ready-file", "no-such-file"], 2, "is the server running?"),
         (["--server", "127.0.0.1:1"], 3, "--server is 127.0.0.1:1"),
+        (["--server", "http://x:1/v1"], 2, "it must be HOST:PORT or http://HOST:PORT"),
         (["--no-links", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--json", "/no/such/place"], 6, "--json"),
     ],
 )
