@@ -329,8 +329,10 @@ class Requests:
         release(active, outcome, self._config.freed_grace_s)
         if active.order.duplicates:
             self._metrics.stale("duplicate_token", active.order.duplicates)
-        note(self._sinks, record_of(active, outcome, self._clock.now() if now_s is None else now_s))
-        active.stream.end(outcome)
+        try:
+            note(self._sinks, record_of(active, outcome, self._clock.now() if now_s is None else now_s))
+        finally:
+            active.stream.end(outcome)  # whatever happens to the books, the client is told
 
 
 class _Handle:
