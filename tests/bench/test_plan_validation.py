@@ -17,7 +17,7 @@ from placement.latency.fitted_profile import Profile
 from placement.simulator.cluster import Delays
 from placement.simulator.requests import requests_of
 from placement.simulator.simulate import simulate
-from scheduling.latency import LatencyCoefficients, LatencyModel
+from scheduling.latency import LatencyCoefficients, LatencyModel, save_profile
 from scheduling.routing import Role
 
 TARGETS = Targets(ttft_s=0.5, tpot_s=0.02)
@@ -117,3 +117,21 @@ def test_a_profile_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.Captu
         assert main() == 1
     assert "base_s is missing" in capsys.readouterr().err
     assert parse(["--profile", str(path)]).model is None
+
+
+def test_a_small_run_on_the_mock_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile, found = tmp_path / "profile.json", tmp_path / "found.json"
+    save_profile(profile, LINEAR)
+    flags = ["--profile", str(profile), "--placements", "0+1", "--rates", "6", "--duration", "2", "--rounds", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["plan_validation", *flags, "--json", str(found)])
+        patch.setattr("signal.signal", lambda *_: None)
+        patch.setattr("bench.plan_validation.adopt_orphans", lambda: None)
+        assert main() == 0
+    [row] = json.loads(found.read_text())
+    step_s = 4e-3 + 256 * 2e-5
+    assert row["placement"] == "1 colocated" and row["rounds"] == 1
+    for side in ("predicted", "measured"):
+        assert row[side]["ttft_p50_s"] >= step_s
+        assert row[side]["tpot_p50_s"] >= 4e-3
+    assert "goodput: predicted above 6" in capsys.readouterr().out
