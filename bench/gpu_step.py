@@ -26,10 +26,9 @@ from engine.kv_pool import KvPool
 from pdserve.ids import SequenceKey
 from pdserve.kv_layout import KvLayout
 from pdserve.sampling import SamplingParams
-from scheduling.step import SampleRequest, SequenceStep
+from scheduling.step import PENDING, SampleRequest, SequenceStep
 
 BLOCK_SIZE = 16
-PENDING = -1  # engine/gpu/runner.py
 SPARE_BYTES = 8 << 30  # for what a step allocates, the graphs' pool and scratch
 
 

@@ -147,18 +147,16 @@ class EngineCore:
         expired = self.scheduler.expire()
         report.updates += expired
         batch = self.scheduler.schedule()
-        for sequence in batch.reserved:
-            num_blocks = self.scheduler.blocks.blocks_for(sequence.num_initial_tokens)
-            room = Room(sequence.key, tuple(sequence.block_ids[:num_blocks]), sequence.num_cached_blocks)
-            report.room.append(room)
+        self._tell_room(batch, report)
         if batch.steps:
             start = self.clock.now()
             results = self._execute(batch)
-            seconds = self.clock.now() - start
-            counts = (batch.prefill_tokens, batch.decode_sequences, batch.context_tokens)
-            report.stats = StepStats(seconds, *counts, num_sequences=len(batch.steps))
+            self._tell_stats(batch, self.clock.now() - start, report)
             report.updates += self.scheduler.complete(batch, results)
         return bool(expired or batch.reserved or batch.steps)
+
+    def close(self) -> None:
+        """Called last, on the same thread: nothing is computed any more when it returns."""
 
     def idle_s(self, most_s: float) -> float:
         """How long to wait for commands, `most_s` at most, before a step has something to do again: to a deadline."""
@@ -172,16 +170,29 @@ class EngineCore:
             scheduler.uncomputed_tokens, scheduler.promised_blocks,
         )  # fmt: skip
 
+    def _tell_room(self, batch: Batch, report: Report) -> None:
+        for sequence in batch.reserved:
+            num_blocks = self.scheduler.blocks.blocks_for(sequence.num_initial_tokens)
+            room = Room(sequence.key, tuple(sequence.block_ids[:num_blocks]), sequence.num_cached_blocks)
+            report.room.append(room)
+
+    def _tell_stats(self, batch: Batch, seconds: float, report: Report) -> None:
+        counts = (batch.prefill_tokens, batch.decode_sequences, batch.context_tokens)
+        report.stats = StepStats(seconds, *counts, num_sequences=len(batch.steps))
+
     def _execute(self, batch: Batch) -> Seq[StepResult]:
-        """A step that raises is lost: its sequences fail, the engine goes on, unless it happens again and again."""
         try:
             results = self.runner.execute(batch.steps)
         except Exception as caught:
-            self._lost_steps += 1
-            log.exception("step of %d sequences lost", len(batch.steps))
-            if self._lost_steps >= MAX_LOST_STEPS:
-                raise
-            error = InvariantViolation(f"the step failed: {type(caught).__name__}")
-            return [error for _ in batch.steps]
+            return self._lose(batch, caught)
         self._lost_steps = 0
         return results
+
+    def _lose(self, batch: Batch, caught: Exception) -> list[StepResult]:
+        """A step that raises is lost: its sequences fail, the engine goes on, unless it happens again and again."""
+        self._lost_steps += 1
+        log.error("step of %d sequences lost", len(batch.steps), exc_info=caught)
+        if self._lost_steps >= MAX_LOST_STEPS:
+            raise caught
+        error = InvariantViolation(f"the step failed: {type(caught).__name__}")
+        return [error for _ in batch.steps]

@@ -58,6 +58,7 @@ class EngineThread:
         try:
             while self._turn():
                 pass
+            self._core.close()
         except BaseException as error:
             log.exception("engine thread died")
             self._post(self._on_death, error)

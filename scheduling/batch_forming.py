@@ -21,14 +21,21 @@ class BatchFormer:
         self._clock = clock
         self._watermark_blocks = config.watermark_blocks(table.pool.num_blocks)
         self._refused: tuple[Sequence, int, int, int] | None = None  # who found no room, and in what circumstances
+        self._must_wait = False  # for the step in flight: it writes blocks that are to be taken
 
-    def form(self) -> tuple[Batch, list[Sequence]]:
-        """The batch, and the sequence of each of its steps.
+    def form(self, running: list[Sequence]) -> tuple[Batch, list[Sequence]]:
+        """The batch, and the sequence of each of its steps. `running`: those that have something to compute.
+
+        With a step in flight the batch is empty where a sequence of that step would have to be preempted: once it is
+        complete, more is known, and the blocks are safe to give away.
 
         Cost: O(running), and O(blocks of the prompt) per admission.
         """
         now_s = self._clock.now()
-        stepped, prompts, preempted = self._decodes()
+        stepped, prompts, preempted = self._decodes(running)
+        if self._must_wait:
+            self._must_wait = False
+            return Batch((), (), tuple(preempted)), []
         steps = [_decode_step(seq, now_s) for seq in stepped]
         num_decodes = len(steps)
         budget = self._config.max_num_batched_tokens - num_decodes
@@ -52,13 +59,13 @@ class BatchFormer:
         counts = (prefill_tokens, num_decodes, context_tokens + prefill_tokens)
         return Batch(tuple(steps), tuple(reserved), tuple(preempted), *counts), stepped
 
-    def _decodes(self) -> tuple[list[Sequence], list[Sequence], list[SequenceKey]]:
+    def _decodes(self, running: list[Sequence]) -> tuple[list[Sequence], list[Sequence], list[SequenceKey]]:
         """Running sequences with one token to compute and a slot for it; those with more; whom that preempted."""
         decodes: list[Sequence] = []
         prompts: list[Sequence] = []
         preempted: list[SequenceKey] = []
         size = self._pool.block_size
-        for seq in list(self._table.running):
+        for seq in running:
             if preempted and seq.state is not SequenceState.RUNNING:
                 continue  # preempted a moment ago
             num_tokens = len(seq.token_ids)
@@ -76,6 +83,9 @@ class BatchFormer:
         while self._pool.num_free == 0:
             victim = max((s for s in self._table.running if s.may_grow), key=lambda s: s.rank)
             if victim is seq:
+                return False
+            if victim.in_step:
+                self._must_wait = True
                 return False
             self._table.move(victim, SequenceState.WAITING)
             preempted.append(victim.key)
@@ -140,7 +150,7 @@ def _decode_step(seq: Sequence, now_s: float) -> SequenceStep:
     """`_step` for one token, where nearly all the time goes."""
     if seq.first_step_s is None:
         seq.first_step_s = now_s
-    seq.in_step = True
+    seq.in_step += 1
     step, token_ids = seq.step, seq.token_ids
     step.token_ids = token_ids[-1:]
     step.start = len(token_ids) - 1
@@ -151,7 +161,7 @@ def _decode_step(seq: Sequence, now_s: float) -> SequenceStep:
 def _step(seq: Sequence, num_tokens: int, now_s: float) -> SequenceStep:
     if seq.first_step_s is None:
         seq.first_step_s = now_s
-    seq.in_step = True
+    seq.in_step += 1
     step, start = seq.step, seq.num_computed_tokens
     end = start + num_tokens
     step.token_ids = seq.token_ids[start:end]

@@ -12,7 +12,7 @@ again from the queue. A sequence preempts only those that came after it, and els
 always moves on. PREFILL sequences (their blocks may be on the wire), RESERVED, HELD and QUARANTINED ones are never
 preempted.
 
-One batch is in flight at a time: schedule, execute, complete. Every other call may come in between.
+One batch is in flight at a time, or two (flight.py): schedule, execute, complete. Every other call may come in between.
 
 Sources: Orca (Yu et al., OSDI 2022), continuous batching; Sarathi-Serve (Agrawal et al., OSDI 2024), stall-free chunks;
 PagedAttention (Kwon et al., SOSP 2023), preemption by recomputation.
@@ -37,6 +37,7 @@ from pdserve.ids import SequenceKey
 from scheduling.batch import Batch, FirstTokenTiming, ReadyBlocks, SchedulerConfig, SequenceUpdate
 from scheduling.batch_forming import BatchFormer
 from scheduling.blocks import BlockCounts, BlockPool
+from scheduling.flight import Flights
 from scheduling.sequence import Sequence, SequenceMode, SequenceState
 from scheduling.sequence_table import SequenceTable
 from scheduling.step import StepResult
@@ -59,8 +60,7 @@ class Scheduler:
         self._table = SequenceTable(blocks)
         self._former = BatchFormer(config, self._table, clock)
         self._results = ResultBook(self._table, clock)
-        self._in_flight: Batch | None = None
-        self._stepped: list[Sequence] = []  # the sequences of the batch in flight
+        self._flights = Flights(self._table)
         self._next_deadline_s = math.inf  # no live sequence has an earlier one
 
     # ---- calls from outside, at any time ----
@@ -135,24 +135,23 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """The next step; `complete` must follow if it has any steps. Cost: O(running) + O(blocks admitted)."""
-        if self._in_flight is not None:
+        if self._flights:
             raise InvariantViolation("schedule() while a batch is in flight")
-        batch, self._stepped = self._former.form()
-        self._in_flight = batch if batch.steps else None
-        self.num_preemptions += len(batch.preempted)
-        return batch
+        return self._form(list(self._table.running))
+
+    def schedule_ahead(self) -> Batch:
+        """The step after the one in flight, once for each; PENDING stands for tokens that are not known yet."""
+        return self._form(self._flights.presume())
 
     def complete(self, batch: Batch, results: Seq[StepResult]) -> list[SequenceUpdate]:
-        """The step has been computed: what became of its sequences. Those that ended meanwhile get no update.
+        """The oldest step has been computed: what became of its sequences. Those that ended meanwhile get no update.
 
         A step that was lost as a whole is completed with one error per sequence.
         """
         if not batch.steps and not results:
             return []
-        if batch is not self._in_flight or len(results) != len(batch.steps):
-            raise InvariantViolation(f"{len(results)} results for another batch than the one in flight")
-        stepped, self._stepped, self._in_flight = self._stepped, [], None
-        return self._results.enter_results(stepped, results, self._clock.now())
+        flight = self._flights.take(batch, results)
+        return self._results.enter_results(flight.stepped, flight.steps, results, self._clock.now())
 
     # ---- views ----
 
@@ -215,14 +214,17 @@ class Scheduler:
     def check(self) -> None:
         """InvariantViolation if any promise of the scheduler or its pool is broken. Cost: everything."""
         self._table.check()
+        self._flights.check()
         if self._table.num_seats > self.config.max_num_seqs:
             raise InvariantViolation(f"{self._table.num_seats} seats taken of {self.config.max_num_seqs}")
-        if {seq for seq in self._table if seq.in_step} != set(self._stepped):
-            raise InvariantViolation("sequences in a step are not those of the batch in flight")
-        if any(seq.state is S.DRAINING and not seq.in_step for seq in self._table):
-            raise InvariantViolation("a sequence drains without a step in flight")
 
     # ---- parts ----
+
+    def _form(self, running: list[Sequence]) -> Batch:
+        batch, stepped = self._former.form(running)
+        self._flights.add(batch, stepped)
+        self.num_preemptions += len(batch.preempted)
+        return batch
 
     def _validate(self, seq: Sequence) -> None:
         num_tokens, limit = len(seq.token_ids), self.config.max_model_len

@@ -30,7 +30,7 @@ class SequenceState(Enum):
     RESERVED = "reserved"  # owns its blocks; the transfer writes them; not stepped
     HELD = "held"  # owns its blocks; prompt computed, token 1 sampled; the transfer reads them
     QUARANTINED = "quarantined"  # ended; owns its blocks until no transfer touches them
-    DRAINING = "draining"  # ended; owns its blocks until the step in flight, which writes them, is complete
+    DRAINING = "draining"  # ended; owns its blocks until every step in flight that writes them is complete
     FINISHED = "finished"  # ended; owns nothing
 
 
@@ -114,7 +114,7 @@ class Sequence:
         self.hashes: list[BlockHash] = []  # of full blocks, in order
         self.num_published_blocks = 0  # leading blocks that were matched in the cache or offered to it
         self.num_ready_blocks = 0  # PREFILL: leading blocks told of in updates, hence open to a transfer's reads
-        self.in_step = False  # the step in flight computes it
+        self.in_step = 0  # how many of the steps in flight compute it: at most 2
         self.step = SequenceStep(key, (), 0, self.block_ids, None)  # a new one whenever it begins to run
 
         self.num_cached_blocks = 0  # leading blocks that the cache gave at the latest admission: a transfer skips them

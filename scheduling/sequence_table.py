@@ -145,7 +145,7 @@ class SequenceTable:
         _require(seq.num_computed_tokens <= len(seq.token_ids), f"more KV than tokens: {seq}")
         _require(seq.num_published_blocks <= seq.num_computed_tokens // size, f"published before computed: {seq}")
         if seq.state is S.RUNNING:
-            _require(seq.num_uncomputed_tokens >= 1, f"running with nothing to compute: {seq}")
+            _require(seq.num_uncomputed_tokens >= 1 or seq.in_step > 0, f"running with nothing to compute: {seq}")
         for index, block_id in enumerate(seq.block_ids):
             block_hash = self.pool.hash_of(block_id)
             if index >= seq.num_computed_tokens // size:  # still to be written here

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar, runtime_checkable
 
 from pdserve.errors import ServingError
 from pdserve.ids import SequenceKey
@@ -66,6 +66,9 @@ class SequenceStep:
         return self.start + len(self.token_ids)
 
 
+PENDING = -1
+"""In place of a token: the one that the sequence's step before this samples, known to the device alone."""
+
 StepResult = SampledToken | ServingError | None
 """A token; why this sequence cannot go on (not-a-number logits, say); or None where nothing was to be sampled."""
 
@@ -77,5 +80,29 @@ class StepRunner(Protocol):
         """Compute one step, all sequences packed, and sample; one result per sequence, in order.
 
         Writes KV for every token computed. Raises only when the whole step is lost.
+        """
+        ...
+
+
+Ticket = TypeVar("Ticket")
+
+
+@runtime_checkable
+class AheadRunner(StepRunner, Protocol[Ticket]):
+    """A runner whose steps are computed elsewhere, in the order of their launches, while the host does other things."""
+
+    def launch(self, steps: Seq[SequenceStep]) -> Ticket:
+        """Have a step computed; returns at once, and reads `steps` only now. At most two may wait for `collect`.
+
+        PENDING stands for the token that the sequence's step in the launch before this samples. Raises when the whole
+        step is lost: then nothing of it will be computed any more.
+        """
+        ...
+
+    def collect(self, ticket: Ticket) -> list[StepResult]:
+        """Wait until a step is done, to its last write; its results, as `execute` gives them.
+
+        Called once per launch, in their order. A PENDING that came to nothing (an error, a sequence at its end) gives
+        any result. Raises when the whole step is lost.
         """
         ...

@@ -36,21 +36,23 @@ class ResultBook:
         finish_reason, error = self._append(seq, first_token_id)
         return [self.end(seq, finish_reason, error)] if finish_reason or error else []
 
-    def enter_results(self, stepped: list[Sequence], results: Seq[StepResult], now_s: float) -> list[SequenceUpdate]:
+    def enter_results(
+        self, stepped: list[Sequence], steps: Seq[SequenceStep], results: Seq[StepResult], now_s: float
+    ) -> list[SequenceUpdate]:
         """A step is computed: what became of its sequences. Those that ended meanwhile get no update."""
-        size, capacity_tokens = self._pool.block_size, self._capacity_tokens
+        size, capacity_tokens, running = self._pool.block_size, self._capacity_tokens, S.RUNNING
         updates = []
-        for seq, result in zip(stepped, results, strict=True):
-            seq.in_step = False
-            if seq.state is not S.RUNNING:
-                if seq.state is S.DRAINING:
+        for seq, step, result in zip(stepped, steps, results, strict=True):
+            seq.in_step -= 1
+            if seq.state is not running:
+                if seq.state is S.DRAINING and not seq.in_step:
                     self._table.move(seq, S.FINISHED)
                 continue
             token_ids = seq.token_ids
             num_tokens = len(token_ids)
             if (
                 isinstance(result, SampledToken)
-                and seq.step.sample is not None
+                and step.sample is not None
                 and num_tokens > seq.num_given_tokens  # its first token here brings times, and may end a prefill
                 and num_tokens // size == seq.num_published_blocks
                 and (token_id := result.token_id) not in seq.end_token_ids
@@ -60,7 +62,7 @@ class ResultBook:
                 seq.num_computed_tokens = num_tokens
                 token_ids.append(token_id)
                 updates.append(SequenceUpdate(seq.key, num_tokens - seq.num_prompt_tokens, result))
-            elif (update := self._enter_result(seq, seq.step, result, now_s)) is not None:
+            elif (update := self._enter_result(seq, step, result, now_s)) is not None:
                 updates.append(update)
         return updates
 

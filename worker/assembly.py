@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from engine.ahead import AheadCore
 from engine.core import EngineCore
 from engine.sizing import num_kv_blocks
 from kv_transfer.transports.gpu_choice import GpuPool
@@ -15,7 +16,7 @@ from pdserve.kv_memory import KvMemory
 from pdserve.settings import ConfigError
 from scheduling.batching import Scheduler, SchedulerConfig
 from scheduling.blocks import BlockPool
-from scheduling.step import StepRunner
+from scheduling.step import AheadRunner, StepRunner
 from worker.constraints import Compiler
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,10 @@ def assemble(
         memory.num_blocks, layout.block_size, memory.num_blocks * memory.block_bytes / 2**20,
         memory.num_blocks * layout.block_size / max_model_len, max_model_len,
     )  # fmt: skip
-    return BuiltEngine(EngineCore(scheduler, runner, clock), memory, layout, max_model_len, vocab_size, gpu)
+    core = (
+        AheadCore(scheduler, runner, clock) if isinstance(runner, AheadRunner) else EngineCore(scheduler, runner, clock)
+    )
+    return BuiltEngine(core, memory, layout, max_model_len, vocab_size, gpu)
 
 
 def pool_blocks(layout: KvLayout, kv_bytes: int, max_model_len: int) -> int:

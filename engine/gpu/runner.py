@@ -3,8 +3,8 @@
     launch(steps)     host: seats, arrays, one copy        device: copy, pass, sampling, tokens on their way back
     collect(...)      waits until all of that launch is done, and for nothing that was launched after it
 
-`execute` is one after the other. A core that launches step n + 1 before it collects step n gives PENDING where a
-sequence's last token is still on the device (docs/adr/0030). NOT YET RUN ON HARDWARE.
+`execute` is one after the other. The engine (engine/ahead.py) launches step n + 1 before it collects step n, and gives
+PENDING where a sequence's last token is still on the device (docs/adr/0030). NOT YET RUN ON HARDWARE.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from pdserve.ids import SequenceKey
 from pdserve.sampling import SamplingParams
 from scheduling.step import SampleRequest, SequenceStep, StepResult
 
-PENDING = -1  # in place of a token: the one that the sequence's step before this chose
 MAX_IN_FLIGHT = 2  # launches that were not collected
 EVERYTHING = SamplingParams(
     max_tokens=1, temperature=1.0, top_p=0.9, top_k=10, min_p=0.01, repetition_penalty=1.1, presence_penalty=0.1,

@@ -269,7 +269,7 @@ def test_a_runner_that_does_not_sample_fails_the_sequence_not_the_engine(make_wo
     world.add(), world.add(prompt=[4, 5])
     batch = world.schedule()
     good = world._compute(batch.steps[1], False)
-    world.batch = None
+    world.launches.clear()
     updates = world.scheduler.complete(batch, [None, good])
     assert isinstance(updates[0].error, InvariantViolation) and updates[1].token is not None
     world.absorb(updates)

@@ -1,7 +1,7 @@
 """Random lives of random sequences on small pools: whatever happens in whatever order, every promise holds.
 
-Twice: a hypothesis state machine, which shrinks what it finds, and long seeded walks, which go deeper for the same time
-and must have crossed every edge of the state table.
+With one step in flight, and with the next launched ahead of it. Twice: a hypothesis state machine, which shrinks what
+it finds, and long seeded walks, which go deeper for the same time and must have crossed every edge of the state table.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ PICK = st.integers(0, 1_000)
 class SchedulerMachine(RuleBasedStateMachine):
     """`World` (conftest) looks at every step; the rules are what the outside may do, at any time."""
 
-    def __init__(self, make_world: Any) -> None:
+    def __init__(self, make_world: Any, ahead: bool) -> None:
         super().__init__()
         self.make_world = make_world
+        self.ahead = ahead
         self.world: Any = None
 
     @initialize(
@@ -53,7 +54,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.world = self.make_world(
             num_blocks=num_blocks, block_size=block_size, max_num_seqs=seats, max_num_batched_tokens=seats + budget,
             max_model_len=24, max_queued_sequences=10, watermark=watermark, mixed_prefill_tokens=mixed,
-            prefix_caching=caching,
+            prefix_caching=caching, ahead=self.ahead,
         )  # fmt: skip
 
     @rule(
@@ -68,16 +69,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt=st.sampled_from(["a", "a", "a", "b"]),
         priority=st.sampled_from([0, 0, 0, 1]),
         timeout_s=st.sampled_from([float("inf"), float("inf"), 3.0, 8.0]),
+        constrained=st.sampled_from([False, False, False, True]),
     )
     def add(
         self, mode: SequenceMode, family: int, shared: int, tail: list[int], delivered: int, max_tokens: int,
         min_tokens: int, ends: tuple[int, ...], salt: str, priority: int, timeout_s: float,
+        constrained: bool,
     ) -> None:  # fmt: skip
         prompt = [(i * i + family) % 7 for i in range(shared)] + tail
         try:
             self.world.add(
                 mode, prompt, outputs=range(delivered), salt=salt, priority=priority, timeout_s=timeout_s,
-                max_tokens=delivered + max_tokens, min_tokens=min_tokens, eos_token_ids=ends,
+                max_tokens=delivered + max_tokens, min_tokens=min_tokens, eos_token_ids=ends, constrained=constrained,
             )  # fmt: skip
         except (QueueFull, RequestError):
             pass  # refused: nothing may have changed, which check() sees
@@ -87,13 +90,23 @@ class SchedulerMachine(RuleBasedStateMachine):
     def schedule(self) -> None:
         self.world.schedule()
 
+    @precondition(lambda self: self.ahead and self.world.can_launch_ahead)
+    @rule()
+    def launch_ahead(self) -> None:
+        self.world.schedule()
+
+    @precondition(lambda self: any(launch.results is None for launch in self.world.launches))
+    @rule()
+    def device(self) -> None:
+        self.world.compute()
+
     @precondition(lambda self: self.world.batch is not None)
     @rule(fails=st.sampled_from([False] * 9 + [True]), pick=PICK)
     def complete(self, fails: bool, pick: int) -> None:
         steps = self.world.batch.steps
         self.world.complete([steps[pick % len(steps)].key] if fails else [])
 
-    @precondition(lambda self: self.world.batch is None)
+    @precondition(lambda self: self.world.batch is None or (self.ahead and self.world.can_launch_ahead))
     @rule(times=st.integers(1, 12))
     def steps(self, times: int) -> None:
         for _ in range(times):
@@ -170,7 +183,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_every_promise_holds_whatever_happens(make_world: Any) -> None:
+@pytest.mark.parametrize("ahead", [False, True], ids=["in turn", "ahead"])
+def test_every_promise_holds_whatever_happens(make_world: Any, ahead: bool) -> None:
     """Slots read hold the reader's own prefix; budget, queue order, ledger, tokens and ends are right; all is freed."""
     config = settings(
         max_examples=100,
@@ -179,10 +193,10 @@ def test_every_promise_holds_whatever_happens(make_world: Any) -> None:
         suppress_health_check=list(HealthCheck),
         print_blob=True,
     )
-    run_state_machine_as_test(lambda: SchedulerMachine(make_world), settings=config)
+    run_state_machine_as_test(lambda: SchedulerMachine(make_world, ahead), settings=config)
 
 
-def _walk(make_world: Any, seed: int, num_acts: int) -> Any:
+def _walk(make_world: Any, seed: int, num_acts: int, ahead: bool) -> Any:
     """One world under pressure: more sequences than it has room for, and an outside that does anything at any time."""
     rng = random.Random(seed)
     longest = rng.choice([3, 16])  # of the prompts: short ones come in numbers, grow, and are preempted
@@ -192,15 +206,19 @@ def _walk(make_world: Any, seed: int, num_acts: int) -> Any:
         num_blocks=num_blocks, block_size=block_size, max_num_seqs=seats,
         max_num_batched_tokens=seats + rng.randint(0, 12), max_model_len=rng.choice([16, 24, 40]),
         max_queued_sequences=6, watermark=rng.choice([0.0, 0.0, 0.1, 0.4]),
-        mixed_prefill_tokens=rng.choice([None, None, 1, 3]), prefix_caching=rng.random() < 0.8,
+        mixed_prefill_tokens=rng.choice([None, None, 1, 3]), prefix_caching=rng.random() < 0.8, ahead=ahead,
     )  # fmt: skip
     modes = rng.choice([[m] for m in SequenceMode] + [list(SequenceMode)] * 2)
     chaos = rng.choice([0.02, 0.1, 0.3])  # how often something ends before its time
     for _ in range(num_acts):
         if rng.random() < 0.3:
             _add(world, rng, rng.choice(modes), longest)
-        if world.batch is not None and rng.random() < 0.3:
-            pass  # the step takes its time
+        if ahead and world.can_launch_ahead and rng.random() < 0.8:
+            world.schedule()
+        elif world.batch is not None and rng.random() < 0.3:
+            if rng.random() < 0.5 and world.launches[-1].results is None:
+                world.compute()
+            # or the step takes its time
         elif world.batch is not None:
             failing = [rng.choice(world.batch.steps).key] if rng.random() < chaos / 5 else []
             world.complete(failing)
@@ -225,6 +243,7 @@ def _add(world: Any, rng: random.Random, mode: SequenceMode, longest: int) -> No
             mode, prompt, outputs=range(delivered), salt=rng.choice("aaab"), priority=rng.choice([0, 0, 0, 1]),
             timeout_s=rng.choice([float("inf"), float("inf"), 4.0, 12.0]), max_tokens=delivered + rng.randint(1, 16),
             min_tokens=rng.randint(0, 3), eos_token_ids=rng.choice([(), (), (3,), (3, 5, 7)]),
+            constrained=rng.random() < 0.2,
         )  # fmt: skip
     except (QueueFull, RequestError):
         pass
@@ -243,7 +262,10 @@ def _act(world: Any, rng: random.Random, key: Any, chaos: float) -> None:
 
 
 @pytest.mark.slow
-def test_long_walks_hold_every_promise_and_cross_every_edge(make_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ahead", [False, True], ids=["in turn", "ahead"])
+def test_long_walks_hold_every_promise_and_cross_every_edge(
+    make_world: Any, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
     """As above; and every move of the state table has happened, as have preemption, eviction and cache hits."""
     edges: Counter[tuple[SequenceState, SequenceState]] = Counter()
     move = SequenceTable.move
@@ -256,7 +278,7 @@ def test_long_walks_hold_every_promise_and_cross_every_edge(make_world: Any, mon
     met: Counter[str] = Counter()
     for seed in range(80):
         try:
-            world = _walk(make_world, seed, num_acts=120)
+            world = _walk(make_world, seed, 120, ahead)
         except BaseException as error:
             error.add_note(f"seed {seed}")
             raise
@@ -264,6 +286,10 @@ def test_long_walks_hold_every_promise_and_cross_every_edge(make_world: Any, mon
         met["cache hits"] += sum(seq.cached_tokens > 0 for seq in world.all.values())
         met["evictions"] += world.pool.num_published - world.pool.counts().cached
         met.update(world.ended.values())
+        met["fed"] += world.num_fed
+        met["dropped"] += world.num_dropped
+        met["waits"] += world.num_waits
     missed = {(a.value, b.value) for a in NEXT for b in NEXT[a] if edges[a, b] < 5}
     assert not missed
     assert all(met[what] >= 50 for what in ("preemptions", "cache hits", "evictions", "finished", "failed")), met
+    assert not ahead or all(met[what] >= 50 for what in ("fed", "dropped", "waits")), met

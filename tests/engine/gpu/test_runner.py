@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.ahead import AheadCore
 from engine.attention import ReferenceAttention
 from engine.core import EngineCore, Report, Submit
 from engine.families import TESTED
@@ -28,7 +29,7 @@ from scheduling.batching import Scheduler, SchedulerConfig
 from scheduling.blocks import BlockPool
 from scheduling.sequence import Sequence as EngineSequence
 from scheduling.sequence import SequenceMode
-from scheduling.step import SampleRequest, SequenceStep
+from scheduling.step import PENDING, AheadRunner, SampleRequest, SequenceStep
 
 pytestmark = pytest.mark.usefixtures("kernel_device")
 
@@ -160,7 +161,6 @@ def test_tokens_equal_the_reference_runner(case: Callable[..., Case], arch: str)
 def test_a_step_is_launched_before_the_last_is_collected(case: Callable[..., Case]) -> None:
     """Tokens that the host does not know yet are fed on the device: the same tokens as one step after the other."""
     tiny = case("llama", num_layers=1)
-    pending = importlib.import_module("engine.gpu.runner").PENDING
     samplings = [SamplingParams(max_tokens=5), *(replace(one, max_tokens=5) for one in mixture(2, seed=9))]
     expected = tiny.run(tiny.reference(), samplings, seed=2, longest=20)
     chance, runner = random.Random(2), tiny.gpu_runner(3)
@@ -174,7 +174,7 @@ def test_a_step_is_launched_before_the_last_is_collected(case: Callable[..., Cas
     for turn in range(1, 5):
         for one in ours:
             one.computed = len(one.tokens)
-            one.tokens.append(pending)
+            one.tokens.append(PENDING)
         launched = runner.launch([one.share(1) for one in ours])
         for one, result in zip(ours, runner.collect(before), strict=True):
             one.tokens[one.num_prompt + turn - 1] = result.token_id
@@ -245,7 +245,7 @@ def test_a_launch_asks_the_device_nothing(case: Callable[..., Case]) -> None:
             launched.append(runner.launch([one.share(chunk) for one in ours]))
         for one in ours:
             one.computed = len(one.tokens)
-            one.tokens.append(module.PENDING)
+            one.tokens.append(PENDING)
     for one in launched:
         assert all(isinstance(result, SampledToken) for result in runner.collect(one))
 
@@ -265,34 +265,43 @@ def test_families_never_ask_the_device(case: Callable[..., Case], arch: str) -> 
     assert found == expected
 
 
-def test_the_engine_core_drives_it(case: Callable[..., Case]) -> None:
-    """Real scheduling over few blocks: chunks, prefix hits and preemption give the reference's tokens."""
+@pytest.mark.parametrize("ahead", [False, True], ids=["in turn", "ahead"])
+def test_the_engine_core_drives_it(case: Callable[..., Case], ahead: bool) -> None:
+    """Real scheduling over few blocks: chunks, prefix hits, preemption, end tokens and all kinds of sampling give the
+    reference's tokens, also with each step launched before the last is collected."""
     tiny = case("llama", num_layers=1)
     chance = random.Random(8)
     common = [chance.randrange(512) for _ in range(16)]
-    prompts = [[*common, *(chance.randrange(512) for _ in range(5))] for _ in range(3)]
+    prompts = [[*common, *(chance.randrange(512) for _ in range(5 + 2 * i))] for i in range(6)]
+    bare = [SamplingParams(max_tokens=18)] * 3
+    samplings = [replace(one, max_tokens=18, min_tokens=4) for one in [*bare, *mixture(3, seed=5)]]
 
-    def tokens(runner: Any) -> tuple[list[list[int]], int]:
+    def tokens(runner: Any, core_class: Any) -> tuple[list[list[int]], int]:
         blocks = BlockPool(5, BLOCK_SIZE)
         scheduler = Scheduler(SchedulerConfig(64, 4, 16), blocks, MonotonicClock())
-        core, report = EngineCore(scheduler, runner, MonotonicClock()), Report()
+        core, report = core_class(scheduler, runner, MonotonicClock()), Report()
         keys = [SequenceKey(str(index)) for index in range(len(prompts))]
-        for key, prompt in zip(keys, prompts, strict=True):
-            core.apply(Submit(EngineSequence(key, SequenceMode.FULL, prompt, SamplingParams(max_tokens=13))), report)
-        while scheduler.has_work:
-            assert core.step(report)
+        for key, prompt, sampling in zip(keys, prompts, samplings, strict=True):
+            core.apply(Submit(EngineSequence(key, SequenceMode.FULL, prompt, sampling)), report)
+        while core.step(report):
+            scheduler.check()
         found: dict[SequenceKey, list[int]] = {key: [] for key in keys}
         for update in report.updates:
             assert update.error is None
             if update.token is not None:
                 found[update.key].append(update.token.token_id)
-        scheduler.check()
+        assert not scheduler.has_work and blocks.num_free == blocks.num_blocks
         return list(found.values()), scheduler.num_preemptions
 
-    found, preemptions = tokens(tiny.gpu_runner(4))
-    assert preemptions > 0
-    assert found == tokens(tiny.reference())[0]
-    assert all(len(one) == 13 for one in found)
+    free, _ = tokens(tiny.reference(), EngineCore)
+    assert all(len(one) == 18 for one in free)
+    samplings[3:] = [replace(s, stop_token_ids=(one[7],)) for s, one in zip(samplings[3:], free[3:], strict=True)]
+    expected, _ = tokens(tiny.reference(), EngineCore)
+    assert sum(len(one) < 18 for one in expected) == 3
+    runner = tiny.gpu_runner(4)
+    found, preemptions = tokens(runner, AheadCore if ahead else EngineCore)
+    assert found == expected and preemptions > 0
+    assert isinstance(runner, AheadRunner)
 
 
 class LoggingMark:
