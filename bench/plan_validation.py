@@ -21,6 +21,7 @@ import secrets
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from bench.load.session import Settings, run_at, warm_up
 from bench.load.summary import Objective
 from bench.load.target import Target
 from bench.plan_validation_figures import LATENCIES, Figures, Pair, Targets, measured, predicted, sent
+from bench.plan_validation_steps import STATUS_S, slowdown, slowed, step_totals
 from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
 from bench.profiler.cluster import running
 from bench.served.process_tree import adopt_orphans
@@ -56,10 +58,11 @@ def compare(
     twins: Mapping[Placement, ClusterSpec],
     args: argparse.Namespace,
     targets: Targets,
-) -> Cells:
-    """Every round, rate and placement."""
+) -> tuple[Cells, Cells]:
+    """Every round, rate and placement; and the same predicted with steps as long as they really were on average."""
     source = WorkloadSource(parse_workload_spec(args.workload))
     found: Cells = {}
+    slow: Cells = {}
     seed, number = secrets.randbelow(1 << 32), 0
     for turn in range(args.rounds):
         for rate in args.rates:
@@ -71,20 +74,31 @@ def compare(
                 )
                 sample = source.build(rate=rate, num_requests=WARM_REQUESTS, seed=turn)
                 warm_up(target, sample, WARM_REQUESTS, TIMEOUT_S, seed + number)
+                time.sleep(STATUS_S)
+                before = step_totals(server.port)
                 run = run_at(target, source, rate, settings, number, lambda *_: None)
+                time.sleep(STATUS_S)
+                after = step_totals(server.port)
                 server.park()
                 if run.summary.interrupted:
                     raise KeyboardInterrupt
                 number += 1
                 workload, order = sent(run.results)
                 skip_s = KEPT * args.duration
-                pair = (
-                    predicted(order, simulate_fast(twin, workload).requests, skip_s, targets),
-                    measured(order, skip_s, targets),
-                )
+                told = simulate_fast(twin, workload)
+                seen = measured(order, skip_s, targets)
+                factors = slowdown(before, after, told, twin)
+                again = simulate_fast(slowed(twin, factors), workload)
+                pair = predicted(order, told.requests, skip_s, targets), seen
                 found.setdefault((placement, rate), []).append(pair)
+                slow.setdefault((placement, rate), []).append((predicted(order, again.requests, skip_s, targets), seen))
+                print("  steps took " + (_factors(factors) or "too few to tell"), file=sys.stderr)
                 print(_run_line(turn, placement, rate, pair, len(order), run.summary.late_p99_s), file=sys.stderr)
-    return found
+    return found, slow
+
+
+def _factors(factors: Mapping[str, float]) -> str:
+    return ", ".join(f"{factor:.2f} x the profile's on {role} workers" for role, factor in sorted(factors.items()))
 
 
 def _run_line(
@@ -174,12 +188,14 @@ def run(args: argparse.Namespace, work_dir: Path) -> None:
     with running(clusters, work_dir) as started:
         for server, _ in started.values():
             server.park()
-        cells = compare(started, twins, args, targets)
+        cells, slow = compare(started, twins, args, targets)
     what = "the mock engine" if mock else f"{args.model}"
     print(f"{what}, {args.workload}, {args.rounds} rounds of {args.duration:g} s, {os.cpu_count()} cores, "
           f"load {os.getloadavg()[0]:.1f}; TTFT <= {targets.ttft_s:g} s and TPOT <= {targets.tpot_s:g} s")  # fmt: skip
     lines, rows = report(cells, targets)
     print("\n".join(lines))
+    print("\nthe same, predicted with the mean length that each run's steps really had:")
+    print("\n".join(report(slow, targets)[0]))
     if args.json is not None:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 

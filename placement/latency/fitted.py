@@ -8,7 +8,7 @@ of decodes alone and mixed ones take other paths, so each kind has its own curve
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from scheduling.latency import LatencyCoefficients
@@ -45,6 +45,16 @@ class Regime:
         extra = 0.0 if only_decodes else c.per_decode_sequence_s - per_row
         return cls((0.0, 1.0), (c.base_s, c.base_s + per_row), 0.0, extra, c.per_context_token_s)
 
+    def scaled(self, factor: float) -> Regime:
+        """All of it takes `factor` times as long."""
+        return replace(
+            self,
+            seconds=tuple(factor * one for one in self.seconds),
+            per_pair_s=factor * self.per_pair_s,
+            per_sequence_s=factor * self.per_sequence_s,
+            per_context_s=factor * self.per_context_s,
+        )
+
     def step_s(self, rows: int, pairs: float, sequences: int, context: int) -> float:
         """`placement.simulator.fast.steps` has the same, operation by operation."""
         at, i = self.rows_scale * rows, 0
@@ -71,6 +81,12 @@ class PiecewiseSteps:
         regime = self.regime(prefill_tokens, decode_sequences)
         rows = prefill_tokens + decode_sequences
         return regime.step_s(rows, prefill_pairs, decode_sequences, context_tokens)
+
+    def scaled(self, factor: float) -> PiecewiseSteps:
+        """Every step takes `factor` times as long."""
+        large = None if self.large_decode is None else self.large_decode.scaled(factor)
+        prefill, decode, mixed = (one.scaled(factor) for one in (self.prefill, self.decode, self.mixed))
+        return PiecewiseSteps(prefill, decode, mixed, large, self.large_from)
 
     def regime(self, prefill_tokens: int, decode_sequences: int) -> Regime:
         if decode_sequences == 0:

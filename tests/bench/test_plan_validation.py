@@ -12,7 +12,9 @@ import pytest
 from bench.load.result import Outcome, Result
 from bench.plan_validation import goodput, main, parse, report
 from bench.plan_validation_figures import Figures, Pair, Targets, figures_of, measured, predicted, sent
+from bench.plan_validation_steps import parse_totals, slowdown, slowed
 from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
+from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_profile import Profile
 from placement.simulator.cluster import Delays
 from placement.simulator.requests import requests_of
@@ -135,3 +137,33 @@ def test_a_small_run_on_the_mock_engine(tmp_path: Path, capsys: pytest.CaptureFi
         assert row[side]["ttft_p50_s"] >= step_s
         assert row[side]["tpot_p50_s"] >= 4e-3
     assert "goodput: predicted above 6" in capsys.readouterr().out
+
+
+PAGE = """# TYPE pdserve_step_seconds histogram
+pdserve_step_seconds_bucket{role="decode",worker="decode-0",le="0.1"} 7
+pdserve_step_seconds_sum{role="decode",worker="decode-0"} 0.5
+pdserve_step_seconds_count{role="decode",worker="decode-0"} 50
+pdserve_step_seconds_sum{role="decode",worker="decode-1"} 1.5
+pdserve_step_seconds_count{role="decode",worker="decode-1"} 50
+"""
+
+
+def test_steps_that_were_twice_as_long_are_found_and_simulated_so() -> None:
+    assert parse_totals(PAGE) == {"decode": (2.0, 100.0)}
+    twin = cluster_of(Placement(0, 1), Profile(LINEAR), LIMITS, mock=True)
+    workload, _ = sent([result(i, 0.2 * i, 0.0, 0.1) for i in range(10)])
+    told = simulate(twin, requests_of(workload))
+    counts = told.workers["decode-0"]
+    after = {"decode": (1.0 + 2.0 * counts.busy_s, 5.0 + counts.steps)}
+    factors = slowdown({"decode": (1.0, 5.0)}, after, told, twin)
+    assert factors == {"decode": pytest.approx(2.0)}
+    again = simulate(slowed(twin, factors), requests_of(workload))
+    assert again.requests.ttft_s == pytest.approx(2.0 * told.requests.ttft_s)
+    assert slowdown({}, {"decode": (1.0, 5.0)}, told, twin) == {}  # five steps say nothing
+
+
+def test_a_scaled_profile_takes_that_much_longer() -> None:
+    regime = Regime((1.0, 4.0), (1e-3, 2e-3), 1e-8, 1e-5, 1e-7)
+    steps = PiecewiseSteps(regime, regime, regime, regime, 9.0)
+    for shape in ((7, 28.0, 0, 7), (0, 0.0, 3, 90), (7, 28.0, 3, 90), (0, 0.0, 12, 90)):
+        assert steps.scaled(1.5).batch_s(*shape) == pytest.approx(1.5 * steps.batch_s(*shape))
