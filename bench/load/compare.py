@@ -53,9 +53,10 @@ class Comparison:
     """At one rate."""
 
     rate: float
-    first: tuple[Run, ...]  # one a round
+    first: tuple[Run, ...]  # one a round that both ended
     second: tuple[Run, ...]
     ratios: tuple[Ratio, ...]
+    interrupted: bool  # within a round, of which nothing is here
 
 
 def compare_at(
@@ -68,28 +69,35 @@ def compare_at(
     watch: Watch,
     told: Callable[[Target, int, Run], None],
 ) -> Comparison:
-    """Each round both servers, whoever was second before being first now; stops after a round that was interrupted."""
-    runs: tuple[list[Run], list[Run]] = ([], [])
+    """Each round both servers, whoever was second before being first now; an interrupted round counts nowhere."""
+    rounds: list[tuple[Run, Run]] = []
+    asked = rate or source.own_rate or 0.0
     for number in range(num_rounds):
         seeded = replace(settings, seed=settings.seed + number)
+        runs: dict[int, Run] = {}
         for which in (0, 1) if number % 2 == 0 else (1, 0):
-            run = run_at(pair[which], source, rate, seeded, first_number + number, watch)
-            runs[which].append(run)
+            try:
+                run = run_at(pair[which], source, rate, seeded, first_number + number, watch)
+            except KeyboardInterrupt:  # while it was made ready
+                return _compared(asked, rounds, True)
+            runs[which] = run
             told(pair[which], number, run)
             if run.summary.interrupted:
-                return _compared(rate or run.rate, *runs)
-    return _compared(rate or runs[0][0].rate, *runs)
+                return _compared(asked, rounds, True)
+        rounds.append((runs[0], runs[1]))
+    return _compared(asked, rounds, False)
 
 
-def _compared(rate: float, first: Sequence[Run], second: Sequence[Run]) -> Comparison:
+def _compared(rate: float, rounds: Sequence[tuple[Run, Run]], interrupted: bool) -> Comparison:
     ratios = []
     for figure in FIGURES:
-        pairs = [(figure.of(a.summary), figure.of(b.summary)) for a, b in zip(first, second, strict=False)]
+        pairs = [(figure.of(a.summary), figure.of(b.summary)) for a, b in rounds]
         each = [one for one in (_better(figure, *pair) for pair in pairs) if not math.isnan(one)]
         if each:
             a, b = (statistics.median(column) for column in zip(*pairs, strict=True))
             ratios.append(Ratio(figure.name, a, b, statistics.median(each), min(each), max(each)))
-    return Comparison(rate, tuple(first), tuple(second), tuple(ratios))
+    first, second = (tuple(pair[which] for pair in rounds) for which in (0, 1))
+    return Comparison(rate, first, second, tuple(ratios), interrupted)
 
 
 def _better(figure: Figure, first: float, second: float) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib import image as pictures
 from matplotlib.figure import Figure
 
-from bench.load.plots import as_png, attainment_against_rate, latency_against_rate, timeline
+from bench.load.plots import SIZE, as_png, attainment_against_rate, latency_against_rate, timeline
 from bench.load.session import Run
 from bench.load.summary import Objective
 
@@ -29,6 +29,9 @@ def write_report(
     several = any(len({run.rate for run in its}) > 1 for its in runs.values())
     figures = [latency_against_rate(runs, objective), attainment_against_rate(runs, target)] if several else []
     figures += [timeline(its[-1], objective) for its in runs.values() if its]
+    if not figures:  # interrupted before anything had ended
+        figures = [Figure(figsize=SIZE)]
+        figures[0].text(0.5, 0.5, "nothing was measured", ha="center")
     if path.suffix == ".png":
         _stacked(figures, path)
         return

@@ -16,7 +16,7 @@ from bench.load.prompts import Prompts
 from bench.load.result import BadAnswer, Outcome, Result
 from bench.load.statistics import wilson
 from bench.load.summary import Objective, Summary, summarize
-from bench.load.target import Target
+from bench.load.target import Door, Target
 from pdserve.exit import ExitCode, StartError
 from pdserve.slo import Slo
 from placement.workload import Workload, WorkloadSource, generate
@@ -117,8 +117,13 @@ def run_at(
     ran = _run(target, workload, settings, number, results.append, tick)
     watch(ran.elapsed_s, len(results), len(workload))
     results.sort(key=lambda one: one.index)
-    summary = summarize(results, workload, ran, settings.objective, settings.skip_s)
+    summary = summarize(results, workload, ran, settings.objective, settings.skip_s, _judges(target, settings))
     return Run(rate or source.own_rate or 0.0, summary, tuple(results))
+
+
+def _judges(target: Target, settings: Settings) -> bool:
+    """Whether the server is told the objective, so that its blame is of our misses."""
+    return target.door is Door.GRPC and settings.slo is not None
 
 
 def _run(
@@ -219,7 +224,7 @@ def _probe(
     if ran.interrupted:
         raise Interrupted
     skip_s = float(workload.arrival_s[skip]) if skip else 0.0
-    summary = summarize(results, workload, ran, objective, skip_s)
+    summary = summarize(results, workload, ran, objective, skip_s, _judges(target, settings))
     limits_of = wilson(verdict.num_met, verdict.num_known)
     return Probe(rate, verdict.concluded(), verdict.num_met, verdict.num_known, limits_of), summary
 

@@ -38,7 +38,7 @@ def summary_lines(run: Summary, objective: Objective) -> list[str]:
         lines.append(f"prefix cache held {run.cached_share:.1%} of the prompts' tokens")
     if objective.ttft_s is not None or objective.tpot_s is not None:
         lines.append(_attainment(run, objective))
-    if run.blame:
+    if run.blame and (objective.ttft_s is not None or objective.tpot_s is not None):
         lines.append("blame       " + ", ".join(f"{number} {name}" for name, number in run.blame.items()))
     if run.capped_p99_s > 0.001:
         lines.append(f"the limit on open requests held requests back {_ms(run.capped_p99_s)} ms at p99; it is counted")
@@ -53,6 +53,12 @@ def warnings(run: Summary) -> list[str]:
         found.append(
             f"WARNING: the generator was the bottleneck: requests left {_ms(run.late_p99_s)} ms late at p99 (most "
             f"{_ms(run.late_max_s)}), its processes used {cores} cores. Latencies hold that; more --processes may help."
+        )
+    if run.machine_was_busy:
+        found.append(
+            f"WARNING: this machine was too busy: requests left {_ms(run.late_p99_s)} ms late at p99 (most "
+            f"{_ms(run.late_max_s)}) though the generator used {max(run.generator_cores):.2f} cores at most a process. "
+            "Latencies hold that; something else took the cores, or one of them for long."
         )
     if run.interrupted:
         found.append("interrupted: results so far")
@@ -89,6 +95,8 @@ def probe_line(probe: Probe, run: Summary) -> str:
 
 def goodput_lines(found: Goodput, attainment: float, num_gpus: int | None, num_workers: int | None) -> list[str]:
     """The answer, with what is sure of it."""
+    if not found.complete and found.rate == 0:
+        return ["goodput: interrupted; no rate had passed yet"]
     if not found.complete:
         return [f"goodput: interrupted; at least {found.rate:.3g} requests/s passed"]
     if found.rate == 0:
@@ -109,9 +117,12 @@ def goodput_lines(found: Goodput, attainment: float, num_gpus: int | None, num_w
 
 def comparison_lines(found: Comparison, names: tuple[str, str]) -> list[str]:
     """Medians of both and the ratios of the rounds."""
-    rounds = min(len(found.first), len(found.second))
+    rounds = len(found.first)
+    if found.interrupted and not rounds:
+        return [f"at {found.rate:.3g} requests/s: interrupted before the first round had ended: nothing to compare"]
     lines = [
-        f"at {found.rate:.3g} requests/s, {rounds} rounds in turn; a = {names[0]}, b = {names[1]}",
+        f"at {found.rate:.3g} requests/s, {rounds} rounds in turn; a = {names[0]}, b = {names[1]}"
+        + ("; the round that was interrupted does not count" if found.interrupted else ""),
         f"{'':<18}{'a':>12}{'b':>12}   a is better by (least..most)",
     ]
     for one in found.ratios:

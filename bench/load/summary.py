@@ -13,8 +13,9 @@ from bench.load.result import Outcome, Result
 from bench.load.statistics import Interval, Spread, wilson
 from placement.workload import Workload
 
-LATE_LIMIT_S = 0.02  # the generator is to blame when one request in a hundred is later than that
-BUSY_LIMIT = 0.85  # or when one of its processes has so much of a core
+LATE_LIMIT_S = 0.02  # one request in a hundred that left later than that is a warning
+BUSY_LIMIT = 0.85  # of a core: a generator process that has so much is the bottleneck
+LATE_BUSY_LIMIT = 0.5  # or so much on average, when requests left late; with less something else held it up
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Summary:
     attainment: float  # met of those that count; failed, rejected and cut ones are misses
     attainment_limits: Interval  # 95 %, Wilson; requests beside one another are not independent, so it is a little bold
     good_throughput: float  # requests per second that met both
-    blame: dict[str, int]  # the server's own verdict on misses
+    blame: dict[str, int]  # why requests missed, one each: the server's own verdict, or what it does not know
     late_p99_s: float  # of the generator
     late_max_s: float
     capped_p99_s: float  # waited for a place under --max-concurrency; in the latencies
@@ -64,20 +65,32 @@ class Summary:
 
     @property
     def generator_is_slow(self) -> bool:
-        return self.late_p99_s > LATE_LIMIT_S or any(cores > BUSY_LIMIT for cores in self.generator_cores)
+        limit = LATE_BUSY_LIMIT if self.late_p99_s > LATE_LIMIT_S else BUSY_LIMIT
+        return any(cores > limit for cores in self.generator_cores)
+
+    @property
+    def machine_was_busy(self) -> bool:
+        """Requests left late though the generator had little to do."""
+        return self.late_p99_s > LATE_LIMIT_S and not self.generator_is_slow
 
 
 def summarize(
-    results: Sequence[Result], workload: Workload, ran: Ran, objective: Objective, skip_s: float = 0.0
+    results: Sequence[Result],
+    workload: Workload,
+    ran: Ran,
+    objective: Objective,
+    skip_s: float = 0.0,
+    server_judged: bool = True,
 ) -> Summary:
-    """Of the requests that were to be sent from skip_s on."""
+    """Of the requests that were to be sent from skip_s on; `server_judged`: by the same objective."""
     everyone = [one for one in results if one.intended_s >= skip_s]
     counted = [one for one in everyone if one.outcome is not Outcome.INTERRUPTED]
     whole = [one for one in counted if one.outcome is Outcome.OK]
     began = [one for one in counted if one.ttft_s is not None]
     elapsed_s = max((one.end_s for one in counted), default=ran.elapsed_s) - skip_s
     met_ttft = sum(one.meets(objective.ttft_s, None) for one in counted)
-    met = sum(one.meets(objective.ttft_s, objective.tpot_s) for one in counted)
+    missed = [one for one in counted if not one.meets(objective.ttft_s, objective.tpot_s)]
+    met = len(counted) - len(missed)
     sent = [one.intended_s for one in everyone]
     span_s = max(sent) - min(sent) if len(sent) > 1 else 0.0
     prompt_tokens = sum(one.prompt_tokens for one in began)
@@ -103,13 +116,22 @@ def summarize(
         attainment=met / len(counted) if counted else 0.0,
         attainment_limits=wilson(met, len(counted)),
         good_throughput=met / elapsed_s if elapsed_s > 0 else 0.0,
-        blame=_counts(one.blame for one in counted if one.blame not in (None, "none")),
+        blame=_counts(_blame(one, server_judged) for one in missed),
         late_p99_s=Spread.of([one.late_s for one in everyone]).p99 if everyone else 0.0,
         late_max_s=max((one.late_s for one in everyone), default=0.0),
         capped_p99_s=Spread.of([one.capped_s for one in everyone]).p99 if everyone else 0.0,
         generator_cores=ran.cores,
         interrupted=ran.interrupted,
     )
+
+
+def _blame(miss: Result, server_judged: bool) -> str:
+    """The server's word; without one, how the request ended, or that only our clock saw the miss."""
+    if server_judged and miss.blame is not None and miss.blame != "none":
+        return miss.blame
+    if miss.outcome is not Outcome.OK:
+        return str(miss.outcome.value)
+    return "client side" if server_judged and miss.blame is not None else "not told"
 
 
 def _counts(words: Iterable[str | None]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from pdserve.slo import Slo
 
 FOREIGN_VOCAB = 1024  # every tokenizer in use has that many; over HTTP no server says
 ASK_LIMIT_S = 10.0
+LISTEN_LIMIT_S = 3.0
+NEEDS_KEY = {401: "an API key is needed: --api-key or PDSERVE_API_KEY", 403: "this API key is not allowed to ask"}
 ALLOWED = "HOST:PORT or grpc://HOST:PORT for pdserve, http[s]://HOST[:PORT][/v1] for an OpenAI server"
 
 
@@ -58,6 +61,14 @@ class Target:
     def wants_text(self) -> bool:
         """Chat takes no token ids."""
         return self.door is Door.CHAT
+
+    def listens(self) -> bool:
+        """Whether somebody takes a connection there now."""
+        try:
+            socket.create_connection((self.host, self.port), LISTEN_LIMIT_S).close()
+        except OSError:
+            return False
+        return True
 
     def pool(self) -> GrpcPool | HttpPool:
         """Belongs to the running loop."""
@@ -112,7 +123,9 @@ def _introduced_grpc(target: Target) -> Target:
         with Client(f"{target.host}:{target.port}", api_key=target.api_key) as client:
             info = client.server_info(ASK_LIMIT_S)
     except ServingError as error:
-        raise StartError(f"--server is {target.name}; it does not answer: {error}") from None
+        hint = f"what answers there does not speak gRPC: if it is HTTP, say http://{target.host}:{target.port}"
+        said = hint if "Failed parsing HTTP/2" in str(error) else f"it does not answer: {error}"
+        raise StartError(f"--server is {target.name}; {said}") from None
     alive = sum(worker.up for worker in info.workers)
     return replace(
         target,
@@ -136,9 +149,14 @@ def _introduced_http(target: Target) -> Target:
     try:
         connection.request("GET", f"{target.base}/models", headers=headers)
         answer = connection.getresponse()
+        if answer.status in NEEDS_KEY:
+            raise StartError(f"--server is {target.name}; {NEEDS_KEY[answer.status]} ({answer.status})")
         body = answer.read(1 << 20)
         first = json.loads(body)["data"][0]
         model, length = str(first["id"]), first.get("max_model_len")
+    except http.client.BadStatusLine:
+        hint = f"if it is pdserve's gRPC door, say grpc://{target.host}:{target.port}"
+        raise StartError(f"--server is {target.name}; what answers there does not speak HTTP/1: {hint}") from None
     except (OSError, http.client.HTTPException) as error:
         raise StartError(f"--server is {target.name}; it does not answer: {error}") from None
     except (ValueError, KeyError, IndexError, TypeError):

@@ -32,7 +32,7 @@ EXIT_INTERRUPTED = 130
 
 
 def run(args: argparse.Namespace) -> int:
-    """Everything is checked before the first request. Exit 1 when no request was answered."""
+    """Everything is checked before the first request. Exit 1 when no request was answered, or the server ended."""
     check(args)
     spec = workload_spec(args)
     source = WorkloadSource(spec)
@@ -95,13 +95,24 @@ class Command:
             self._say("interrupted")
             self._write()
             return EXIT_INTERRUPTED
+        ended = self._ended(targets)
         self._write()
         summaries = [run.summary for run in self._all_runs()]
         cut = self._goodput is not None and not self._goodput.complete
+        cut = cut or any(one.interrupted for one in self._comparisons)
         if cut or any(one.interrupted for one in summaries):
             return EXIT_INTERRUPTED
-        found = self._goodput is not None or any(one.outcomes.get("ok") for one in summaries)
-        return ExitCode.OK if found else ExitCode.FAILED
+        served = any(one.outcomes.get("ok") for one in summaries)
+        return ExitCode.OK if served and not ended else ExitCode.FAILED
+
+    def _ended(self, targets: Sequence[Target]) -> bool:
+        """Whether a server is gone; asked only where requests failed."""
+        if not any(run.summary.outcomes.get("failed") for run in self._all_runs()):
+            return False
+        gone = [target for target in targets if not target.listens()]
+        for target in gone:
+            self._say(f"{target.name} takes no connections any more: it ended during the run")
+        return bool(gone)
 
     def _greet(self, target: Target) -> None:
         rate, number, duration = self._first_rate(), self._args.num_requests, self._args.duration
@@ -164,7 +175,7 @@ class Command:
                 )
             self._comparisons.append(found)
             self._say("\n" + "\n".join(comparison_lines(found, (first.name, second.name))))
-            if any(run.summary.interrupted for run in (*found.first, *found.second)):
+            if found.interrupted:
                 return
 
     def _tell_round(self, target: Target, number: int, run: Run) -> None:

@@ -6,15 +6,19 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from bench.load.session import Run, run_at
 from deploy.cli import main
 from pdserve.v1 import inference_pb2 as pb
 from pdserve.v1 import inference_pb2_grpc as rpc
@@ -28,6 +32,8 @@ class FakeService(rpc.InferenceServiceServicer):  # type: ignore[misc]
     def __init__(self) -> None:
         self.requests: list[Any] = []
         self.reject_each = 0
+        self.end_after = 0
+        self.end: Callable[[], Any] = lambda: None
 
     def GetServerInfo(self, request: Any, context: Any) -> Any:
         workers = [pb.WorkerInfo(id=f"decode-{n}", role="decode", device="cpu", up=True) for n in range(2)]
@@ -35,6 +41,8 @@ class FakeService(rpc.InferenceServiceServicer):  # type: ignore[misc]
 
     def Generate(self, request: Any, context: Any) -> Iterator[Any]:
         self.requests.append(request)
+        if len(self.requests) == self.end_after:
+            self.end()
         if self.reject_each and len(self.requests) % self.reject_each == 0:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room for 9 tokens")
         for number in range(request.max_tokens):
@@ -55,6 +63,7 @@ def service() -> Iterator[tuple[FakeService, str]]:
     fake, server = FakeService(), grpc.server(ThreadPoolExecutor(32))
     rpc.add_InferenceServiceServicer_to_server(fake, server)
     port = server.add_insecure_port("127.0.0.1:0")
+    fake.end = lambda: server.stop(0)
     server.start()
     yield fake, f"127.0.0.1:{port}"
     server.stop(0.2).wait()
@@ -73,8 +82,9 @@ def test_a_run_is_told_written_and_drawn(
     slo = ["--slo-ttft", "5", "--slo-tpot", "5"]
     assert main(["bench", "--server", address, *LOAD, "--num-requests", "30", "--warmup", "0", *slo, *files]) == 0
     said = capsys.readouterr().out
+    assert "blame       10 rejected\n" in said  # the server blamed its queue for 20 that were in time by our clock
     assert "20 ok, 10 rejected" in said and "10 x RESOURCE_EXHAUSTED: no room for 9 tokens" in said
-    assert "attainment  66.7% (20 of 30;" in said and "blame       20 queue" in said
+    assert "attainment  66.7% (20 of 30;" in said
     found = json.loads((tmp_path / "r.json").read_text())
     assert (found["schema"], found["model"], found["workers"]) == ("pdserve-bench-1", "fake", 2)
     (run,) = found["runs"]
@@ -146,6 +156,71 @@ def test_ctrl_c_gives_what_there_is(service: tuple[FakeService, str], tmp_path: 
         assert found["goodput"]["complete"] is False
     else:
         assert 0 < found["runs"][0]["outcomes"]["ok"] < 10_000
+
+
+def test_a_server_that_ends_within_a_run_is_told(
+    service: tuple[FakeService, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some requests were served, the rest were refused a connection: 1, and not a matter of latency."""
+    fake, address = service
+    fake.end_after = 5
+    args = ["bench", "--server", address, *LOAD, "--num-requests", "60", "--warmup", "0"]
+    assert main(args) == 1
+    said = capsys.readouterr().out
+    assert f"grpc://{address} takes no connections any more" in said and " ok" in said
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Wants a key that nobody has."""
+
+    def do_GET(self) -> None:
+        self.send_error(401)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Not here."""
+
+
+def test_the_wrong_door_and_a_missing_key_are_named(
+    service: tuple[FakeService, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One clean line that says what to give."""
+    _, address = service
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        plain = f"127.0.0.1:{http.server_port}"
+        for server, words in (
+            (f"http://{plain}", "an API key is needed: --api-key or PDSERVE_API_KEY (401)"),
+            (plain, f"does not speak gRPC: if it is HTTP, say http://{plain}"),
+            (f"http://{address}", f"does not speak HTTP/1: if it is pdserve's gRPC door, say grpc://{address}"),
+        ):
+            assert main(["bench", "--server", server, *LOAD, "--num-requests", "1"]) == 1
+            error = capsys.readouterr().err
+            assert words in error and error.count("\n") == 1 and error.rstrip("\n").isprintable()
+        http.shutdown()
+
+
+@pytest.mark.parametrize("cut_at", [1, 2, 4])
+def test_an_interrupted_round_counts_nowhere(
+    service: tuple[FakeService, str], cut_at: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """In the first server's run or the second's: ratios are of whole rounds."""
+    _, address = service
+    runs: list[Run] = []
+
+    def cut(*args: Any) -> Run:
+        runs.append(run := run_at(*args))
+        return replace(run, summary=replace(run.summary, interrupted=True)) if len(runs) == cut_at else run
+
+    monkeypatch.setattr("bench.load.compare.run_at", cut)
+    args = ["bench", "--server", address, "--compare", address, *LOAD, "--num-requests", "2", "--rounds", "4",
+            "--warmup", "0", "--json", str(tmp_path / "r.json"), "--report", str(tmp_path / "r.png")]  # fmt: skip
+    assert main(args) == 130
+    whole = (cut_at - 1) // 2
+    (found,) = json.loads((tmp_path / "r.json").read_text())["comparisons"]
+    assert len(found["first"]) == len(found["second"]) == whole and bool(found["ratios"]) == bool(whole)
+    said = capsys.readouterr().out
+    assert ("that was interrupted does not count" if whole else "interrupted before the first round") in said
 
 
 WRONG = [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bench.load.goodput import Decision, Probe, RateSearch, Verdict
+from bench.load.show import goodput_lines
 from bench.load.statistics import Interval, Spread, clopper_pearson, wilson
 
 NOTHING = Interval(0.0, 1.0)
@@ -125,3 +126,5 @@ def test_a_search_that_is_cut_has_what_it_found() -> None:
     rates.tell(Probe(4.0, Decision.LIKELY_ABOVE, 19, 20, NOTHING))
     found = rates.result()
     assert (found.rate, found.low, found.high, found.bounded, found.complete) == (4.0, 0.0, math.inf, False, False)
+    assert goodput_lines(found, 0.9, None, None) == ["goodput: interrupted; at least 4 requests/s passed"]
+    assert goodput_lines(RateSearch(4.0).result(), 0.9, None, None) == ["goodput: interrupted; no rate had passed yet"]

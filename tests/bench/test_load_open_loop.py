@@ -18,7 +18,7 @@ from bench.load.processes import Ran, processes_needed, run_loop
 from bench.load.prompts import Prompts
 from bench.load.result import Outcome, Result
 from bench.load.session import check_fits
-from bench.load.show import summary_lines
+from bench.load.show import summary_lines, warnings
 from bench.load.summary import Objective, summarize
 from bench.load.target import Door, Target, parse_target
 from pdserve.exit import StartError
@@ -181,13 +181,45 @@ def test_a_generator_that_is_late_says_so() -> None:
     """Lateness counts in the latency, and the warning names it."""
     late = Result(0, 1.0, 0.5, 0.0, Outcome.OK, 4, 3, 1.9, 1.8, 3, 0.05)
     assert late.ttft_s == pytest.approx(0.8)
-    summary = summarize([late], workload_of([1.0]), Ran(2.0, False, 1, (0.1,)), Objective())
-    assert summary.generator_is_slow
+    summary = summarize([late], workload_of([1.0]), Ran(2.0, False, 1, (0.6,)), Objective())
+    assert summary.generator_is_slow and not summary.machine_was_busy
     assert any("WARNING: the generator was the bottleneck" in line for line in summary_lines(summary, Objective()))
     busy = summarize([replace(late, late_s=0.0)], workload_of([1.0]), Ran(2.0, False, 1, (0.95,)), Objective())
     assert busy.generator_is_slow
     assert not summarize([replace(late, late_s=0.0)], workload_of([1.0]), Ran(2.0, False, 1, (0.1,)), Objective()
                          ).generator_is_slow  # fmt: skip
+
+
+def test_an_idle_generator_that_is_late_blames_the_machine() -> None:
+    """More processes would not help."""
+    late = Result(0, 1.0, 0.5, 0.0, Outcome.OK, 4, 3, 1.9, 1.8, 3, 0.05)
+    summary = summarize([late], workload_of([1.0]), Ran(2.0, False, 1, (0.02,)), Objective())
+    assert summary.machine_was_busy and not summary.generator_is_slow
+    (said,) = warnings(summary)
+    assert said.startswith("WARNING: this machine was too busy: requests left 500.0 ms late") and "more" not in said
+
+
+@pytest.mark.parametrize(
+    ("judged", "wanted"),
+    [
+        (True, {"queue": 2, "client side": 1, "rejected": 1, "failed": 1}),
+        (False, {"not told": 2, "short": 1, "rejected": 1, "failed": 1}),
+    ],
+)
+def test_blame_adds_up_to_the_misses(judged: bool, wanted: dict[str, int]) -> None:
+    """The server's word, else the outcome; what only our clock saw is named; a met request has none."""
+    slow = Result(0, 0.0, 0.0, 0.0, Outcome.OK, 4, 3, 1.9, 1.8, 3, 0.05, blame="queue")
+    results = [
+        slow,
+        replace(slow, index=1, blame="none"),
+        replace(slow, index=2, outcome=Outcome.SHORT),
+        Result(3, 0.0, 0.0, 0.0, Outcome.REJECTED, 4, 3, 0.1),
+        Result(4, 0.0, 0.0, 0.0, Outcome.FAILED, 4, 3, 0.1),
+        replace(slow, index=5, first_s=0.1),
+    ]
+    ran = Ran(2.0, False, 1, (0.1,))
+    summary = summarize(results, workload_of([0.0] * 6), ran, Objective(1.0), server_judged=judged)
+    assert summary.blame == wanted and sum(summary.blame.values()) == summary.num_requests - summary.met == 5
 
 
 def test_every_end_is_counted_and_all_but_one_are_misses() -> None:
