@@ -43,12 +43,16 @@ def run_plan(args: argparse.Namespace) -> int:
     best = outcome.best
     what_if: list[Consequence] = []
     if best is not None and outcome.complete:
-        what_if = [consequence(change, best.candidate, question, serving, source) for change in CHANGES]
+        moves = best.candidate.prefill is not None
+        changes = [change for change in CHANGES if moves or change.network == 1.0]
+        what_if = [consequence(change, best.candidate, question, serving, source) for change in changes]
     answer = answer_line(outcome, question)
     print(answer)
     if (other := other_kind(outcome, question)) is not None:
         print(other)
     print("\n".join(_table(outcome)))
+    if what_if and question.rate is not None:
+        print(f"  at most it carries {what_if[0].rate:.3g} requests/s, bound by {what_if[0].binding}")
     for one in what_if[1:]:
         print(f"  if {one.change.name}: {one.rate:.3g} requests/s, bound by {one.binding}")
     basis = "Step times are computed from the GPUs' data sheets with stated efficiencies; they were not measured."
