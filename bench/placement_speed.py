@@ -2,8 +2,9 @@
 
     python -m bench.placement_speed [PART ...]
 
-The hour on 1,000 GPUs is ten slices of a minute, each with requests of its own, so that memory stays bounded: in traffic
-whose rate does not change all minutes are drawn from the same distribution. What sixty would take is printed too. Parts that need ../shared/data say so and are left out where it is not.
+The hour on 1,000 GPUs is ten slices of a minute, each with requests of its own, so that memory stays bounded: where
+the rate does not change, all minutes are drawn from the same distribution. What sixty would take is printed too.
+Parts that need ../shared/data say so and are left out where it is not.
 """
 
 from __future__ import annotations
