@@ -95,6 +95,10 @@ class Command:
             self._say("interrupted")
             self._write()
             return EXIT_INTERRUPTED
+        except StartError:  # a server that ended within a search, say
+            if self._all_runs():
+                self._write()
+            raise
         ended = self._ended(targets)
         self._write()
         summaries = [run.summary for run in self._all_runs()]

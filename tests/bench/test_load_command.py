@@ -170,6 +170,20 @@ def test_a_server_that_ends_within_a_run_is_told(
     assert f"grpc://{address} takes no connections any more" in said and " ok" in said
 
 
+def test_a_server_that_ends_within_a_search_leaves_the_probes(
+    service: tuple[FakeService, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, 1, and what was found before is written."""
+    fake, address = service
+    fake.end_after = 5
+    args = ["bench", "--server", address, *LOAD, "--warmup", "0", "--min-requests", "20", "--min-probe-s", "0.1",
+            "--find-goodput", "--slo-ttft", "1", "--json", str(tmp_path / "r.json")]  # fmt: skip
+    assert main(args) == 1
+    assert "failed a warm-up request" in capsys.readouterr().err
+    (run,) = json.loads((tmp_path / "r.json").read_text())["runs"]
+    assert run["outcomes"]["failed"] > 0 and run["blame"]["failed"] == run["outcomes"]["failed"]
+
+
 class Refusing(BaseHTTPRequestHandler):
     """Wants a key that nobody has."""
 
