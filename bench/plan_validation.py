@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import secrets
-import signal
 import sys
 import tempfile
 import time
@@ -37,7 +36,7 @@ from bench.plan_validation_figures import LATENCIES, Figures, Pair, Targets, mea
 from bench.plan_validation_steps import STATUS_S, slowdown, slowed, step_totals
 from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
 from bench.profiler.cluster import running
-from bench.served.process_tree import adopt_orphans
+from bench.served.process_tree import adopt_orphans, hear_signals
 from bench.served.server import Server, ServerFailed
 from bench.split_against_colocated import falls_through
 from placement.latency.fitted_profile import Profile, load_measured_profile
@@ -207,8 +206,7 @@ def _dtype(profile: Profile) -> list[str]:
 def main() -> int:
     args = parse()
     adopt_orphans()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    hear_signals()
     try:
         with tempfile.TemporaryDirectory(prefix="plan-validation-") as name:
             run(args, Path(name))

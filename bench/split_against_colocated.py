@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import secrets
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from bench.load.statistics import Spread, wilson
 from bench.load.summary import Objective
 from bench.load.target import Target, parse_target
 from bench.served.__main__ import all_started, make_model
-from bench.served.process_tree import adopt_orphans
+from bench.served.process_tree import adopt_orphans, hear_signals
 from bench.served.server import Server
 from bench.served.systems import MODEL_NAME, OURS, THEIRS, Setting
 from placement.workload import WorkloadSource, parse_workload_spec
@@ -206,8 +205,7 @@ def _panels(cells: Sequence[Cell], args: argparse.Namespace) -> dict[str, dict[s
 def main() -> int:
     args = parse()
     adopt_orphans()
-    for number in (signal.SIGINT, signal.SIGTERM):  # whatever a shell that put us in the background told us to ignore
-        signal.signal(number, signal.default_int_handler)
+    hear_signals()
     try:
         with tempfile.TemporaryDirectory(prefix="split-colocated-") as name:
             run(args, Path(name))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from bench.arguments import positive
 from bench.reference_models import REFERENCE_MODELS
 from bench.served.comparison import agreement_lines, median_lines, outcome_lines, ratio_lines
 from bench.served.load import Load, Outcome, greedy_tokens, prompts_of, run_load
-from bench.served.process_tree import adopt_orphans
+from bench.served.process_tree import adopt_orphans, hear_signals
 from bench.served.server import Server, ServerFailed, stop_all
 from bench.served.systems import OURS, THEIRS, Setting, make_server, settle
 
@@ -161,8 +160,7 @@ def run(args: argparse.Namespace, work_dir: Path) -> int:
 def main() -> int:
     args = parse()
     adopt_orphans()
-    for number in (signal.SIGINT, signal.SIGTERM):  # whatever a shell that put us in the background told us to ignore
-        signal.signal(number, signal.default_int_handler)
+    hear_signals()
     try:
         if args.work_dir is not None:
             args.work_dir.mkdir(parents=True, exist_ok=True)

@@ -116,6 +116,12 @@ def _wait_for(processes: list[ProcessStat], limit_s: float) -> None:
         time.sleep(0.05)
 
 
+def hear_signals() -> None:
+    """Ctrl-C and SIGTERM end us, whatever a shell that put us in the background told us to ignore."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+
 def adopt_orphans() -> None:
     """What our servers start and leave behind becomes our child, so that nothing escapes `end_tree`."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
