@@ -29,7 +29,6 @@ class StepParts:
     attention_s: float
     collectives_s: float
     overhead_s: float
-    compute_bound: bool  # the matrices' arithmetic takes longer than reading their weights
 
     @property
     def total_s(self) -> float:
@@ -67,9 +66,7 @@ class Roofline:
         kv_s = context_tokens * model.kv_bytes_per_token / bandwidth
         attention_s = max(model.flops_per_pair * prefill_pairs / rate, kv_s)
         overhead_s = gpu.step_overhead_s + model.layers * gpu.layer_overhead_s
-        return StepParts(
-            max(arithmetic_s, reading_s), attention_s, self._collectives_s(tokens), overhead_s, arithmetic_s > reading_s
-        )
+        return StepParts(max(arithmetic_s, reading_s), attention_s, self._collectives_s(tokens), overhead_s)
 
     def _collectives_s(self, tokens: int) -> float:
         model, gpu, tp = self.model, self.gpu, self.tp

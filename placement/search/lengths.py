@@ -13,7 +13,6 @@ from placement.workload.workload import Floats, Workload
 class LengthStats:
     """Means per request. `computed`: prompt tokens that a prefix cache without limit would still have to compute."""
 
-    prompt_mean: float
     output_mean: float
     context_mean: float  # of a decoding sequence, over its steps
     computed_mean: float
@@ -32,7 +31,6 @@ class LengthStats:
         away = prompt > local_tokens
         pairs = (prompt**2 - (prompt - computed) ** 2) / 2
         return cls(
-            prompt_mean=float(prompt.mean()),
             output_mean=float(output.mean()),
             context_mean=float(np.sum(weight * (prompt + output / 2)) / np.sum(weight)),
             computed_mean=float((computed * away).mean()),

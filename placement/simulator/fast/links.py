@@ -37,7 +37,6 @@ def start(heap: Heap, w: Records, workers: Records, pairs: Records, active: Reco
     _advance(w, pairs, active, left)
     active[w.num_active] = pair
     w.num_active += 1
-    pairs[pair].active = 1
     workers[pair // len(workers)].out_sharing += 1
     workers[pair % len(workers)].in_sharing += 1
     _plan(heap, w, workers, pairs, active, left)
@@ -92,7 +91,6 @@ def finish(
         num_ended += 1
         workers[pair // len(workers)].out_sharing -= 1
         workers[pair % len(workers)].in_sharing -= 1
-        link.active = 0
         link.head = flows[link.head][2]
         if link.head >= 0:
             push(heap, w, w.latency_s, LINK_START, pair, 0)

@@ -90,13 +90,13 @@ handoff = np.dtype(
 )  # fmt: skip
 """One per request."""
 
-link = np.dtype([("head", "i8"), ("tail", "i8"), ("active", "i8"), ("rate", "f8")])
+link = np.dtype([("head", "i8"), ("tail", "i8"), ("rate", "f8")])
 """One per pair of workers; a queue of transfers."""
 
 world = np.dtype(
     [
         ("now_s", "f8"), ("given", "i8"), ("num_events", "i8"), ("next", "i8"), ("running", "i8"), ("handoffs", "i8"),
-        ("turn", "i8"), ("num_commands", "i8"), ("round", "i8"),
+        ("turn", "i8"), ("round", "i8"),
         ("known_s", "f8"), ("moved_bytes", "f8"), ("failed", "i8"),
         ("num_active", "i8"),
         # when to give up
