@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
+from deploy.arguments import above_zero
 from deploy.commands.generate import DEFAULT_SERVER
 from pdserve.settings import ConfigError
 from placement.workload import WorkloadSpec, parse_workload_spec
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
-    return value
 
 
 def _whole(low: int) -> Any:
@@ -34,18 +24,18 @@ def _whole(low: int) -> Any:
 
 
 def _share(text: str) -> float:
-    value = _positive(text)
+    value = above_zero(text)
     if value >= 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a share between 0 and 1, such as 0.9")
     return value
 
 
 def _seconds(text: str) -> float:
-    return 0.0 if text in ("0", "0.0") else _positive(text)
+    return 0.0 if text in ("0", "0.0") else above_zero(text)
 
 
 def _rates(text: str) -> list[float]:
-    return [_positive(one) for one in text.split(",")]
+    return [above_zero(one) for one in text.split(",")]
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -105,14 +95,14 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_load(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--rate", type=_positive, metavar="R", help="requests per second (default: the workload's own)")
+    group.add_argument("--rate", type=above_zero, metavar="R", help="requests per second (default: the workload's own)")
     group.add_argument("--rates", type=_rates, metavar="R,R,...", help="several, one run each")
     group.add_argument("--num-requests", type=_whole(1), metavar="N", help="of a run")
-    group.add_argument("--duration", type=_positive, metavar="S", help="of a run: requests that come in that time")
+    group.add_argument("--duration", type=above_zero, metavar="S", help="of a run: requests that come in that time")
     group.add_argument("--warmup", type=_whole(0), default=4, metavar="N",
                        help="requests before the first run, not counted (default: %(default)s)")  # fmt: skip
     group.add_argument("--skip", type=_seconds, default=0.0, metavar="S", help="of each run's begin, not counted")
-    group.add_argument("--timeout", type=_positive, default=600.0, metavar="S",
+    group.add_argument("--timeout", type=above_zero, default=600.0, metavar="S",
                        help="of a request, from when it was to be sent (default: %(default)g)")  # fmt: skip
     group.add_argument("--max-concurrency", type=_whole(1), metavar="N",
                        help="open requests; waiting for a place counts as latency (default: no limit)")  # fmt: skip
@@ -126,8 +116,8 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_search(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--slo-ttft", type=_positive, metavar="S", help="seconds to the first token")
-    group.add_argument("--slo-tpot", type=_positive, metavar="S", help="seconds per token after it")
+    group.add_argument("--slo-ttft", type=above_zero, metavar="S", help="seconds to the first token")
+    group.add_argument("--slo-tpot", type=above_zero, metavar="S", help="seconds per token after it")
     group.add_argument("--send-slo", action=argparse.BooleanOptionalAction, default=True,
                        help="tell our own server, which may reject what it cannot serve in time")  # fmt: skip
     group.add_argument("--find-goodput", action="store_true", help="search the highest rate that keeps --attainment")
@@ -137,7 +127,7 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
                        help="of the rate found, relative (default: %(default)s)")  # fmt: skip
     group.add_argument("--confidence", type=_share, default=0.95, metavar="X",
                        help="with which a probe ends early (default: %(default)s)")  # fmt: skip
-    group.add_argument("--min-probe-s", type=_positive, default=30.0, metavar="S",
+    group.add_argument("--min-probe-s", type=above_zero, default=30.0, metavar="S",
                        help="length of a probe that nothing decides earlier (default: %(default)g)")  # fmt: skip
     group.add_argument("--min-requests", type=_whole(20), default=200, metavar="N",
                        help="and with so many requests at least (default: %(default)s)")  # fmt: skip

@@ -6,7 +6,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from deploy.compat.arguments import above_zero, count, refuse
+from deploy.arguments import above_zero, count, refuse
 from deploy.planning.flags import PLAN, SHARED, add_plan
 
 COMPAT = ("distserve",)

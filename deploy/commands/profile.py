@@ -13,8 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploy.arguments import above_zero, check_output, count, write_output
 from deploy.commands.serve import configure_logging
-from deploy.compat.arguments import above_zero, check_output, count, write_output
 from deploy.flags import add_worker_settings, serve_config
 from deploy.resolve import ResolvedServe, resolve
 from pdserve.clock import MonotonicClock

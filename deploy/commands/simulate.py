@@ -6,7 +6,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from deploy.compat.arguments import above_zero, refuse
+from deploy.arguments import above_zero, refuse
 from deploy.planning.flags import SHARED, SIMULATE, add_simulate
 
 COMPAT = ("distserve", "splitwise")

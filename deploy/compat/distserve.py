@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from deploy.compat.arguments import check_output, pair_count, pairs, refuse, require, write_output
+from deploy.arguments import check_output, pair_count, pairs, refuse, require, write_output
 from deploy.compat.timings import json_lines, percentiles
 from pdserve.exit import ExitCode
 from placement.compat.distserve import Affinity, Parallel, enumerate_colocated, enumerate_configurations, read_profile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from deploy.compat.arguments import check_output, pair_count, pairs, refuse, require, write_output
+from deploy.arguments import check_output, pair_count, pairs, refuse, require, write_output
 from deploy.compat.timings import json_lines, percentiles
 from pdserve.exit import ExitCode
 from pdserve.settings import ConfigError

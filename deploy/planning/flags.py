@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from deploy.compat.arguments import above_zero, count
+from deploy.arguments import above_zero, count
 
 SHARED = (
     "workload",

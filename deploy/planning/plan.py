@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from deploy.compat.arguments import check_output, write_output
+from deploy.arguments import check_output, write_output
 from deploy.planning.question import MOST_GPUS, check_flags, listed, question_of, space_of
 from deploy.planning.subject import serving_of, workload_of
 from pdserve.exit import ExitCode

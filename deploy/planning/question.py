@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 
-from deploy.compat.arguments import count, refuse, require
+from deploy.arguments import count, refuse, require
 from deploy.planning.subject import gpus
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError

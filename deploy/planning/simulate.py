@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from deploy.compat.arguments import check_output, count, pair_count, pairs, refuse, require, write_output
+from deploy.arguments import check_output, count, pair_count, pairs, refuse, require, write_output
 from deploy.planning.subject import gpus, serving_of, workload_of
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError

@@ -1,4 +1,4 @@
-"""What the modes' flags have in common: numbers, pairs like tp=2,pp=1, what is required, and the output file."""
+"""What commands' flags have in common: numbers, pairs like tp=2,pp=1, what is required, and the output file."""
 
 from __future__ import annotations
 
