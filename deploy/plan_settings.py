@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pdserve.config import ServeConfig
+from pdserve.plan_format import FORMAT, KEY
 from pdserve.settings import ConfigError
-
-FORMAT = 1
-_MARK = '"pdserve_plan"'
 
 
 def plan_settings(path: Path, text: str) -> dict[str, Any] | None:
@@ -19,8 +17,8 @@ def plan_settings(path: Path, text: str) -> dict[str, Any] | None:
     plan = _plan(path, text)
     if plan is None:
         return None
-    if plan.get("pdserve_plan") != FORMAT:
-        raise ConfigError([f"{path}: pdserve_plan is {plan.get('pdserve_plan')!r}; this version reads {FORMAT}"])
+    if plan.get(KEY) != FORMAT:
+        raise ConfigError([f"{path}: {KEY} is {plan.get(KEY)!r}; this version reads {FORMAT}"])
     settings, placement = plan.get("serve"), plan.get("placement")
     if not isinstance(settings, dict) or not isinstance(placement, dict):
         raise ConfigError([f"{path}: the plan has no placement: none that was looked at meets its targets"])
@@ -56,13 +54,13 @@ def plan_problems(path: Path, config: ServeConfig) -> list[str]:
 
 
 def _plan(path: Path, text: str) -> dict[str, Any] | None:
-    if not text.lstrip().startswith("{") or _MARK not in text:
+    if not text.lstrip().startswith("{") or f'"{KEY}"' not in text:
         return None
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError([f"{path}: is a plan, but no JSON: {str(error)[:200]}"]) from None
-    return data if isinstance(data, dict) and "pdserve_plan" in data else None
+    return data if isinstance(data, dict) and KEY in data else None
 
 
 def _pools(placement: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

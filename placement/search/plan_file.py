@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from pdserve.plan_format import FORMAT, KEY
 from placement.search.candidate import Candidate, Pool
 from placement.search.search import Answer, Outcome, Question
 from placement.search.whatif import Consequence
 from placement.simulator.results import RequestColumns
 
-FORMAT = 1
 _MOST_LISTED = 500  # so that the file stays small; the best are listed
 
 
@@ -23,7 +23,7 @@ def plan_to_json(
     """The whole file. `serve` holds settings of `pdserve serve`; the rest is for people and dashboards."""
     best = outcome.best
     return {
-        "pdserve_plan": FORMAT,
+        KEY: FORMAT,
         "serve": {} if best is None else serve_settings(best.candidate),
         "placement": None if best is None else _answer(best),
         "predicted": None if best is None else predicted(best, question),
