@@ -77,6 +77,8 @@ class ClusterSpec:
     round_robin: bool = False  # instead of the least predicted latency
     max_in_flight: int = 1024  # at the router; one more is rejected
     status_s: float = 1.0  # between two accounts that a worker gives of itself
+    slowdown: tuple[float, ...] = ()
+    """How many times as long a step takes while 1, 2, ... workers compute, all on one machine; empty: nobody disturbs."""
 
     def __post_init__(self) -> None:
         names = [worker.worker_id for worker in self.workers]
@@ -86,6 +88,8 @@ class ClusterSpec:
             raise ValueError("a cluster needs a decode worker")
         if len({worker.block_size for worker in self.workers}) != 1:
             raise ValueError("all workers must have one block size")
+        if not all(factor > 0.0 for factor in self.slowdown):
+            raise ValueError(f"slowdown is {self.slowdown}; every factor must be above 0")
 
     @property
     def gpus(self) -> float:

@@ -12,6 +12,7 @@ from placement.simulator.cluster import ClusterSpec, WorkerSpec
 from placement.simulator.events import EventQueue
 from placement.simulator.handoffs import Handoffs
 from placement.simulator.links import Links
+from placement.simulator.machine import Machine
 from placement.simulator.requests import Outcome, RequestLife, SimRequest, prompt_token_ids
 from placement.simulator.worker import TOKEN_ID, SimWorker, WorkerCounts
 from scheduling.batching import SequenceUpdate
@@ -29,6 +30,7 @@ class SimRouter:
         self.spec = spec
         self.events = events
         self.links = Links(spec.link, events)
+        self._machine = Machine(spec.slowdown, events) if spec.slowdown else None
         self.handoffs = Handoffs(
             events, self.links, spec.delays.message_s, spec.block_bytes, self._on_committed, self._on_freed
         )
@@ -48,7 +50,7 @@ class SimRouter:
     def add_worker(self, spec: WorkerSpec) -> None:
         """A worker starts, empty."""
         name = spec.worker_id
-        worker = SimWorker(spec, self.events, self.spec.delays, self, self.counts[name])
+        worker = SimWorker(spec, self.events, self.spec.delays, self, self.counts[name], self._machine)
         self.workers[name] = worker
         chunk_tokens = spec.scheduler.max_num_batched_tokens
         limits = WorkerLimits(name, spec.role, spec.num_blocks, spec.block_size, chunk_tokens)

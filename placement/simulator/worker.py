@@ -11,6 +11,7 @@ from pdserve.ids import SequenceKey
 from pdserve.sampling import SampledToken
 from placement.simulator.cluster import Delays, WorkerSpec
 from placement.simulator.events import EventQueue
+from placement.simulator.machine import Job, Machine
 from scheduling.batching import Batch, Scheduler, SequenceUpdate
 from scheduling.blocks import BlockPool
 from scheduling.latency import LatencyCoefficients, OnlineLatencyEstimator
@@ -44,8 +45,15 @@ class SimWorker:
     """One boot of one worker. Commands take effect between steps, as on the engine's thread."""
 
     def __init__(
-        self, spec: WorkerSpec, events: EventQueue, delays: Delays, listener: WorkerListener, counts: WorkerCounts
+        self,
+        spec: WorkerSpec,
+        events: EventQueue,
+        delays: Delays,
+        listener: WorkerListener,
+        counts: WorkerCounts,
+        machine: Machine | None = None,
     ) -> None:
+        """Without `machine` its steps take what they take alone."""
         self.spec = spec
         self.alive = True
         self.counts = counts
@@ -55,6 +63,8 @@ class SimWorker:
         self._events = events
         self._delays = delays
         self._listener = listener
+        self._machine = machine
+        self._job: Job | None = None
         self._commands: list[Callable[[], object]] = []
         self._stepping = False
         self._wake_planned = False
@@ -91,6 +101,8 @@ class SimWorker:
         """Nothing of it happens any more."""
         self.alive = False
         self._commands.clear()
+        if self._machine is not None and self._job is not None:
+            self._machine.drop(self._job)
 
     def _turn(self) -> None:
         """Commands, then a step if there is anything to run."""
@@ -120,20 +132,29 @@ class SimWorker:
 
     def _begin(self, batch: Batch) -> None:
         self._stepping = True
-        shape = (batch.prefill_tokens, batch.decode_sequences, batch.context_tokens)
         prompts = batch.steps[batch.decode_sequences :]
         pairs = sum(len(step.token_ids) * (step.start + step.end + 1) for step in prompts) / 2
         seconds = self.spec.step_times.batch_s(
             batch.prefill_tokens, pairs, batch.decode_sequences, batch.context_tokens
         )
-        self.estimator.observe(*shape, seconds)
         counts = self.counts
-        counts.steps += 1
-        counts.busy_s += seconds
         counts.prefill_tokens += batch.prefill_tokens
         counts.decode_tokens += batch.decode_sequences
         counts.peak_blocks = max(counts.peak_blocks, self.scheduler.blocks.num_referenced)
+        if self._machine is not None:
+            self._job = self._machine.begin(seconds, lambda took_s: self._computed(batch, took_s))
+            return
+        self._count(batch, seconds)  # already: the compiled twin does, and a status may come before the end
         self._events.after(seconds, self._complete, batch)
+
+    def _computed(self, batch: Batch, took_s: float) -> None:
+        self._count(batch, took_s)
+        self._complete(batch)
+
+    def _count(self, batch: Batch, seconds: float) -> None:
+        self.estimator.observe(batch.prefill_tokens, batch.decode_sequences, batch.context_tokens, seconds)
+        self.counts.steps += 1
+        self.counts.busy_s += seconds
 
     def _complete(self, batch: Batch) -> None:
         if not self.alive:

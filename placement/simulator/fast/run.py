@@ -30,6 +30,8 @@ def unsupported(cluster: ClusterSpec, workload: Workload) -> str:
         return "shared prefixes"
     if cluster.delays.message_s >= cluster.status_s:
         return "messages that take longer than a status period"
+    if cluster.slowdown:
+        return "workers that slow one another down"
     if len(workload) == 0:
         return "a workload without requests"
     prompt, longest = int(workload.prompt_tokens.max()), int((workload.prompt_tokens + workload.output_tokens).max())
