@@ -32,26 +32,18 @@ Piece = str | CalledTool
 
 
 class ToolCallParser(ABC):
-    """Over one choice: push() every piece of its text, then flush() once."""
+    """Over one choice: push() every piece of its text, then flush() once. Both cost what the text is long, once."""
 
     needs_special_tokens = False  # its marks are special tokens, which are otherwise not shown
 
     def __init__(self) -> None:
-        self._held = ""
+        self._held: list[str] = []  # in pieces: joined once
 
     @abstractmethod
     def push(self, text: str) -> list[Piece]: ...
 
     @abstractmethod
     def flush(self) -> list[Piece]: ...
-
-    def _until(self, mark: str) -> str:
-        """What is held and surely stands before the mark; it is held no more."""
-        start = self._held.find(mark)
-        if start < 0:
-            start = len(self._held) - _open_tail(self._held, mark)
-        text, self._held = self._held[:start], self._held[start:]
-        return text
 
 
 def _open_tail(text: str, mark: str) -> int:
@@ -60,77 +52,88 @@ def _open_tail(text: str, mark: str) -> int:
 
 
 class HermesParser(ToolCallParser):
-    """Calls between tags, text around them."""
+    """Calls between tags, text around them. Held: what came of a call whose opening tag did."""
 
     OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
     def __init__(self) -> None:
         super().__init__()
+        self._mark = self.OPEN  # the tag that would come next
+        self._tail = ""  # perhaps its beginning
         self._has_called = False
 
     def push(self, text: str) -> list[Piece]:
-        self._held += text
+        text, start = self._tail + text, 0
         pieces: list[Piece] = []
-        while True:
-            self._say(pieces, self._until(self.OPEN))
-            if not self._held.startswith(self.OPEN):
-                return pieces
-            end = self._held.find(self.CLOSE)
-            if end < 0:
-                return pieces
-            self._call(pieces, self._held[len(self.OPEN) : end], self._held[: end + len(self.CLOSE)])
-            self._held = self._held[end + len(self.CLOSE) :]
+        while (end := text.find(self._mark, start)) >= 0:
+            self._part(pieces, text[start:end])
+            start = end + len(self._mark)
+            if self._mark == self.CLOSE:
+                self._call(pieces, self.CLOSE)
+            self._mark = self.CLOSE if self._mark == self.OPEN else self.OPEN
+        text = text[start:]
+        end = len(text) - _open_tail(text, self._mark)
+        self._part(pieces, text[:end])
+        self._tail = text[end:]
+        return pieces
 
     def flush(self) -> list[Piece]:
         """A call whose closing tag never came counts when it is complete without."""
         pieces: list[Piece] = []
-        held, self._held = self._held, ""
-        if held.startswith(self.OPEN):
-            self._call(pieces, held[len(self.OPEN) :], held)
-        else:
-            self._say(pieces, held)
+        self._part(pieces, self._tail)
+        if self._mark == self.CLOSE:
+            self._call(pieces, "")
         return pieces
 
-    def _call(self, pieces: list[Piece], inside: str, raw: str) -> None:
+    def _part(self, pieces: list[Piece], text: str) -> None:
+        """Of a call, or said; white space between calls and after them says nothing."""
+        if self._mark == self.CLOSE:
+            self._held.append(text)
+        elif text and not (self._has_called and text.isspace()):
+            pieces.append(text)
+
+    def _call(self, pieces: list[Piece], close: str) -> None:
+        inside = "".join(self._held)
+        self._held.clear()
         call = _called(_json(inside))
         self._has_called = self._has_called or call is not None
-        pieces.append(raw if call is None else call)
-
-    def _say(self, pieces: list[Piece], text: str) -> None:
-        """White space between calls and after them says nothing."""
-        if text and not (self._has_called and text.isspace()):
-            pieces.append(text)
+        pieces.append(self.OPEN + inside + close if call is None else call)
 
 
 class LlamaJsonParser(ToolCallParser):
     """An answer that begins like JSON is held back to its end."""
 
+    _BETWEEN = re.compile(r"[; \n\t]*")
+
     def __init__(self) -> None:
         super().__init__()
-        self._is_text = False
+        self._begin = ""  # its first character that is not white space
 
     def push(self, text: str) -> list[Piece]:
-        self._held += text
-        begin = self._held.lstrip()[:1]
-        self._is_text = self._is_text or begin not in ("", "{")
-        if not self._is_text:
+        self._begin = self._begin or text.lstrip()[:1]
+        self._held.append(text)
+        if self._begin in ("", "{"):
             return []
-        text, self._held = self._held, ""
+        text = "".join(self._held)
+        self._held.clear()
         return [text] if text else []
 
     def flush(self) -> list[Piece]:
         calls: list[Piece] = []
-        rest = self._held.strip()
-        while rest:
+        held, at = "".join(self._held), 0
+        rest = held.strip()
+        while at < len(rest):
             try:
-                value, end = json.JSONDecoder().raw_decode(rest)
+                value, at = json.JSONDecoder().raw_decode(rest, at)
             except (ValueError, RecursionError):
-                return [self._held]
+                return [held]
             call = _called(value)
             if call is None:
-                return [self._held]
+                return [held]
             calls.append(call)
-            rest = rest[end:].lstrip("; \n\t")
+            between = self._BETWEEN.match(rest, at)
+            assert between is not None
+            at = between.end()
         return calls
 
 
@@ -141,22 +144,33 @@ class MistralParser(ToolCallParser):
     needs_special_tokens = True
     _NAMED = re.compile(r"\s*([^\s{\[]+)\s*(?:\[CALL_ID\]\s*(\w+)\s*)?(?:\[ARGS\])?\s*(\{.*)", re.DOTALL)
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._tail = ""  # perhaps the mark's beginning; the mark itself when it came
+
     def push(self, text: str) -> list[Piece]:
-        self._held += text
-        said = self._until(self.MARK)
+        if self._tail == self.MARK:
+            self._held.append(text)
+            return []
+        text = self._tail + text
+        said, self._tail, behind = text.partition(self.MARK)
+        if not self._tail:
+            end = len(text) - _open_tail(text, self.MARK)
+            said, self._tail = text[:end], text[end:]
+        self._held.append(behind)
         return [said] if said else []
 
     def flush(self) -> list[Piece]:
-        if not self._held.startswith(self.MARK):
-            return [self._held] if self._held else []
-        behind = self._held[len(self.MARK) :]
+        if self._tail != self.MARK:
+            return [self._tail] if self._tail else []
+        behind = "".join(self._held)
         listed = _json(behind)
         if isinstance(listed, list):
             calls = [_called(item, _short_id()) for item in listed]
         else:
             calls = [self._named(part) for part in behind.split(self.MARK)]
         found: list[Piece] = [call for call in calls if call is not None]
-        return found if calls and len(found) == len(calls) else [self._held]
+        return found if calls and len(found) == len(calls) else [self.MARK + behind]
 
     def _named(self, part: str) -> CalledTool | None:
         match = self._NAMED.fullmatch(part)
@@ -169,14 +183,15 @@ class ForcedCallsParser(ToolCallParser):
     """For an answer that a constraint makes a list of calls: it is one unless it was cut."""
 
     def push(self, text: str) -> list[Piece]:
-        self._held += text
+        self._held.append(text)
         return []
 
     def flush(self) -> list[Piece]:
-        listed = _json(self._held)
+        held = "".join(self._held)
+        listed = _json(held)
         calls = [_called(item) for item in listed] if isinstance(listed, list) else [None]
         found: list[Piece] = [call for call in calls if call is not None]
-        return found if len(found) == len(calls) else [self._held]
+        return found if len(found) == len(calls) else [held]
 
 
 def _short_id() -> str:
