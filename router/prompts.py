@@ -62,9 +62,9 @@ class PromptEncoder:
             return self._encode(prompt, field)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, prompt, field)
 
-    async def decoded(self, ids: Sequence[int]) -> str:
-        """Their text, special tokens shown."""
-        return await self._for(ids, partial(self._tokenizer.decode, ids, skip_special_tokens=False))
+    async def decoded(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Their text."""
+        return await self._for(ids, partial(self._tokenizer.decode, ids, skip_special_tokens=skip_special_tokens))
 
     async def spelled(self, ids: Sequence[int]) -> list[str | None]:
         """Each as the vocabulary has it."""

@@ -59,6 +59,7 @@ class Answer:
         try:
             async with self._desk.serve(self._asked.draft) as generation:
                 dialect = self._dialect_of(self._asked, generation, self._desk.card.served_name, self._desk.tokenizer)
+                await dialect.prepare(self._desk.prompts)
                 if not self._asked.stream:
                     body = to_json(dialect.whole(await _collect(generation)))
                 else:

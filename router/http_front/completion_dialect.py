@@ -10,6 +10,7 @@ from router.choice import ChoiceEnd, ChoiceUpdate
 from router.generation import Generation
 from router.http_front.dialect import Dialect, finite
 from router.http_front.parsing import Asked
+from router.prompts import PromptEncoder
 from router.text import Tokenizer
 from router.validation import PromptText
 
@@ -23,26 +24,33 @@ class CompletionDialect(Dialect):
     def __init__(self, asked: Asked, generation: Generation, model: str, tokenizer: Tokenizer) -> None:
         super().__init__(asked, generation, model, tokenizer)
         self._offsets = [0] * len(generation.requests)
+        self._echoed: list[str] = []  # by prompt
+
+    async def prepare(self, prompts: PromptEncoder) -> None:
+        if self._asked.echo:
+            self._echoed = [await self._prompt_text(n, prompts) for n in range(len(self._asked.draft.prompts))]
 
     def streamed_choice(self, update: ChoiceUpdate, is_first: bool) -> dict[str, Any]:
-        text = self._prompt_text(update.index) + update.text if is_first and self._asked.echo else update.text
+        text = self._echo(update.index) + update.text if is_first else update.text
         return self._choice(update.index, text, update.logprobs, update.end)
 
     def whole_choice(self, index: int, end: ChoiceEnd, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        text = self._prompt_text(index) + end.text if self._asked.echo else end.text
-        return self._choice(index, text, logprobs, end)
+        return self._choice(index, self._echo(index) + end.text, logprobs, end)
 
     def add_prompt_ids(self, body: dict[str, Any], choice: dict[str, Any], ids: Sequence[int]) -> None:
         choice["prompt_token_ids"] = list(ids)
 
-    def _prompt_text(self, index: int) -> str:
+    def _echo(self, index: int) -> str:
+        return self._echoed[index // self._asked.draft.num_choices] if self._echoed else ""
+
+    async def _prompt_text(self, position: int, prompts: PromptEncoder) -> str:
         """As it was given; ids, and what was cut, as the text of what was served."""
         draft = self._asked.draft
-        prompt = draft.prompts[index // draft.num_choices]
+        prompt = draft.prompts[position]
         if isinstance(prompt, PromptText) and draft.keep_prompt_tokens is None:
             return prompt.text
-        ids = self._requests[index].prompt_token_ids
-        return self._tokenizer.decode(ids, skip_special_tokens=draft.output.skip_special_tokens)
+        ids = self._requests[position * draft.num_choices].prompt_token_ids
+        return await prompts.decoded(ids, skip_special_tokens=draft.output.skip_special_tokens)
 
     def _choice(
         self, index: int, text: str, logprobs: Sequence[TokenLogprobs], end: ChoiceEnd | None

@@ -21,6 +21,7 @@ from router.generation import Generation
 from router.http_front.parsing import Asked
 from router.http_front.problem import to_json
 from router.interface import RouterRequest
+from router.prompts import PromptEncoder
 from router.text import Tokenizer
 
 TEXT_MARK = "\ue000"
@@ -62,6 +63,9 @@ class Dialect(ABC):
         self._prompts = [n for n, one in enumerate(generation.requests) if one.sampling.choice_index == 0]
         self._prompt_tokens = sum(len(generation.requests[n].prompt_token_ids) for n in self._prompts)
         self._says_more = asked.return_token_ids or asked.calls_tools or self.with_logprobs
+
+    async def prepare(self, prompts: PromptEncoder) -> None:  # noqa: B027 - a chat has nothing to prepare
+        """Do what may take long; called once, before anything else."""
 
     # ---- streamed ----
 

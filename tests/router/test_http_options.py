@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import pytest
 
@@ -53,6 +54,25 @@ def test_what_the_text_shows(core, open_http, tokenizer, stream, options, expect
     core.script = lambda request: [one, [IM_START_ID], two, [IM_END_ID]]
     body = {"prompt": "say: ", "max_tokens": 50, "stream": stream, **options}
     assert text_of(post(open_http, COMPLETIONS, body), stream) == expected
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echoed_prompt_is_decoded_once_and_a_long_one_beside_the_loop(open_http, tokenizer, monkeypatch, stream):
+    """However many choices continue it."""
+    prompt, decoded = [70] * 9, []
+    decode = tokenizer.decode
+
+    def watched(ids, **options):
+        if len(ids) == len(prompt):
+            decoded.append(threading.current_thread().name)
+        return decode(ids, **options)
+
+    monkeypatch.setattr(tokenizer, "decode", watched)
+    monkeypatch.setattr("router.prompts.MAX_INLINE_IDS", 4)
+    body = {"prompt": prompt, "echo": True, "n": 3, "max_tokens": 8, "stream": stream}
+    text = post(open_http, COMPLETIONS, body).text
+    assert text.count("c" * 9) == 3
+    assert len(decoded) == 1 and decoded[0].startswith("tokenizer")
 
 
 def test_a_prompt_that_is_cut_keeps_its_end(core, open_http, card):

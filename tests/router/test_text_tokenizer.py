@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
@@ -13,8 +15,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from deploy.models.byte_bpe import BOS, BOS_ID, CHAT_TEMPLATE, END_OF_TEXT_ID, IM_END_ID, IM_START_ID, write_tokenizer
+from router.limits import Limits
 from router.text import ChatMessage, ChatTemplateError, load_tokenizer
-from router.text.backend import LONG_CHARS, LONG_IDS
+from router.text.backend import LONG_CHARS, LONG_IDS, ids_of
 from router.text.tokenizer import Tokenizer
 
 SPECIAL = {BOS_ID, END_OF_TEXT_ID, IM_START_ID, IM_END_ID}
@@ -154,3 +157,21 @@ def test_the_loop_goes_on_while_a_long_text_is_encoded(tokenizer):
         return any(0.25 <= (at - began_s) / took_s <= 0.5 for at in ticks)
 
     assert any(ran_meanwhile() for _ in range(20))
+
+
+def test_only_a_thread_without_a_loop_waits_among_the_librarys_batches(tokenizer, monkeypatch):
+    """Text that would hold the interpreter for milliseconds goes there; what a loop encodes never queues there."""
+    text, batches = LONG[: LONG_CHARS + 1], []
+    backend = SimpleNamespace(
+        encode=tokenizer._backend.encode,
+        encode_batch_fast=lambda *args, **named: (
+            batches.append(1) or tokenizer._backend.encode_batch_fast(*args, **named)
+        ),
+    )
+
+    async def on_a_loop():
+        return ids_of(backend, text, add_special_tokens=True)
+
+    assert Limits().max_inline_chars >= LONG_CHARS
+    assert asyncio.run(on_a_loop()) == tokenizer._backend.encode(text).ids and not batches
+    assert ids_of(backend, text, add_special_tokens=True) == tokenizer._backend.encode(text).ids and batches
