@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import socket
+import time
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from threading import Thread
-from wsgiref.simple_server import WSGIServer
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
 from prometheus_client.core import Metric
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from pdserve.v1 import worker_pb2 as pb
 
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 16  # at once; Prometheus has one, which it opens for each scrape
+CONNECTION_LIMIT_S = 5.0  # from its beginning to its end
 PREFIX = "pdserve_"
 _STATES = ("free", "used", "cached", "leased", "quarantined")
 
@@ -71,6 +81,46 @@ def _histograms(status: pb.WorkerStatus) -> Iterator[Metric]:
     yield from families.values()
 
 
+class _Server(ThreadingWSGIServer):
+    """A thread per connection: few at once, each for a short time, so that no client can hold what it does not use."""
+
+    request_queue_size = MAX_CONNECTIONS
+
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        self._began_s: dict[socket.socket, float] = {}  # of each connection; the oldest first
+        super().__init__(address, handler)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether it is served; else it is closed."""
+        return len(self._began_s) < MAX_CONNECTIONS
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._began_s[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._began_s.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Twice a second: what took too long is cut off; its thread then ends."""
+        now_s = time.monotonic()
+        for request, began_s in self._began_s.copy().items():
+            if now_s - began_s > CONNECTION_LIMIT_S:
+                with contextlib.suppress(OSError):  # it ends just now
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.debug("a connection to the metrics broke", exc_info=True)
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = CONNECTION_LIMIT_S  # of each read and write
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: Prometheus asks for ever."""
+
+
 class MetricsPort:
     """The server, listening until `close`."""
 
@@ -80,10 +130,13 @@ class MetricsPort:
         registry = CollectorRegistry()
         registry.register(collector)
         try:
-            served: tuple[WSGIServer, Thread] = start_http_server(port, host, registry)
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+            server_class = type("_ServerOfFamily", (_Server,), {"address_family": family})
+            self._server: WSGIServer = make_server(host, port, make_wsgi_app(registry), server_class, _Handler)
         except (OSError, OverflowError) as error:
             raise OSError(f"cannot listen on {host}:{port} for the worker's metrics: {error}") from None
-        self._server, self._thread = served
+        self._thread = Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
         self.port: int = self._server.server_port
 
     def close(self) -> None:
