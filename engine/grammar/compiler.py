@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from pathlib import Path
 
@@ -19,7 +20,7 @@ MAX_KEPT = 64  # compiled grammars; usually less than a megabyte each
 
 
 class GrammarCompiler:
-    """Of one model. Used by one thread, which is not the engine's: a compilation may take a second."""
+    """Of one model. Used by a few threads, none of them the engine's: a compilation may take a second."""
 
     def __init__(self, directory: str | Path, vocab_size: int) -> None:
         """`directory`: the checkpoint, read when the first constraint comes; `vocab_size`: columns of the logits."""
@@ -27,6 +28,7 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._tokenizers: dict[tuple[int, ...], LLTokenizer] = {}  # by end-of-sequence tokens: one, the model's
         self._kept: OrderedDict[tuple[Constraint, tuple[int, ...]], LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()  # of what is kept; never held while something is compiled
 
     def matcher(self, constraint: Constraint, eos_token_ids: tuple[int, ...]) -> GrammarMatcher:
         """At the start of the constraint, for one sequence.
@@ -35,13 +37,16 @@ class GrammarCompiler:
         whose tokenizer cannot be constrained.
         """
         key = constraint, eos_token_ids
-        compiled = self._kept.get(key)
+        with self._lock:
+            compiled = self._kept.get(key)
         if compiled is None:
-            compiled = self._kept[key] = self._compile(constraint, eos_token_ids)
+            compiled = self._compile(constraint, eos_token_ids)
+        with self._lock:
+            self._kept[key] = compiled
+            self._kept.move_to_end(key)
             if len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return GrammarMatcher(compiled.deep_copy())
+            return GrammarMatcher(compiled.deep_copy())
 
     def _compile(self, constraint: Constraint, eos_token_ids: tuple[int, ...]) -> LLMatcher:
         if not eos_token_ids:

@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
-from pdserve.errors import BadSampling, InvariantViolation, QueueFull
+from pdserve.errors import BadSampling, CapacityError, InvariantViolation, QueueFull
 from pdserve.sampling import MAX_CONSTRAINT_BYTES, Constraint
 from router.interface import ModelCard
 from router.validation.draft import SamplingDraft
@@ -21,6 +21,7 @@ from router.validation.prompt import check_unicode
 MAX_TRIALS = 2  # at once
 MAX_WAITING = 64  # constraints that wait for one
 MAX_VERDICTS = 1024  # kept
+ANSWER_LIMIT_S = 10.0  # for a trier to start and answer: it ends itself long before, unless the machine stands still
 
 _COSTS_TOO_MUCH = {
     -signal.SIGPROF: "takes too long to compile",
@@ -64,7 +65,7 @@ class ConstraintTrials:
         self._all: set[subprocess.Popen[bytes]] = set()
 
     async def check(self, constraint: Constraint, field: str) -> None:
-        """Within a second. Raises BadSampling with what is wrong; QueueFull when too many wait."""
+        """Within a second. Raises BadSampling with what is wrong; CapacityError when too many wait or nobody answers."""
         digest = hashlib.sha256(f"{constraint.kind.value} {constraint.text}".encode()).digest()
         problem = self._verdicts.get(digest, "")
         if digest not in self._verdicts:
@@ -96,20 +97,16 @@ class ConstraintTrials:
     def _try(self, constraint: Constraint) -> tuple[str, bool]:
         """The trier's answer, or what its end says; and whether it would be the same another time."""
         trier = self._take()
-        assert trier.stdin is not None and trier.stdout is not None
-        try:
-            trier.stdin.write(json.dumps({"kind": constraint.kind.value, "text": constraint.text}).encode() + b"\n")
-            trier.stdin.flush()
-            answer = trier.stdout.readline()
-        except BrokenPipeError:
-            answer = b""
-        if answer:
+        answer, is_late = _ask(trier, constraint)
+        if answer and not is_late:
             with self._lock:
                 self._idle.append(trier)
             return str(json.loads(answer)["problem"]), True
         with self._lock:
             self._all.discard(trier)
         code = _reap(trier)
+        if is_late:
+            raise CapacityError(f"the constraint was not tried within {ANSWER_LIMIT_S:g} s")
         if code not in _COSTS_TOO_MUCH:
             raise InvariantViolation(f"the trial of a constraint ended with {code}")
         return _COSTS_TOO_MUCH[code], code != -signal.SIGALRM
@@ -126,6 +123,28 @@ class ConstraintTrials:
             trier = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             self._all.add(trier)
             return trier
+
+
+def _ask(trier: subprocess.Popen[bytes], constraint: Constraint) -> tuple[bytes, bool]:
+    """Its line, empty when it ended instead; and whether it was killed for taking longer than anything may."""
+    assert trier.stdin is not None and trier.stdout is not None
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
+        trier.kill()
+
+    timer = threading.Timer(ANSWER_LIMIT_S, kill)
+    timer.start()
+    try:
+        trier.stdin.write(json.dumps({"kind": constraint.kind.value, "text": constraint.text}).encode() + b"\n")
+        trier.stdin.flush()
+        answer = trier.stdout.readline()
+    except BrokenPipeError:
+        answer = b""
+    finally:
+        timer.cancel()
+    return answer, late.is_set()
 
 
 def _reap(trier: subprocess.Popen[bytes]) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 
 import grpc
 import pytest
 
+from pdserve.errors import CapacityError
 from pdserve.sampling import Constraint, ConstraintKind
 from pdserve.v1 import inference_pb2 as pb
+from router.validation.constraint import ConstraintTrials
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 JSON = "application/json"
@@ -197,5 +200,27 @@ def test_grpc_refuses_by_the_name_of_the_field(open_doors, core) -> None:
             assert (await refusal(door, regex="")).startswith("regex is empty")
             assert (await refusal(door, regex="a", ignore_eos=True)).startswith("ignore_eos cannot go with regex")
         assert not core.submitted
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [2, 200_000])
+def test_a_trial_that_never_answers_is_killed_and_the_next_is_tried(monkeypatch, size) -> None:
+    """Stopped before it reads, so that a long constraint does not even fit its pipe."""
+
+    async def run() -> None:
+        trials = ConstraintTrials()
+        try:
+            await trials.check(Constraint(K.REGEX, "a"), "regex")
+            (trier,) = trials._idle
+            trier.send_signal(signal.SIGSTOP)
+            monkeypatch.setattr("router.validation.constraint.ANSWER_LIMIT_S", 0.3)
+            with pytest.raises(CapacityError, match=r"not tried within 0.3 s"):
+                await trials.check(Constraint(K.CHOICE, json.dumps(["v" * size])), "choice")
+            assert trier.returncode == -signal.SIGKILL and not trials._idle
+            monkeypatch.setattr("router.validation.constraint.ANSWER_LIMIT_S", 10.0)
+            await trials.check(Constraint(K.REGEX, "b"), "regex")
+        finally:
+            trials.close()
 
     asyncio.run(run())

@@ -6,7 +6,9 @@ import asyncio
 import json
 import random
 import re
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +22,15 @@ from transformers.utils import logging as transformers_logging
 from deploy.models.byte_bpe import END_OF_TEXT_ID, IM_END_ID
 from deploy.models.make_model import make_model
 from deploy.models.model_spec import ModelSpec
-from engine.grammar.compiler import GrammarCompiler
-from pdserve.errors import InvariantViolation
+from engine.grammar.compiler import MAX_KEPT, GrammarCompiler
+from pdserve.errors import CapacityError, InvariantViolation, QueueFull
 from pdserve.grammar_trial import problem_of
 from pdserve.ids import SequenceKey
 from pdserve.sampling import Constraint, ConstraintKind, SamplingParams
 from pdserve.v1 import inference_pb2
 from pdserve.v1 import worker_pb2 as pb
-from worker.constraints import ConstraintDesk
+from worker import constraints
+from worker.constraints import MAX_WAITING, NUM_THREADS, ConstraintDesk
 
 Launch = Callable[..., AbstractAsyncContextManager[Any]]
 Outputs = dict[str, tuple[list[int], int]]  # name -> tokens, finish reason
@@ -337,3 +340,65 @@ def test_a_compiler_that_breaks_fails_its_own_sequence() -> None:
         desk.close()
 
     asyncio.run(run())
+
+
+class HeldCompiler:
+    """Compiles "slow" when it is let go, everything else at once."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def matcher(self, constraint: Constraint, eos_token_ids: tuple[int, ...]) -> Any:
+        if constraint.text == "slow":
+            self.go_on.wait(30.0)
+        return constraint.text
+
+
+def regex(text: str) -> SamplingParams:
+    return SamplingParams(max_tokens=1, constraint=Constraint(K.REGEX, text))
+
+
+def test_a_slow_constraint_does_not_keep_others_waiting() -> None:
+    async def run() -> None:
+        compiler = HeldCompiler()
+        desk = ConstraintDesk(compiler)
+        slow = asyncio.create_task(desk.matcher(regex("slow")))
+        await asyncio.sleep(0)
+        quick: Any = [await desk.matcher(regex(f"quick {n}")) for n in range(3)]
+        assert quick == ["quick 0", "quick 1", "quick 2"] and not slow.done()
+        compiler.go_on.set()
+        last: Any = await slow
+        assert last == "slow"
+        desk.close()
+
+    asyncio.run(run())
+
+
+def test_constraints_that_wait_are_bounded_in_number_and_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too many is refused at once; those that waited too long make room."""
+
+    async def run() -> None:
+        compiler = HeldCompiler()
+        desk = ConstraintDesk(compiler)
+        monkeypatch.setattr(constraints, "TIMEOUT_S", 0.2)
+        waiting = [asyncio.create_task(desk.matcher(regex("slow"))) for _ in range(NUM_THREADS + MAX_WAITING)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull, match=f"{MAX_WAITING} constraints wait to be compiled"):
+            await desk.matcher(regex("one too many"))
+        late = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(one, CapacityError) and "within 0.2 s" in one.message for one in late)
+        compiler.go_on.set()
+        after: Any = await desk.matcher(regex("after"))
+        assert after == "after"
+        desk.close()
+
+    asyncio.run(run())
+
+
+def test_threads_that_compile_at_once_share_what_is_kept(model: Path) -> None:
+    """More constraints than are kept, each from several threads: all of them come, and the number kept stays."""
+    compiler = GrammarCompiler(model, VOCAB)
+    asked = [Constraint(K.REGEX, f"[ab]{{{n % (MAX_KEPT + 9) + 1}}}") for n in range(4 * MAX_KEPT)]
+    with ThreadPoolExecutor(4) as pool:
+        matchers = list(pool.map(lambda one: compiler.matcher(one, EOS), asked))
+    assert len(matchers) == len(asked) and len(compiler._kept) == MAX_KEPT
