@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from kv_transfer.notices import Identity
@@ -10,6 +12,27 @@ from kv_transfer.transports.gpu_choice import GPU_TRANSPORTS, GpuPlace, choose, 
 from kv_transfer.transports.interface import Transport
 from pdserve.errors import IncompatiblePeer
 from pdserve.v1 import worker_pb2 as pb
+
+MAX_PEERS = 256  # remembered: every restart of a worker is another peer
+
+
+class UnusableTransports:
+    """Those that could not be opened with a peer, by its boot id; of the peers that failed last."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[bytes, frozenset[str]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def of(self, boot_id: bytes) -> frozenset[str]:
+        return self._names.get(boot_id, frozenset())
+
+    def add(self, boot_id: bytes, name: str) -> None:
+        self._names[boot_id] = self.of(boot_id) | {name}
+        self._names.move_to_end(boot_id)
+        if len(self._names) > MAX_PEERS:
+            self._names.popitem(last=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +55,7 @@ def source_place(hello: pb.PairHello) -> GpuPlace:
 
 
 def agree(
-    ours: Mapping[str, Transport], mine: GpuPlace, hello: pb.PairHello, unusable: set[str], *, peer_access: bool
+    ours: Mapping[str, Transport], mine: GpuPlace, hello: pb.PairHello, unusable: AbstractSet[str], *, peer_access: bool
 ) -> Agreement:
     """The best that both have, that can carry KV between the two, and that is not in `unusable`.
 

@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol
 
+from kv_transfer.agreement import UnusableTransports
 from kv_transfer.notices import Failed, Freed, Identity, Notice, PeerAddress, Stopped, first_error
 from kv_transfer.rendezvous import StreamRendezvous
 from kv_transfer.transports.interface import BlockMove, CannotOpen, PairInfo, SourceChannel, Transport
@@ -67,7 +68,7 @@ class HandoffSource:
         self.connect = connect
         self.notices = notices
         self.stale_messages = 0
-        self.unusable: dict[bytes, set[str]] = {}  # by target: transports that could not be opened
+        self.unusable = UnusableTransports()  # by target
         self._pairs: dict[bytes, SourcePair] = {}
         self._by_key: dict[SequenceKey, tuple[SourcePair, SourceTransfer]] = {}
 
@@ -240,7 +241,7 @@ class SourcePair:
 
     def _offered(self) -> list[str]:
         """All but those that could not be opened with this peer, as long as any is left."""
-        names, refused = list(self.source.transports), self.source.unusable.get(self.peer.boot_id, set())
+        names, refused = list(self.source.transports), self.source.unusable.of(self.peer.boot_id)
         return [name for name in names if name not in refused] or names[-1:]
 
     async def _open(self, accept: pb.PairAccept, rendezvous: StreamRendezvous, group: asyncio.TaskGroup) -> None:
@@ -253,7 +254,7 @@ class SourcePair:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 self._channel = await transport.open_source(pair, rendezvous, self.source.memory)
         except (IncompatiblePeer, CannotOpen, RuntimeError):
-            self.source.unusable.setdefault(self.peer.boot_id, set()).add(accept.transport)
+            self.source.unusable.add(self.peer.boot_id, accept.transport)
             raise
         group.create_task(self._watch(self._channel))
         group.create_task(self._send_credited(self._channel, group))

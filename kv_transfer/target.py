@@ -12,10 +12,11 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
+from kv_transfer.agreement import UnusableTransports
 from kv_transfer.notices import Failed, Freed, Identity, Notice, Stopped
 from kv_transfer.target_pair import Incoming, TargetPair
 from kv_transfer.transports.interface import Transport
-from pdserve.errors import PeerLost, ServingError
+from pdserve.errors import ServingError
 from pdserve.ids import SequenceKey
 from pdserve.kv_memory import KvMemory
 from pdserve.v1 import worker_pb2 as pb
@@ -46,7 +47,7 @@ class HandoffTarget:
     ) -> None:
         """`reaches`: can this worker's GPU read the memory of the GPU with that UUID? May block."""
         self.reaches = reaches
-        self.unusable: dict[bytes, set[str]] = {}  # by source: transports that could not be opened
+        self.unusable = UnusableTransports()  # by source
         self.identity = identity
         self.memory = memory
         self.transports = transports
@@ -129,13 +130,6 @@ class HandoffTarget:
             if any(isinstance(effect, StopSequence) for effect in effects):
                 self.notices.put_nowait(Failed(incoming.transfer.key, error))
             self.carry_out(incoming, effects)
-
-    def source_lost(self, source_boot_id: bytes) -> None:
-        """The router says that worker is gone: what it had not even offered will never come."""
-        for incoming in list(self._expected.values()):
-            if incoming.source_boot_id == source_boot_id and incoming.pair is None:
-                self.notices.put_nowait(Failed(incoming.transfer.key, PeerLost("prefill worker lost")))
-                self.carry_out(incoming, incoming.transfer.abort("prefill worker lost"))
 
     def carry_out(self, incoming: Incoming, effects: list[Effect]) -> None:
         """Do what the state machine said."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
-from kv_transfer.agreement import Agreement, agree, place_of
+from kv_transfer.agreement import Agreement, UnusableTransports, agree, place_of
 from kv_transfer.notices import Committed, Identity, first_error
 from kv_transfer.rendezvous import StreamRendezvous
 from kv_transfer.transports.framing import give_tags
@@ -43,7 +43,7 @@ class PairOwner(Protocol):
     memory: KvMemory
     transports: Mapping[str, Transport]
     reaches: Callable[[str], bool]
-    unusable: dict[bytes, set[str]]
+    unusable: UnusableTransports
     stale_messages: int
 
     def offer(self, pair: TargetPair, key: SequenceKey, transfer_id: int, num_blocks: int) -> None: ...
@@ -161,7 +161,7 @@ class TargetPair:
         me, owner, peer_access = self.owner.identity, self.owner, False
         if me.gpu_uuid and hello.gpu_uuid and hello.host_id == me.host_id:
             peer_access = await asyncio.to_thread(owner.reaches, hello.gpu_uuid)
-        refused = owner.unusable.get(hello.source_boot_id, set())
+        refused = owner.unusable.of(hello.source_boot_id)
         return agree(owner.transports, place_of(me), hello, refused, peer_access=peer_access)
 
     async def _open(self, pair: PairInfo, transport: Transport, rendezvous: StreamRendezvous) -> None:
@@ -171,7 +171,7 @@ class TargetPair:
         except (IncompatiblePeer, CannotOpen, RuntimeError) as error:
             if not self._has_another:
                 raise
-            self.owner.unusable.setdefault(self.source_boot_id, set()).add(self.transport_name)
+            self.owner.unusable.add(self.source_boot_id, self.transport_name)
             log.warning("%s with %s cannot be opened: %s", self.transport_name, self.source_worker_id, error)
             raise PeerLost(f"{self.transport_name} cannot be opened: the next pair takes another") from error
         self._opened.set()

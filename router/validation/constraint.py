@@ -65,7 +65,7 @@ class ConstraintTrials:
         self._all: set[subprocess.Popen[bytes]] = set()
 
     async def check(self, constraint: Constraint, field: str) -> None:
-        """Within a second. Raises BadSampling with what is wrong; CapacityError when too many wait or nobody answers."""
+        """Usually within a second. Raises BadSampling with what is wrong; CapacityError when too many wait."""
         digest = hashlib.sha256(f"{constraint.kind.value} {constraint.text}".encode()).digest()
         problem = self._verdicts.get(digest, "")
         if digest not in self._verdicts:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from kv_transfer.agreement import Agreement, agree
+from kv_transfer.agreement import MAX_PEERS, Agreement, UnusableTransports, agree
 from kv_transfer.selection import make_transports
 from kv_transfer.transports.gpu_choice import GpuPlace, GpuPool
 from pdserve.errors import IncompatiblePeer
@@ -121,3 +121,16 @@ def test_choosing_a_transport_loads_no_torch() -> None:
     code = "import sys, kv_transfer.selection, kv_transfer.agreement; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_what_cannot_be_opened_is_remembered_of_the_last_peers_only() -> None:
+    """Every restart of a worker has another boot id: what is kept must not grow with them."""
+    unusable = UnusableTransports()
+    boots = [bytes([n // 256, n % 256]) for n in range(3 * MAX_PEERS)]
+    unusable.add(boots[0], "shm")
+    for boot in boots[1:]:
+        unusable.add(boot, "shm")
+        unusable.add(boots[0], "gloo")  # it goes on failing
+    assert len(unusable) == MAX_PEERS
+    assert unusable.of(boots[0]) == {"shm", "gloo"} and unusable.of(boots[-1]) == {"shm"}
+    assert unusable.of(boots[1]) == unusable.of(b"unknown") == frozenset()

@@ -125,6 +125,63 @@ def test_a_prefill_whose_decode_worker_never_reserves_ends_at_its_deadline(launc
     asyncio.run(run())
 
 
+def test_a_prefill_worker_that_dies_behind_its_offer_frees_the_reservation_at_once(launch_workers: Launch) -> None:
+    """The pair ends with it, and the lease of half a minute is not waited for; the router is told."""
+
+    async def run() -> None:
+        async with launch_workers(transport="gloo") as cluster:
+            (p,), (d,) = cluster.prefill, cluster.decode
+            key, dying = SequenceKey("offered"), asyncio.Event()
+            d.submit(key, pb.SEQUENCE_MODE_DECODE, prompt(8), GREEDY, p)
+            await d.until(lambda: key in d.progress)
+            assert d.progress[key][0].progress == pb.HANDOFF_PROGRESS_RESERVED
+            (attempt,) = d.keys
+
+            async def offer() -> AsyncIterator[pb.SourceMessage]:
+                me, them = p.hello, d.hello
+                yield pb.SourceMessage(hello=pb.PairHello(
+                    source_boot_id=me.boot_id, target_boot_id=them.boot_id, source_worker_id=me.worker_id,
+                    protocol_version=me.protocol_version, layout_fingerprint=me.layout_fingerprint,
+                    block_bytes=me.block_bytes, transports=me.transports, host_id="another host",
+                ))  # fmt: skip
+                yield pb.SourceMessage(
+                    offer=pb.Offer(
+                        key=pb.SequenceKey(request_id=key.request_id, attempt=attempt), transfer_id=1, num_blocks=25
+                    )
+                )
+                await dying.wait()
+
+            async with grpc.aio.insecure_channel(d.ready.address) as channel:
+                stub = worker_pb2_grpc.WorkerServiceStub(channel)
+                call = stub.Handoff(offer(), metadata=(("authorization", "Bearer s3cret"),))
+                said = [(await call.read()).WhichOneof("message")]
+                while said[-1] != "reserved":
+                    said.append((await call.read()).WhichOneof("message"))
+            dying.set()
+            await d.until(lambda: key in d.failed, 5.0)
+            assert d.failed[key].reason == "PeerLost"
+            await d.engine_is_empty(5.0)
+
+    asyncio.run(run())
+
+
+def test_a_reservation_for_a_prefill_worker_that_never_offers_goes_with_the_routers_word(
+    launch_workers: Launch,
+) -> None:
+    """The router ends a request whose prefill worker died: the decode worker needs no notice of its own."""
+
+    async def run() -> None:
+        async with launch_workers() as cluster:
+            (p,), (d,) = cluster.prefill, cluster.decode
+            key = SequenceKey("never offered")
+            d.submit(key, pb.SEQUENCE_MODE_DECODE, prompt(9), GREEDY, p)
+            await d.until(lambda: key in d.progress)
+            d.abort(key)
+            await d.engine_is_empty(5.0)
+
+    asyncio.run(run())
+
+
 def test_a_role_takes_only_its_own_work(launch_workers: Launch) -> None:
     async def run() -> None:
         async with launch_workers() as cluster:
