@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -72,8 +73,8 @@ def pair_count(name: str, key: str, value: str) -> int:
 
 def check_output(path: Path, flag: str = "--output") -> None:
     """Raises StartError (exit code 6) before the work, for a place where no file can be."""
-    if path.is_dir() or not path.parent.is_dir():
-        reason = "is a directory" if path.is_dir() else "its directory does not exist"
+    if os.path.isdir(path) or not os.path.isdir(path.parent):  # Path.is_dir raises for names that are too long
+        reason = "is a directory" if os.path.isdir(path) else "its directory does not exist"
         raise StartError(f"{flag} is {path}; {reason}", ExitCode.OUTPUT)
 
 

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K=V,...",
         help="workers=N,tp=N,pp=N; distserve: tp=N,pp=N; splitwise: gpu=NAME,tp=N,machines=N",
     )
-    parser.add_argument("--decode", metavar="K=V,...", help="the same for decode; not with --backend vllm")
+    parser.add_argument("--decode", metavar="K=V,...", help="the same for decode; --backend vllm has no use for it")
     parser.add_argument(
         "--requests", type=Path, metavar="F", help="JSON lines of arrival_s, prompt_tokens, output_tokens"
     )

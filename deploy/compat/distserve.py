@@ -6,8 +6,8 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from deploy.arguments import check_output, pair_count, pairs, refuse, require, write_output
-from deploy.compat.timings import json_lines, percentiles
+from deploy.arguments import pair_count, pairs, refuse, require, write_output
+from deploy.compat.timings import check_files, json_lines, percentiles
 from pdserve.exit import ExitCode
 from placement.compat.distserve import Affinity, Parallel, enumerate_colocated, enumerate_configurations, read_profile
 from placement.compat.distserve.goodput import Bisection, Goodput, Slo, best_of
@@ -15,22 +15,22 @@ from placement.compat.distserve.instance import Backend, resolve
 from placement.compat.requests import read_requests
 
 MODE = "--compat distserve"
+PARALLEL = {"tp": "1", "pp": "1"}
 PLAN = ("max_rate_per_gpu", "resolution", "nodes", "gpus_per_node", "affinity", "slo_ttft", "slo_tpot")
 
 
 def run_simulate(args: argparse.Namespace) -> int:
     """One placement; returns the exit code."""
     require(args, ("profile", "model", "prefill", "requests", "output"), MODE)
+    refuse(args, ("slo_ttft", "slo_tpot"), f"simulate {MODE}")
     backend = Backend(args.backend or Backend.DISTSERVE.value)
-    if backend is Backend.VLLM:
-        refuse(args, ("decode",), f"{MODE} --backend vllm, which has one instance, --prefill")
-    else:
+    if backend is Backend.DISTSERVE:
         require(args, ("decode",), MODE)
     prefill = _parallel("prefill", args.prefill)
-    decode = prefill if backend is Backend.VLLM else _parallel("decode", args.decode)
+    decode = _parallel("decode", args.decode) if backend is Backend.DISTSERVE else prefill
     model = read_profile(args.profile, args.model)
     instance = resolve(model, backend, prefill, decode, ("--prefill", "--decode"))
-    check_output(args.output)
+    check_files(args)
     requests = read_requests(args.requests)
     from placement.compat.distserve.simulate import simulate  # compiled: numba takes a while to import
 
@@ -38,11 +38,13 @@ def run_simulate(args: argparse.Namespace) -> int:
     columns = {"ttft_s": timings.ttft_s, "tpot_s": timings.tpot_s, "e2e_s": timings.e2e_s}
     write_output(args.output, json_lines(requests, columns))
     print("\n".join([f"{len(requests)} requests to {args.output}", *percentiles(columns)]))
+    if backend is Backend.VLLM and args.decode is not None:
+        print("--decode was not used: with --backend vllm one instance, --prefill, does both")
     return ExitCode.OK
 
 
 def _parallel(name: str, text: str) -> Parallel:
-    values = pairs(name, text, {"tp": "1", "pp": "1"})
+    values = pairs(name, text, PARALLEL)
     return Parallel(*(pair_count(name, key, values[key]) for key in ("tp", "pp")))
 
 
@@ -55,7 +57,7 @@ def run_plan(args: argparse.Namespace) -> int:
         configurations = enumerate_colocated(model, backend.value, args.nodes * args.gpus_per_node)
     else:
         configurations = enumerate_configurations(model, backend.value, args.nodes, args.gpus_per_node, affinity)
-    check_output(args.output)
+    check_files(args)
     requests = read_requests(args.requests)
     from placement.compat.distserve.search import search  # compiled
 

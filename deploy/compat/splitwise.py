@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from deploy.arguments import check_output, pair_count, pairs, refuse, require, write_output
-from deploy.compat.timings import json_lines, percentiles
+from deploy.arguments import pair_count, pairs, refuse, require, write_output
+from deploy.compat.timings import check_files, json_lines, percentiles
 from pdserve.exit import ExitCode
 from pdserve.settings import ConfigError
 from placement.compat.errors import ProfileError
@@ -20,10 +20,10 @@ ALONE = ("a100-80gb", 8)  # the machine on which a request alone is the measure 
 def run_simulate(args: argparse.Namespace) -> int:
     """One cluster; returns the exit code."""
     require(args, ("profile", "model", "prefill", "decode", "requests", "output"), MODE)
-    refuse(args, ("backend",), MODE)
+    refuse(args, ("backend", "slo_ttft", "slo_tpot"), f"simulate {MODE}")
     model = model_of(args.model)
     prompt, token = (_machines(args, name, getattr(args, name)) for name in ("prefill", "decode"))
-    check_output(args.output)
+    check_files(args)
     requests = read_requests(args.requests)
     from placement.compat.splitwise.simulate import simulate  # compiled: numba takes a while to import
 

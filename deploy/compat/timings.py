@@ -1,13 +1,26 @@
-"""Per-request results: a file of JSON lines, and two lines of percentiles for the terminal."""
+"""Per-request results: where they go, a file of JSON lines, and lines of percentiles for the terminal."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 from collections.abc import Mapping
 
 import numpy as np
 
+from deploy.arguments import check_output, flag
+from pdserve.exit import ExitCode, StartError
 from placement.compat.requests import Floats, Requests
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Before the work: the output can be a file, and is none of the inputs. Raises StartError, exit code 6."""
+    check_output(args.output)
+    for name in ("profile", "requests"):
+        given = getattr(args, name)
+        if os.path.isfile(given) and os.path.realpath(given) == os.path.realpath(args.output):
+            raise StartError(f"--output is {args.output}; that is the file of {flag(name)}", ExitCode.OUTPUT)
 
 
 def json_lines(requests: Requests, columns: Mapping[str, Floats]) -> str:

@@ -16,6 +16,8 @@ from placement.workload.lines import numbered_lines
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+LATEST_S = 1e10  # the last arrival; far beyond, a step is too short to move a clock of 64-bit floats
+
 
 @dataclass(frozen=True, slots=True)
 class Requests:
@@ -52,6 +54,14 @@ class Requests:
     def where(self, index: int) -> str:
         """How a message names one of them."""
         return f"{self.origin}:{self.lines[index]}" if len(self.lines) else f"{self.origin}: row {self.row[index]}"
+
+    def check_clock(self, rate_scale: float) -> None:
+        """Raises WorkloadError where arrivals rate_scale times as fast still come too late."""
+        if self.arrival_s[-1] > LATEST_S * rate_scale:
+            raise WorkloadError(
+                f"{self.where(len(self) - 1)}: arrival_s is {self.arrival_s[-1]:g}, at a rate scale of "
+                f"{rate_scale:g}; one divided by the other must be at most {LATEST_S:g}"
+            )
 
     def as_given(self, column: Floats) -> Floats:
         """A column of results, put back into the order of the rows."""

@@ -19,10 +19,9 @@ def open_trace(path: Path) -> BinaryIO:
     """The bytes, unpacked where the file is compressed (by what it holds, not by its name)."""
     try:
         file = path.open("rb")
+        packed = file.peek(2)[:2] == GZIP_MAGIC  # a pipe cannot be read twice
     except OSError as error:
         raise WorkloadError(f"{path}: cannot be read: {error.strerror}") from None
-    packed = file.read(2) == GZIP_MAGIC
-    file.seek(0)
     return cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb")) if packed else file
 
 

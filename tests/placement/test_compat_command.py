@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,6 +77,18 @@ def test_rows_come_out_in_the_order_of_the_file(run: Run, tmp_path: Path) -> Non
     )
 
 
+def test_requests_may_come_through_a_pipe(run: Run, tmp_path: Path) -> None:
+    """Which can be read but once, and is the shell's `<(...)`."""
+    assert run("simulate")[0] == 0
+    from_file = (tmp_path / "out").read_text()
+    reads, writes = os.pipe()
+    os.write(writes, (tmp_path / "r.jsonl").read_bytes())
+    os.close(writes)
+    assert run("simulate", requests=f"/dev/fd/{reads}")[0] == 0
+    os.close(reads)
+    assert (tmp_path / "out").read_text() == from_file
+
+
 def test_rate_scale_moves_arrivals_together(run: Run, tmp_path: Path) -> None:
     assert run("simulate", rate_scale=1000)[0] == 0
     fast = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
@@ -84,10 +97,23 @@ def test_rate_scale_moves_arrivals_together(run: Run, tmp_path: Path) -> None:
     assert fast[1] == slow[1] and fast[0]["ttft_s"] > slow[0]["ttft_s"]
 
 
-def test_the_colocated_backend_takes_no_decode(run: Run) -> None:
-    assert run("simulate", backend="vllm", decode=None)[0] == 0
-    code, printed = run("simulate", backend="vllm")
-    assert code == 2 and "--decode means nothing" in printed
+def test_the_colocated_backend_has_no_use_for_decode(run: Run, tmp_path: Path) -> None:
+    """It is passed over, and the output says so: the same command line serves both backends."""
+    answers = set()
+    for decode in (None, "tp=1", "tp=0,pp=0"):
+        code, printed = run("simulate", backend="vllm", decode=decode)
+        assert code == 0 and ("--decode was not used" in printed) == (decode is not None)
+        answers.add((tmp_path / "out").read_text())
+    assert len(answers) == 1
+
+
+def test_no_input_is_written_over(run: Run, tmp_path: Path) -> None:
+    for name, flag in (("r.jsonl", "--requests"), ("p.json", "--profile")):
+        for command in ("simulate", "plan"):
+            before = (tmp_path / name).read_text()
+            code, printed = run(command, output=tmp_path / "." / name)
+            assert code == 6 and f"that is the file of {flag}" in printed
+            assert (tmp_path / name).read_text() == before
 
 
 def test_a_plan_lists_every_placement(run: Run, tmp_path: Path) -> None:
@@ -110,6 +136,10 @@ def test_a_plan_lists_every_placement(run: Run, tmp_path: Path) -> None:
         ("simulate", {"decode": "tp=1,pp=3"}, 2, "--decode has pp=3; it must divide the 8 layers"),
         ("simulate", {"decode": "tp=1,tp=1"}, 2, "must be like tp=1,pp=1, each name once"),
         ("simulate", {"decode": "tp=-1"}, 2, "--decode: tp='-1' must be a whole number"),
+        ("simulate", {"slo_ttft": 1}, 2, "--slo-ttft means nothing to simulate --compat distserve"),
+        ("simulate", {"rate_scale": "1e-320"}, 5, "r.jsonl:3: arrival_s is 2, at a rate scale of 9.99989e-321"),
+        ("simulate", {"rate_scale": "1e-320", "backend": "vllm"}, 5, "must be at most 1e+10"),
+        ("plan", {"max_rate_per_gpu": "1e-11", "resolution": "1e-12"}, 5, "must be at most 1e+10"),
         ("simulate", {"rate_scale": 0}, 2, "'0' must be a number above 0"),
         ("simulate", {"profile": "/no/such"}, 2, "--profile is /no/such: cannot be read"),
         ("simulate", {"requests": "/no/such"}, 5, "/no/such: cannot be read"),
@@ -117,6 +147,7 @@ def test_a_plan_lists_every_placement(run: Run, tmp_path: Path) -> None:
         ("plan", {"slo_ttft": "nan"}, 2, "'nan' must be a number above 0"),
         ("plan", {"nodes": 0}, 2, "'0' must be a whole number"),
         ("plan", {"affinity": None}, 2, "--affinity is missing"),
+        ("simulate", {"output": "o" * 300}, 6, "File name too long"),
         ("plan", {"output": "/"}, 6, "--output is /; is a directory"),
     ],
 )
@@ -194,10 +225,40 @@ def test_splitwise_takes_machines_instead_of_stages(run: Run, tmp_path: Path) ->
         ({"prefill": "machines=2"}, "gpu=NAME is missing"),
         ({"decode": "gpu=b200"}, "has no 'llama2-70b' on b200 tp=8; it has it on a100-80gb tp=8; h100-80gb tp=8"),
         ({"model": "opt-13b"}, "Splitwise's rules are known for bloom-176b, llama2-70b"),
-        ({"backend": "vllm"}, "--backend means nothing to --compat splitwise"),
+        ({"backend": "vllm"}, "--backend means nothing to simulate --compat splitwise"),
+        ({"prefill": "gpu=h100-80gb,machines=1000000"}, "1 requests on 1,000,001 machines need lists of 26,077 GiB"),
     ):
         code, printed = run("simulate", **{**changes, **wrong})
         assert code == 2 and said in printed
+
+
+CSV_COLUMNS = "model,hardware,prompt_size,batch_size,token_size,prompt_time,token_time,tensor_parallel"
+CSV_RUNS = [(128, 1, 99, 50), (128, 1, 100, 49), (128, 1, 300, 70), (256, 1, 190, 50), (128, 2, 210, 50)]
+
+
+def test_splitwise_reads_measured_runs_too(run: Run, tmp_path: Path) -> None:
+    """Medians over the runs with as many prompt tokens in a batch: here they are the curve of SPLITWISE."""
+    (tmp_path / "s.json").write_text(json.dumps(SPLITWISE))
+    runs = [f"llama2-70b,h100-80gb,{p},{b},128,{prompt},{token},8" for p, b, prompt, token in CSV_RUNS]
+    (tmp_path / "s.csv").write_text("\n".join([CSV_COLUMNS, *runs]))
+    changes = {"compat": "splitwise", "model": "llama2-70b", "prefill": "gpu=h100-80gb", "decode": "gpu=h100-80gb"}
+    answers = []
+    for name in ("s.json", "s.csv"):
+        assert run("simulate", **changes, profile=tmp_path / name)[0] == 0
+        answers.append((tmp_path / "out").read_text())
+    assert answers[0] == answers[1]
+    for line, said in (
+        ("llama2-70b,h100-80gb,128,1,128,-1,50,8", "prompt_time is '-1'; it must be a number above 0"),
+        ("llama2-70b,h100-80gb,1.5,1,128,1,50,8", "prompt_size is '1.5'; it must be a whole number above 0"),
+        ("llama2-70b,h100-80gb,128", "tensor_parallel is None"),
+    ):
+        (tmp_path / "bad.csv").write_text("\n".join([CSV_COLUMNS, *runs, line]))
+        code, printed = run("simulate", **changes, profile=tmp_path / "bad.csv")
+        assert code == 2 and f"{tmp_path / 'bad.csv'}:7: {said}" in printed
+    (tmp_path / "bad.csv").write_text("model,hardware")
+    assert (
+        "its first line has no column 'tensor_parallel'" in run("simulate", **changes, profile=tmp_path / "bad.csv")[1]
+    )
 
 
 def test_neither_command_loads_torch_and_help_not_even_numba() -> None:

@@ -92,7 +92,10 @@ class ModelProfile:
     def require_capacity(self, flag: str, parallel: Parallel) -> int:
         tokens = self.capacity(parallel)
         if tokens is None:
-            raise ProfileError(f"{flag} is {parallel}: the weights of {self.name!r} leave no room for KV there")
+            raise ProfileError(
+                f"{flag} is {parallel}: the weights of {self.name!r} leave no room for KV there, "
+                f"by the profile's {len(self.kv_capacity)} rows of kv_capacity_tokens"
+            )
         return tokens
 
 

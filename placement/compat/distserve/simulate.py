@@ -30,6 +30,7 @@ class Timings:
 def simulate(instance: Instance, requests: Requests, rate_scale: float = 1.0) -> Timings:
     """Every request to its end; arrivals come rate_scale times as fast."""
     instance.check(requests)
+    requests.check_clock(rate_scale)
     arrival = requests.arrival_s * MS / rate_scale
     first_token, exits = np.empty_like(arrival), np.empty_like(arrival)
     _walk(instance, requests, arrival, (NEVER, NEVER), len(arrival), first_token, exits)
@@ -40,6 +41,7 @@ def simulate(instance: Instance, requests: Requests, rate_scale: float = 1.0) ->
 
 def meets(instance: Instance, requests: Requests, rate_scale: float, slo: Slo) -> bool:
     """Whether the criterion holds at this rate; stops as soon as it cannot. The requests have been checked."""
+    requests.check_clock(rate_scale)
     arrival = requests.arrival_s * MS / rate_scale
     first_token, exits = np.empty_like(arrival), np.empty_like(arrival)
     targets, allowed = (slo.ttft_s * MS, slo.tpot_s * MS), most_late(len(arrival))

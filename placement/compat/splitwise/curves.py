@@ -9,8 +9,8 @@ from pathlib import Path
 
 from placement.compat.document import Node, read_document
 from placement.compat.errors import ProfileError
+from placement.compat.splitwise.measurements import SCHEMA, read_measurements
 
-SCHEMA = "pd-latency-table/1"
 GPU_BYTES = 80 * 1024**3
 MS = 1000.0
 
@@ -65,8 +65,8 @@ def model_of(name: str) -> Model:
 
 
 def read_curve(path: Path, model: str, gpu: str, tp: int) -> Curve:
-    """One curve of a file of tables. Raises ProfileError, one line."""
-    root = read_document(path)
+    """One curve of a file of tables, or of measured runs (.csv). Raises ProfileError, one line."""
+    root = read_measurements(path) if path.suffix == ".csv" else read_document(path)
     schema = root.get("schema").value
     if schema != SCHEMA:
         raise ProfileError(f"{path}: schema is {schema!r}; it must be {SCHEMA!r}")

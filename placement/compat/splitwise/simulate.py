@@ -11,7 +11,9 @@ from placement.compat.errors import CannotServe, ProfileError
 from placement.compat.requests import Floats, Requests
 from placement.compat.splitwise.cluster import walk
 from placement.compat.splitwise.curves import Curve, Machines, Model
-from placement.compat.splitwise.state import PROMPT_POOL, TOKEN_POOL, new_state
+from placement.compat.splitwise.state import PROMPT_POOL, TOKEN_POOL, lists_bytes, new_state
+
+MAX_LISTS_BYTES = 8 * 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ def simulate(
     """Every request to its end. Raises CannotServe if some never come to it."""
     kinds = [(one.curve, PROMPT_POOL) for one in prompt for _ in range(one.num)]
     kinds += [(one.curve, TOKEN_POOL) for one in token for _ in range(one.num)]
+    requests.check_clock(rate_scale)
     _check(model, [curve for curve, _ in kinds], requests)
     state = new_state(
         np.array([[curve.tokens, curve.prompt_s, curve.token_s] for curve, _ in kinds]),
@@ -55,6 +58,12 @@ def _check(model: Model, curves: Sequence[Curve], requests: Requests) -> None:
     points = {len(curve.tokens) for curve in curves}
     if len(points) != 1:
         raise ProfileError(f"the curves have {' and '.join(map(str, sorted(points)))} points; all must have as many")
+    size = lists_bytes(len(curves), len(requests))
+    if size > MAX_LISTS_BYTES:
+        raise ProfileError(
+            f"{len(requests):,} requests on {len(curves):,} machines need lists of {size / 1024**3:,.0f} GiB; "
+            f"at most {MAX_LISTS_BYTES // 1024**3} GiB"
+        )
     for curve in curves:
         if model.weight_bytes >= curve.room_bytes:
             raise ProfileError(

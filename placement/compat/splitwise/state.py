@@ -6,6 +6,7 @@ columns: compiled functions hand each array from one to the next, and that is wh
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +90,15 @@ class State(NamedTuple):
     counter: Ints  # [2]: selections so far, events so far
 
 
+def lists_bytes(machines: int, num: int) -> int:
+    """Memory of the lists of a State."""
+    return math.prod(_lists_shape(machines, num)) * np.dtype(np.int32).itemsize
+
+
+def _lists_shape(machines: int, num: int) -> tuple[int, int, int]:
+    return NUM_LISTS, max(machines, MIXED_POOL + 1), max(2 * num, machines, MAX_BATCH)
+
+
 def new_state(
     curves: Floats, room: Ints, home: Ints, weights: int, arrival: Floats, prompt: Ints, output: Ints, kv_bytes: int
 ) -> State:
@@ -102,8 +112,8 @@ def new_state(
     task["left"][::2], task["left"][1::2] = 1, output - 1
     request["arrival"], request["prompt"] = arrival, prompt
     request["prompt_at"] = request["first_token"] = request["exits"] = -1
-    across, longest = max(machines, MIXED_POOL + 1), max(2 * num, machines, MAX_BATCH)
-    rows, nums = np.empty((NUM_LISTS, across, longest), np.int32), np.zeros((NUM_LISTS, across), np.int64)
+    shape = _lists_shape(machines, num)
+    rows, nums = np.empty(shape, np.int32), np.zeros(shape[:2], np.int64)
     for one, pool in enumerate(home):
         rows[POOLS, pool, nums[POOLS, pool]] = one
         nums[POOLS, pool] += 1
