@@ -20,6 +20,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import ClassVar
 
+from pdserve.slo import Verdict
+
 
 class StatusCode(Enum):
     """gRPC status names with the HTTP status that each maps to."""
@@ -48,6 +50,7 @@ class ServingError(Exception):
         self.message = message
         self.field = field  # the request's field at fault, empty when none is
         self.retry_after_s = retry_after_s  # how long a client should wait before it tries again
+        self.verdict: Verdict | None = None  # on the request's SLO, once the router has judged its end
 
 
 class RequestError(ServingError):

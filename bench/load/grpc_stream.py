@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from grpc_status import rpc_status
 
 from bench.load.result import Answer, BadAnswer, Outcome
 from pdserve import wire
@@ -53,7 +54,7 @@ class GrpcPool:
                     times.append(now_s)
         except grpc.aio.AioRpcError as error:
             message = f"{error.code().name}: {error.details()}"
-            raise BadAnswer(message, OUTCOMES.get(error.code(), Outcome.FAILED)) from None
+            raise BadAnswer(message, OUTCOMES.get(error.code(), Outcome.FAILED), _blame_of(error)) from None
         finally:
             call.cancel()
         if complete is None or not times:
@@ -67,6 +68,14 @@ class GrpcPool:
     async def close(self) -> None:
         for channel in self._channels:
             await channel.close()
+
+
+def _blame_of(error: grpc.aio.AioRpcError) -> str | None:
+    """The server's verdict, among the details of its status."""
+    status, slo = rpc_status.from_call(error), pb.SloOutcome()
+    if status is None or not any(detail.Unpack(slo) for detail in status.details):
+        return None
+    return wire.verdict_from_proto(slo).blame.value
 
 
 def grpc_request(

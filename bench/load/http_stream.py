@@ -124,12 +124,17 @@ class StreamReading(asyncio.Protocol):
             self._transport.abort()  # whatever else it meant to say
         outcome = Outcome.REJECTED if self._status in NO_ROOM else Outcome.FAILED
         outcome = Outcome.TIMEOUT if self._status in OUT_OF_TIME else outcome
-        return BadAnswer(bytes(self._refusal[:SHOWN_BYTES]).decode("utf-8", "replace"), outcome)
+        said = bytes(self._refusal)
+        try:
+            blame = _blame_in(json.loads(said[said.find(b"{") :]))
+        except ValueError:
+            blame = None  # cut off, or no JSON
+        return BadAnswer(said[:SHOWN_BYTES].decode("utf-8", "replace"), outcome, blame)
 
     def _on_event(self, event: bytes, now_s: float) -> None:
         said = json.loads(event)
         if "error" in said:
-            raise BadAnswer(str(said["error"])[:SHOWN_BYTES])
+            raise BadAnswer(str(said["error"])[:SHOWN_BYTES], blame=_blame_in(said))
         if said["choices"] and _has_tokens(said["choices"][0]):
             if self._first_s:
                 self._gaps_s.append(now_s - self._last_s)
@@ -137,8 +142,8 @@ class StreamReading(asyncio.Protocol):
             self._last_s = now_s
             self._token_ids += said["choices"][0].get("token_ids") or ()
         self._usage = said.get("usage") or self._usage
-        if "pdserve" in said:
-            self._blame = said["pdserve"]["slo"]["blame"]
+        if "pdserve" in said:  # in the last event
+            self._blame = _blame_in(said)
 
     def _fail(self, error: BadAnswer) -> None:
         if self._answer is not None and not self._answer.done():
@@ -174,6 +179,12 @@ class StreamReading(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         _, protocol = await loop.create_connection(cls, host, port, ssl=tls)
         return protocol
+
+
+def _blame_in(said: dict[str, Any]) -> str | None:
+    """The server's verdict, of an answer or an error."""
+    blame = said.get("pdserve", {}).get("slo", {}).get("blame")
+    return None if blame is None else str(blame)
 
 
 def _has_tokens(choice: dict[str, Any]) -> bool:

@@ -130,7 +130,7 @@ class OpenLoop:
         due_s = self._begin_s + intended_s
         turn_s = sent_s = time.perf_counter()
         answer: Answer | None = None
-        outcome, error = Outcome.INTERRUPTED, ""
+        outcome, error, blame = Outcome.INTERRUPTED, "", None
         try:
             async with asyncio.timeout(due_s + self._plan.timeout_s - turn_s):
                 async with places or nullcontext():
@@ -140,7 +140,7 @@ class OpenLoop:
             if outcome is Outcome.SHORT:
                 error = f"{answer.num_tokens} tokens came"
         except BadAnswer as bad:
-            outcome, error = bad.outcome, str(bad)
+            outcome, error, blame = bad.outcome, str(bad), bad.blame
         except TimeoutError:
             outcome, error = Outcome.TIMEOUT, f"no end within {self._plan.timeout_s:g} s"
         finally:
@@ -148,7 +148,7 @@ class OpenLoop:
             common = (index, intended_s, turn_s - due_s, sent_s - turn_s, outcome,
                       int(workload.prompt_tokens[index]), int(workload.output_tokens[index]))  # fmt: skip
             if answer is None:
-                self._emit(Result(*common, now_s - self._begin_s, error=error))
+                self._emit(Result(*common, now_s - self._begin_s, error=error, blame=blame))
             else:
                 self._emit(Result(
                     *common, answer.last_s - self._begin_s, answer.first_s - self._begin_s, answer.num_tokens,

@@ -21,9 +21,10 @@ class Outcome(Enum):
 class BadAnswer(Exception):
     """The server said something else than a stream of tokens."""
 
-    def __init__(self, message: str, outcome: Outcome = Outcome.FAILED) -> None:
+    def __init__(self, message: str, outcome: Outcome = Outcome.FAILED, blame: str | None = None) -> None:
         super().__init__(message)
         self.outcome = outcome
+        self.blame = blame  # the server's verdict, where it gives one
 
 
 @dataclass(frozen=True, slots=True)

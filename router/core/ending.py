@@ -31,8 +31,10 @@ def release(active: ActiveRequest, ending: Ending, freed_grace_s: float) -> None
             worker.abort(active.key)
 
 
-def note(sinks: Iterable[RecordSink], record: RequestRecord) -> None:
-    """Tell everyone; one of them that breaks harms neither the request nor the others."""
+def note(sinks: Iterable[RecordSink], record: RequestRecord, ending: Ending) -> None:
+    """Tell everyone, the error its verdict; a sink that breaks harms neither the request nor the others."""
+    if isinstance(ending, ServingError):
+        ending.verdict = record.verdict
     for sink in sinks:
         try:
             sink.record(record)

@@ -87,7 +87,7 @@ class Requests:
 
     def reject(self, request: RouterRequest, error: ServingError) -> None:
         """Note that a request is not taken."""
-        note(self._sinks, record_of_rejected(request, error, self._clock.now()))
+        note(self._sinks, record_of_rejected(request, error, self._clock.now()), error)
 
     def abort(self, request_id: str, tenant: str) -> bool:
         """End it with reason ABORT; False when this tenant has no such request."""
@@ -330,7 +330,7 @@ class Requests:
         if active.order.duplicates:
             self._metrics.stale("duplicate_token", active.order.duplicates)
         try:
-            note(self._sinks, record_of(active, outcome, self._clock.now() if now_s is None else now_s))
+            note(self._sinks, record_of(active, outcome, self._clock.now() if now_s is None else now_s), outcome)
         finally:
             active.stream.end(outcome)  # whatever happens to the books, the client is told
 

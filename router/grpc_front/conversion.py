@@ -169,7 +169,7 @@ def _complete(end: ChoiceEnd) -> pb.GenerateComplete:
             cached_tokens=end.cached_tokens,
         ),
         timing=_timing(end.timing),
-        slo=_verdict(end.verdict),
+        slo=slo_outcome(end.verdict),
     )
 
 
@@ -193,7 +193,7 @@ def _timing(timing: Timing) -> pb.Timing:
     )
 
 
-def _verdict(verdict: Verdict) -> pb.SloOutcome:
+def slo_outcome(verdict: Verdict) -> pb.SloOutcome:
     return pb.SloOutcome(met_ttft=verdict.met_ttft, met_tpot=verdict.met_tpot, blame=_BLAME[verdict.blame])
 
 

@@ -12,13 +12,14 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from pdserve.errors import ServingError, StatusCode
+from router.grpc_front.conversion import slo_outcome
 
 MAX_MESSAGE_CHARS = 1000
 """Of a status message; trailing metadata has 8 KiB for everything."""
 
 
 async def abort_with(context: grpc.aio.ServicerContext, error: ServingError) -> NoReturn:
-    """End the call with what the error says: its status, the field at fault, when to try again."""
+    """End the call with what the error says: its status, the field at fault, when to try again, whom to blame."""
     status = rpc_status.to_status(rich_status(error))
     await context.abort(status.code, status.details, status.trailing_metadata)
     raise AssertionError("abort raises")
@@ -34,6 +35,8 @@ def rich_status(error: ServingError) -> status_pb2.Status:
         delay = Duration()
         delay.FromNanoseconds(round(1e9 * (1.0 if error.retry_after_s is None else error.retry_after_s)))
         _attach(status, error_details_pb2.RetryInfo(retry_delay=delay))
+    if error.verdict is not None:
+        _attach(status, slo_outcome(error.verdict))
     return status
 
 

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from pdserve.errors import ServingError
 from router.choice import ChoiceEnd
 from router.generation import FrontDesk, Generation
-from router.http_front.dialect import Dialect, Whole
+from router.http_front.dialect import Dialect, Whole, shown_verdict
 from router.http_front.parsing import Asked
 from router.http_front.problem import problem_from, to_json
 from router.text import Tokenizer
@@ -66,6 +66,8 @@ class Answer:
                     body = await self._stream(generation, dialect, send_event)
         except ServingError as error:
             problem = problem_from(error)
+            if self._asked.return_timing and error.verdict is not None:
+                problem.beside = {"pdserve": {"slo": shown_verdict(error.verdict)}}
             if not started:
                 await problem.response()(scope, receive, send)
                 return

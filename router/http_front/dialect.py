@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from pdserve.sampling import TokenLogprobs
+from pdserve.slo import Verdict
 from router.choice import ChoiceEnd, ChoiceUpdate
 from router.generation import Generation
 from router.http_front.parsing import Asked
@@ -191,6 +192,8 @@ def finite(logprob: float) -> float:
 
 
 def _timing_of(end: ChoiceEnd) -> dict[str, Any]:
-    verdict = end.verdict
-    slo = {"met_ttft": verdict.met_ttft, "met_tpot": verdict.met_tpot, "blame": verdict.blame.value}
-    return {"timing": dataclasses.asdict(end.timing), "slo": slo}
+    return {"timing": dataclasses.asdict(end.timing), "slo": shown_verdict(end.verdict)}
+
+
+def shown_verdict(verdict: Verdict) -> dict[str, Any]:
+    return {"met_ttft": verdict.met_ttft, "met_tpot": verdict.met_tpot, "blame": verdict.blame.value}

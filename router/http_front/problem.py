@@ -26,10 +26,11 @@ class HttpProblem(Exception):
     code: str
     param: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[str, Any] = field(default_factory=dict)  # what its body holds beside the error
 
     def body(self) -> dict[str, Any]:
         kind = _TYPE.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}, **self.beside}
 
     def response(self) -> Response:
         return json_response(self.body(), self.status, self.headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -17,11 +18,17 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_status import rpc_status
 
+from bench.load.grpc_stream import GrpcPool, grpc_request
+from bench.load.result import BadAnswer, Outcome
 from bench.load.session import Run, run_at
 from deploy.cli import main
+from pdserve.errors import PeerLost, QueueFull, ServingError
+from pdserve.slo import Blame, Verdict
 from pdserve.v1 import inference_pb2 as pb
 from pdserve.v1 import inference_pb2_grpc as rpc
+from router.grpc_front.status import rich_status
 
 FIRST_S, STEP_S = 0.01, 0.002
 
@@ -33,6 +40,7 @@ class FakeService(rpc.InferenceServiceServicer):  # type: ignore[misc]
         self.requests: list[Any] = []
         self.reject_each = 0
         self.end_after = 0
+        self.refusal: ServingError | None = None
         self.end: Callable[[], Any] = lambda: None
 
     def GetServerInfo(self, request: Any, context: Any) -> Any:
@@ -45,6 +53,8 @@ class FakeService(rpc.InferenceServiceServicer):  # type: ignore[misc]
             self.end()
         if self.reject_each and len(self.requests) % self.reject_each == 0:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room for 9 tokens")
+        if self.refusal is not None:
+            context.abort_with_status(rpc_status.to_status(rich_status(self.refusal)))
         for number in range(request.max_tokens):
             time.sleep(STEP_S if number else FIRST_S)
             yield pb.GenerateResponse(chunk=pb.GenerateChunk(token_ids=[number]))
@@ -67,6 +77,25 @@ def service() -> Iterator[tuple[FakeService, str]]:
     server.start()
     yield fake, f"127.0.0.1:{port}"
     server.stop(0.2).wait()
+
+
+def test_a_request_that_failed_over_grpc_carries_the_servers_blame(service: tuple[FakeService, str]) -> None:
+    fake, address = service
+    lost, unjudged = PeerLost("decode-0 was lost"), QueueFull("no room")
+    lost.verdict = Verdict(True, False, Blame.WORKER_LOSS)
+
+    async def ask(error: ServingError) -> BadAnswer:
+        fake.refusal, pool = error, GrpcPool(address)
+        try:
+            with pytest.raises(BadAnswer) as caught:
+                await pool.ask(grpc_request("fake", [1, 2], 3, None, "", True))
+        finally:
+            await pool.close()
+        return caught.value
+
+    failed, rejected = asyncio.run(ask(lost)), asyncio.run(ask(unjudged))
+    assert (failed.outcome, failed.blame) == (Outcome.FAILED, "worker_loss") and "decode-0 was lost" in str(failed)
+    assert (rejected.outcome, rejected.blame) == (Outcome.REJECTED, None)
 
 
 LOAD = ["--input-len", "20", "--output-len", "4", "--rate", "100", "--arrivals", "constant"]

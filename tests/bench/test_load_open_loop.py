@@ -25,12 +25,14 @@ from pdserve.exit import StartError
 from placement.workload import Prefixes, Workload
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+BLAMED = {"error": {"message": "decode-0 was lost"}, "pdserve": {"slo": {"blame": "worker_loss"}}}
 MODELS = {"data": [{"id": "fake", "max_model_len": 4096}]}
 
 
 @dataclass
 class FakeServer:
-    """Just enough HTTP, every delay as told. Prompts of 13 tokens are refused, of 14 cut, of 15 broken off."""
+    """Just enough HTTP, every delay as told. Prompts of 13 tokens are refused, of 14 cut, of 15 broken off,
+    of 11 refused with blame, of 12 failed with blame."""
 
     first_s: float = 0.02  # until the first token
     step_s: float = 0.005  # between tokens
@@ -70,8 +72,15 @@ class FakeServer:
         if len(prompt) == 13 if isinstance(prompt, list) else False:
             writer.write(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 4\r\n\r\nbusy")
             return
+        if isinstance(prompt, list) and len(prompt) == 11:
+            body_of = json.dumps(BLAMED).encode()
+            writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n%b" % (len(body_of), body_of))
+            return
         tokens = asked - 1 if isinstance(prompt, list) and len(prompt) == 14 else asked
         writer.write(HEAD)
+        if isinstance(prompt, list) and len(prompt) == 12:
+            self._event(writer, BLAMED)
+            return
         for number in range(tokens):
             await asyncio.sleep(self.first_s if number == 0 else self.step_s)
             said = {"delta": {"content": "x"}} if "messages" in body else {"text": "x"}
@@ -240,6 +249,16 @@ def test_every_end_is_counted_and_all_but_one_are_misses() -> None:
     assert (summary.met, summary.num_requests, summary.attainment) == (1, 5, 0.2)
     assert summary.outcomes == {"ok": 1, "rejected": 1, "short": 1, "failed": 1, "timeout": 1}
     assert len(summary.errors) == 4
+
+
+def test_a_failure_carries_the_servers_blame() -> None:
+    """Whether it was refused or broke off."""
+    workload = Workload.of(np.array([4, 11, 12]), np.array([3, 3, 3]), np.zeros(3))
+    with serving(FakeServer()) as target:
+        results, _ = drive(target, workload)
+    assert [one.outcome for one in results] == [Outcome.OK, Outcome.REJECTED, Outcome.FAILED]
+    assert [one.blame for one in results] == [None, "worker_loss", "worker_loss"]
+    assert all("decode-0 was lost" in one.error for one in results[1:])
 
 
 def test_nobody_listening_is_a_failure_of_each_request() -> None:

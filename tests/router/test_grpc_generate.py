@@ -10,7 +10,8 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from pdserve.errors import Cancelled, DeadlineExceeded, NoWorker, PeerLost, QueueFull
+from pdserve.errors import Cancelled, DeadlineExceeded, NoWorker, PeerLost, QueueFull, RequestError
+from pdserve.slo import Blame, Verdict
 from pdserve.v1 import inference_pb2 as pb
 from router.grpc_front.conversion import draft_from
 from router.prompts import TOKENIZER_THREADS
@@ -219,6 +220,27 @@ def test_errors_of_the_core_carry_status_and_details(core, open_doors):
     retry = error_details_pb2.RetryInfo()
     assert details_of(full)["RetryInfo"].Unpack(retry) and retry.retry_delay.ToNanoseconds() == 2_500_000_000
     assert nobody.code() is lost.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("is_rejected", [True, False])
+def test_an_error_carries_the_verdict_on_the_request(core, open_doors, is_rejected):
+    """Behind the details that every client knows; what was not judged has none."""
+    error, caller = PeerLost("decode-0 is gone", retry_after_s=1.0), RequestError("no")
+    error.verdict = Verdict(True, False, Blame.WORKER_LOSS)
+
+    async def run():
+        async with open_doors() as doors:
+            seen = []
+            for one in (error, caller):
+                core.refuse, core.script = (one if is_rejected else None), lambda request, one=one: [[100], one]
+                seen.append(await failure(doors.stub.Generate(pb.GenerateRequest(text="x"))))
+            return seen
+
+    judged, unjudged = map(details_of, asyncio.run(run()))
+    assert list(judged) == ["RetryInfo", "SloOutcome"] and "SloOutcome" not in unjudged
+    slo = pb.SloOutcome()
+    assert judged["SloOutcome"].Unpack(slo)
+    assert slo == pb.SloOutcome(met_ttft=True, met_tpot=False, blame=pb.BLAME_WORKER_LOSS)
 
 
 def test_a_bug_below_shows_nothing_of_itself(core, open_doors):

@@ -258,6 +258,21 @@ def test_an_error_after_the_first_token_is_a_status_when_nothing_was_sent(core, 
     assert post(open_http, COMPLETIONS, {"prompt": "x"}).status_code == 503
 
 
+@pytest.mark.parametrize("first", [[], [[100]]])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_carries_the_verdict_where_timing_was_asked_for(core, open_http, stream, first):
+    """As a status or as an event; beside the error, so that OpenAI's clients read that as ever."""
+    core.script = lambda request: [*first, lost]
+    for asks, judged in ((True, True), (False, True), (True, False)):
+        lost = PeerLost("decode-0 is gone")
+        lost.verdict = Verdict(True, False, Blame.WORKER_LOSS) if judged else None
+        response = post(open_http, COMPLETIONS, {"prompt": "x", "stream": stream, "return_timing": asks})
+        said = events_of(response.text)[0][-1] if stream and first else response.json()
+        slo = {"met_ttft": True, "met_tpot": False, "blame": "worker_loss"}
+        assert said.pop("error")["message"] == "decode-0 is gone"
+        assert said == ({"pdserve": {"slo": slo}} if asks and judged else {})
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_cancels_the_core(core, open_http, stream):
     core.script = lambda request: [[100], asyncio.Event()]

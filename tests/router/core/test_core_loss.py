@@ -19,6 +19,7 @@ from pdserve.errors import (
 )
 from pdserve.ids import PROTOCOL_VERSION, new_boot_id
 from pdserve.sampling import FinishReason, SamplingParams
+from pdserve.slo import Blame
 from pdserve.v1 import worker_pb2
 from router.core.config import CoreConfig, SessionConfig
 from router.core.messages import event_from_proto
@@ -43,8 +44,9 @@ def test_a_dead_decode_worker_ends_its_requests_and_no_others(harness: Any) -> N
         assert f'pdserve_worker_up{{role="decode",worker="{victim.worker_id}"}} 1.0' in cluster.metrics()
         killed_s = cluster.clock.now()
         await victim.kill()
-        with pytest.raises(PeerLost, match=f"decode worker {victim.worker_id} was lost"):
+        with pytest.raises(PeerLost, match=f"decode worker {victim.worker_id} was lost") as caught:
             await harness.read_all(streams["a"], 2)
+        assert caught.value.verdict is not None and caught.value.verdict.blame is Blame.WORKER_LOSS
         assert cluster.clock.now() - killed_s < 2.0
         await prefill.aborted("a")
         assert victim.worker_id not in cluster.metrics()
