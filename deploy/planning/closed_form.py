@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from deploy.planning.question import check_flags, listed, question_of, space_of
-from deploy.planning.subject import serving_of, workload_of
+from deploy.planning.subject import profile_of, serving_of, workload_of
 from pdserve.exit import ExitCode
 from placement.search.search import Answer, Search
 
@@ -15,9 +15,10 @@ _SHOWN = 12
 def run_bounds(args: argparse.Namespace) -> int:
     """Returns the exit code: 1 when nothing can serve."""
     check_flags(args)
-    question, space = question_of(args), space_of(args)
+    profile = profile_of(args)
+    question, space = question_of(args), space_of(args, profile)
     _, source = workload_of(args.workload)
-    serving = serving_of(args, source)
+    serving = serving_of(args, source, profile)
     search = Search(question, serving, source)
     search.screen(listed(space, serving.model))
     outcome = search.outcome(complete=False)

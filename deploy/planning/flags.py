@@ -18,8 +18,9 @@ SHARED = (
     "seed",
 )
 PLAN = (
-    "gpus", "prefill_gpu", "decode_gpu", "tp", "pp", "chunk", "rate", "price", "max_cost", "max_power", "attainment",
-    "only", "processes", "report", "quick", "bounds", "local_prefill_max_tokens",
+    "gpus", "prefill_gpu", "decode_gpu", "tp", "pp", "chunk", "rate", "price", "max_cost", "max_power",
+    "cost_per_hour", "power_w", "attainment", "only", "processes", "report", "quick", "bounds",
+    "local_prefill_max_tokens", "validate",
 )  # fmt: skip
 SIMULATE = ("rate", "num_requests", "chunk")
 
@@ -57,6 +58,11 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-cost", type=above_zero, metavar="D", help="dollars per hour, at most")
     group.add_argument("--max-power", type=above_zero, metavar="W", help="watts, at most")
     group.add_argument(
+        "--cost-per-hour", metavar="[TYPE=]X,...",
+        help="dollars of one GPU (default: the profile's, else the catalogue's list price)",
+    )  # fmt: skip
+    group.add_argument("--power-w", metavar="[TYPE=]W,...", help="likewise, watts")
+    group.add_argument(
         "--attainment", type=above_zero, metavar="A", help="share that meets both targets (default: 0.9)"
     )
     group.add_argument("--prefill-gpu", metavar="TYPE[,TYPE]", help="types for the prefill pool (default: --gpu)")
@@ -74,7 +80,11 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--quick", action="store_true", default=None, help="fewer requests, wider confidence")
     group.add_argument("--processes", type=count, metavar="N", help="side by side (default: all cores)")
-    group.add_argument("--report", type=Path, metavar="F.html", help="plots and tables for people")
+    group.add_argument("--report", type=Path, metavar="F.html", help="plots and tables for people; F.png: the plots")
+    group.add_argument(
+        "--validate", nargs="?", const="model", choices=("model", "mock"),
+        help="run the plan and two others here, with --model or the mock engine, and hold the prediction against it",
+    )  # fmt: skip
 
 
 def add_simulate(parser: argparse.ArgumentParser) -> None:

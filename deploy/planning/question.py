@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from deploy.arguments import count, refuse, require
-from deploy.planning.subject import gpus
+from deploy.planning.prices import check_prices, priced
+from deploy.planning.subject import FromProfile, gpus
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
 from placement.hardware.catalogue import GpuType
@@ -44,16 +45,23 @@ def question_of(args: argparse.Namespace) -> Question:
     return Question(slo, args.rate, Price(args.price or "gpus"), _QUICK if args.quick else Effort(), args.seed or 0)
 
 
-def space_of(args: argparse.Namespace) -> Space:
-    """Errors: ConfigError."""
+def space_of(args: argparse.Namespace, profile: FromProfile | None) -> Space:
+    """What may be tried, with its prices. Errors: ConfigError."""
     measured = args.profile is not None
     gpu = args.gpu or ("this-machine" if measured else "h100")
     both = _types("--gpu", gpu, args.gpus_per_node)
     prefill = both if args.prefill_gpu is None else _types("--prefill-gpu", args.prefill_gpu, args.gpus_per_node)
     decode = both if args.decode_gpu is None else _types("--decode-gpu", args.decode_gpu, args.gpus_per_node)
+    subject = None if profile is None else profile.subject
+    prefill, decode = priced(prefill, args, subject), priced(decode, args, subject)
+    if profile is not None and profile.of_one_device and len(names := {gpu.name for gpu in (*prefill, *decode)}) > 1:
+        raise ConfigError([f"--profile was measured on one kind of device; {' and '.join(sorted(names))} are several"])
+    for flag in ("tp", "pp") if profile is not None and profile.of_one_device else ():
+        if getattr(args, flag) not in (None, "1"):
+            raise ConfigError([f"--{flag} {getattr(args, flag)}: the profile is of workers with tp=1 and pp=1"])
     max_cost, max_power = args.max_cost or float("inf"), args.max_power or float("inf")
     local = _numbers("--local-prefill-max-tokens", args.local_prefill_max_tokens, ())
-    return Space(
+    space = Space(
         gpus=args.gpus or _affordable((*prefill, *decode), max_cost, max_power),
         prefill_gpus=prefill,
         decode_gpus=decode,
@@ -68,6 +76,8 @@ def space_of(args: argparse.Namespace) -> Space:
         max_power_w=max_power,
         full=args.rate is None,
     )
+    check_prices(args, space)
+    return space
 
 
 def listed(space: Space, model: ModelShape) -> Iterator[Candidate]:

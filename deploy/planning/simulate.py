@@ -8,7 +8,7 @@ import json
 import numpy as np
 
 from deploy.arguments import check_output, count, pair_count, pairs, refuse, require, write_output
-from deploy.planning.subject import gpus, serving_of, workload_of
+from deploy.planning.subject import gpus, profile_of, serving_of, workload_of
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
 from placement.search.build import DoesNotFit, cluster_of
@@ -31,7 +31,7 @@ def run_simulate(args: argparse.Namespace) -> int:
     if args.output is not None:
         check_output(args.output)
     _, source = workload_of(args.workload)
-    serving = serving_of(args, source)
+    serving = serving_of(args, source, profile_of(args))
     candidate = _candidate(args)
     try:
         cluster = cluster_of(candidate, serving)

@@ -13,7 +13,7 @@ from pdserve.settings import ConfigError
 from placement.compat.errors import ProfileError
 from placement.hardware.catalogue import GpuType, gpu_type
 from placement.hardware.this_machine import this_machine
-from placement.latency.fitted_profile import load_measured_profile
+from placement.latency.fitted_profile import Subject, load_measured_profile
 from placement.latency.imports import Foreign, foreign_steps
 from placement.latency.shape import KNOWN_SHAPES, ModelShape, shape_from_config
 from placement.search.build import DoesNotFit, MakeStepTimes, Serving
@@ -22,6 +22,7 @@ from placement.workload.source import WorkloadSource
 from placement.workload.spec import WorkloadSpec, parse_workload_spec
 
 _SAMPLE = 20_000
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 THIS_MACHINE = "this-machine"
 
 
@@ -94,12 +95,20 @@ class FromProfile:
     link: LinkSpec | None = None
     delays: Delays | None = None
     colocated_delays: Delays | None = None
+    subject: Subject | None = None
+    of_one_device: bool = False  # its step times stand for every worker
 
 
-def profile_of(path: Path, model: str) -> FromProfile:
-    """A profile of `pdserve profile`, of the mock engine, of DistServe or of Splitwise. Errors: StartError (code 5)."""
+def profile_of(args: argparse.Namespace) -> FromProfile | None:
+    """What --profile names; None: nothing.
+
+    A profile of `pdserve profile`, of the mock engine, of DistServe or of Splitwise. Errors: StartError (code 5).
+    """
+    if args.profile is None:
+        return None
+    path: Path = args.profile
     try:
-        if (foreign := foreign_steps(path, model)) is not None:
+        if (foreign := foreign_steps(path, args.model)) is not None:
             return FromProfile(Imported(foreign))
         measured = load_measured_profile(path)
     except OSError as error:
@@ -111,13 +120,30 @@ def profile_of(path: Path, model: str) -> FromProfile:
         ) from None
     transfer = measured.linear.transfer
     link = None if transfer is None else LinkSpec(transfer.bytes_per_s, transfer.latency_s)
-    return FromProfile(Measured(measured.step_times), link, measured.delays, measured.colocated_delays)
+    return FromProfile(
+        Measured(measured.step_times), link, measured.delays, measured.colocated_delays, measured.subject, True
+    )
 
 
-def serving_of(args: argparse.Namespace, source: WorkloadSource) -> Serving:
-    """How workers are run, from the flags that plan and simulate share."""
+def measured_shape(model: ModelShape, subject: Subject, path: Path) -> ModelShape:
+    """The model in the precision that was measured. Errors: ConfigError where another model was measured."""
+    size = _BYTES.get(subject.dtype, 2.0)
+    shape = replace(model, bytes_per_weight=size, bytes_per_kv=size)
+    if shape.kv_bytes_per_token == subject.kv_bytes_per_token:
+        return shape
+    if Path(subject.model).name.lower() != model.name.lower():
+        raise ConfigError(
+            [f"--profile {path} is of {subject.model}, whose KV has {subject.kv_bytes_per_token:,} bytes a token in "
+             f"{subject.dtype}; that of --model {model.name} has {shape.kv_bytes_per_token:,.0f}"]
+        )  # fmt: skip
+    return replace(shape, bytes_per_kv=size * subject.kv_bytes_per_token / shape.kv_bytes_per_token)
+
+
+def serving_of(args: argparse.Namespace, source: WorkloadSource, measured: FromProfile | None) -> Serving:
+    """How workers are run, from the flags that plan and simulate share. Errors: ConfigError, StartError."""
     model = model_shape(args.model)
-    measured = None if args.profile is None else profile_of(args.profile, args.model)
+    if measured is not None and measured.subject is not None:
+        model = measured_shape(model, measured.subject, args.profile)
     longest = source.recorded or source.build(rate=1.0, num_requests=_SAMPLE)
     needed = int((longest.prompt_tokens + longest.output_tokens).max())
     if args.max_model_len is not None and args.max_model_len < needed:

@@ -71,12 +71,13 @@ class Effort:
 class Goodput:
     """The answer for one candidate."""
 
-    rate: float  # the highest rate seen to be good; 0: none
+    rate: float  # the highest rate seen to be good, or the one that was asked for; 0: none
     low: float  # good with confidence up to here
     high: float  # bad with confidence from here on
-    probes: tuple[Attainment, ...]
+    probes: tuple[Attainment, ...]  # of a rate that was asked for: that one first
     at_rate: SimulationResult | None = None  # the run at `rate`
     beyond: SimulationResult | None = None  # the run at the lowest rate that is not good
+    most: float | None = None  # the highest rate seen to be good, where another was asked for and carried
 
 
 def look(run: Run, rate: float, slo: Slo, effort: Effort) -> tuple[Attainment, SimulationResult]:

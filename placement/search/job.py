@@ -77,13 +77,19 @@ def do_job(job: Job, question: Question, serving: Serving, source: WorkloadSourc
 
 
 def confirmed(answer: Answer, question: Question, serving: Serving, source: WorkloadSource) -> Answer:
-    """The same answer with both ends of its confidence interval."""
-    if answer.goodput is None or question.rate is not None:
+    """The same answer with both ends of its confidence interval; where a rate was asked for, that of the most."""
+    if answer.goodput is None:
         return answer
     cluster = cluster_of(answer.candidate, serving)
     run = run_of(answer.candidate, cluster, source, question.seed)
-    goodput = confirm(run, question.slo, answer.goodput, answer.bounds.rate, question.effort)
-    return replace(answer, goodput=goodput)
+    slo, upper, effort = question.slo, answer.bounds.rate, question.effort
+    if question.rate is None:
+        return replace(answer, goodput=confirm(run, slo, answer.goodput, upper, effort))
+    most = confirm(run, slo, find_goodput(run, slo, upper, effort), upper, effort)
+    probes = (*answer.goodput.probes[:1], *most.probes)
+    known = replace(answer.goodput, low=most.low, high=most.high, probes=probes, most=most.rate)
+    why = binding_of(most.beyond, slo, answer.bounds.binding, colocated=answer.candidate.prefill is None)
+    return replace(answer, goodput=known, reason=why)
 
 
 def _answer(candidate: Candidate, bounds: Bounds, goodput: Goodput, cluster: ClusterSpec, question: Question) -> Answer:

@@ -1,81 +1,166 @@
-"""Jobs side by side on processes of this machine; an interrupt gives what is known by then."""
+"""Tasks side by side on processes of this machine; an interrupt gives what is known by then."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
 
-from placement.search.build import Serving
 from placement.search.job import confirmed, do_job
-from placement.search.search import Answer, Job, Outcome, Question, Search
+from placement.search.search import Answer, Outcome, Search
+from placement.search.whatif import Consequence, WhatIf, as_asked, consequence
 from placement.workload.source import WorkloadSource
 from placement.workload.spec import WorkloadSpec
 
 Progress = Callable[[Search, int], None]
-"""Told after every answer: the search, and how many jobs run."""
+"""Told after every answer: the search, and how many tasks run."""
+Task = Callable[[WorkloadSource], Any]
+"""Plain data, so that another process can do it; the workload is there already."""
+Take = Callable[[Task, Any, int], None]
+"""Given each task that is done, its result, and how many still run."""
 
-_source: WorkloadSource | None = None  # of a worker process: read once, not with every job
+_source: WorkloadSource | None = None  # of a worker process: read once, not with every task
 
 
-def run_search(
-    search: Search, spec: WorkloadSpec, processes: int | None = None, progress: Progress | None = None
-) -> Outcome:
-    """Carry out a screened search on `processes` (all cores without it); Ctrl-C ends it early, with what is known."""
-    processes = processes or os.cpu_count() or 1
-    if processes == 1:
-        return _alone(search, progress)
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(spec,))
-    jobs, running, complete = search.jobs(), set[Future[Answer]](), True
-    try:
+class Processes:
+    """Worker processes for all tasks of one question, started with the first; with one, everything is done here."""
+
+    def __init__(self, spec: WorkloadSpec, source: WorkloadSource, num: int | None = None) -> None:
+        self._spec, self._source = spec, source
+        self._num = num or len(os.sched_getaffinity(0))
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end()
+
+    def each(self, tasks: Iterator[Task], take: Take) -> None:
+        """Do all of them; the next one is asked for when there is a process for it.
+
+        Errors: those of a task, and KeyboardInterrupt; the processes are killed then, and others may follow.
+        """
+        try:
+            if self._num == 1:
+                for task in tasks:
+                    take(task, task(self._source), 0)
+            else:
+                self._side_by_side(tasks, take)
+        except BaseException:
+            self._end()
+            raise
+
+    def _side_by_side(self, tasks: Iterator[Task], take: Take) -> None:
+        running: dict[Future[Any], Task] = {}
         while True:
-            while len(running) < processes and (job := next(jobs, None)) is not None:
-                running.add(pool.submit(_work, job, search.question, search.serving))
+            while len(running) < self._num and (task := next(tasks, None)) is not None:
+                running[self._submit(task)] = task
             if not running:
-                break
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                search.take(future.result())
-            if progress is not None:
-                progress(search, len(running))
-        _confirm(search)
-    except KeyboardInterrupt:
-        complete = False
-    finally:
-        for process in list((pool._processes or {}).values()) if not complete else []:
-            process.terminate()
-        pool.shutdown(wait=complete, cancel_futures=True)
-    return search.outcome(complete=complete)
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                task = running.pop(future)
+                take(task, future.result(), len(running))
+
+    def _end(self) -> None:
+        """Nobody is waited for and nobody is left behind; nothing but their answers is lost."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, task: Task) -> Future[Any]:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._num, mp_context=context, initializer=_begin, initargs=(self._spec,))
+        with _no_interrupt():
+            return self._pool.submit(_work, task)
 
 
-def _alone(search: Search, progress: Progress | None) -> Outcome:
+@dataclass(frozen=True, slots=True)
+class Closer:
+    """The answer, looked at again, and what follows from it."""
+
+    outcome: Outcome
+    what_if: tuple[Consequence, ...]
+    complete: bool  # False: interrupted, and some of it is missing
+
+
+def run_search(search: Search, processes: Processes, progress: Progress | None = None) -> Outcome:
+    """Carry out a screened search; Ctrl-C ends it early, with what is known."""
+
+    def take(task: Task, answer: Answer, running: int) -> None:
+        search.take(answer)
+        if progress is not None:
+            progress(search, running)
+
+    tasks = (partial(do_job, job, search.question, search.serving) for job in search.jobs())
     try:
-        for job in search.jobs():
-            search.take(do_job(job, search.question, search.serving, search.source))
-            if progress is not None:
-                progress(search, 0)
-        _confirm(search)
+        processes.each(tasks, take)
     except KeyboardInterrupt:
         return search.outcome(complete=False)
     return search.outcome(complete=True)
 
 
-def _confirm(search: Search) -> None:
-    """The confidence interval of the answer."""
-    if search.best is not None:
-        search.better_known(confirmed(search.best, search.question, search.serving, search.source))
+def look_closer(outcome: Outcome, search: Search, changes: Sequence[WhatIf], processes: Processes) -> Closer:
+    """The confidence interval of the best, and what it serves after each change; Ctrl-C leaves out the rest."""
+    best, question, serving = outcome.best, search.question, search.serving
+    if best is None:
+        return Closer(outcome, (), True)
+    again: Task = partial(confirmed, best, question, serving)
+    tasks: list[Task] = [again, *(partial(consequence, one, best.candidate, question, serving) for one in changes)]
+    found: dict[int, Any] = {}
+
+    def take(task: Task, result: Any, running: int) -> None:
+        found[next(place for place, one in enumerate(tasks) if one is task)] = result
+
+    try:
+        processes.each(iter(tasks), take)
+    except KeyboardInterrupt:
+        pass
+    known: Answer = found.get(0, best)
+    told = tuple(found[place] for place in sorted(found) if place > 0)
+    answers = tuple(known if one is best else one for one in outcome.answers)
+    sure = known if outcome.sure is best else outcome.sure
+    outcome = replace(outcome, best=known, sure=sure, answers=answers)
+    return Closer(outcome, (as_asked(known), *told) if 0 in found else told, len(found) == len(tasks))
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Ctrl-C is held back, and a process that is started here never hears it: the parent alone answers it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(spec: WorkloadSpec) -> None:
-    """A worker process: the parent alone answers Ctrl-C."""
+    """A worker process."""
     global _source  # noqa: PLW0603
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _source = WorkloadSource(spec)
 
 
-def _work(job: Job, question: Question, serving: Serving) -> Answer:
+def _end_with_parent() -> None:
+    """The pool itself does not notice a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(task: Task) -> Any:
     assert _source is not None
-    return do_job(job, question, serving, _source)
+    return task(_source)

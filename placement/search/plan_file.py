@@ -10,7 +10,8 @@ import numpy as np
 
 from pdserve.plan_format import FORMAT, KEY
 from placement.search.candidate import Candidate, Pool
-from placement.search.search import Answer, Outcome, Question
+from placement.search.pareto import front
+from placement.search.search import Answer, Outcome, Price, Question
 from placement.search.whatif import Consequence
 from placement.simulator.results import RequestColumns
 
@@ -33,6 +34,9 @@ def plan_to_json(
         "asked": {"rate": question.rate, "price": question.price.value, **about},
         "complete": outcome.complete,
         "what_if": [{"change": one.change.name, "rate": one.rate, "binding": one.binding} for one in what_if],
+        "front": {
+            price.value: [_step(answer, price) for answer in front(outcome.answers, price)] for price in Price
+        },
         "candidates": [_answer(answer) for answer in outcome.answers[:_MOST_LISTED]],
         "num_candidates": len(outcome.answers),
         "do_not_fit": sorted(set(outcome.unfit))[:_MOST_LISTED],
@@ -61,6 +65,11 @@ def predicted(answer: Answer, question: Question) -> dict[str, Any]:
         "goodput_per_gpu_rps": goodput.rate / answer.candidate.gpus,
         "binding": answer.reason,
     }
+    if question.rate is not None:  # goodput_rps is the rate that was asked for, confidence_rps that of the most
+        asked = goodput.probes[0]
+        found["most_rps"] = goodput.most
+        found["attainment_confidence"] = [asked.share - asked.half_width, asked.share + asked.half_width]
+        found["sure"] = answer.surely_good(question.slo.attainment)
     if goodput.at_rate is not None:
         rows = goodput.at_rate.requests
         found["attainment"] = rows.attainment(question.slo.ttft_s, question.slo.tpot_s)
@@ -102,6 +111,10 @@ def _answer(answer: Answer) -> dict[str, Any]:
              "requests": probe.num_requests, "verdict": probe.verdict.value} for probe in goodput.probes
         ],
     }  # fmt: skip
+
+
+def _step(answer: Answer, price: Price) -> dict[str, Any]:
+    return {"placement": str(answer.candidate), "price": price.of(answer.candidate), "goodput_rps": answer.rate}
 
 
 def _pool(pool: Pool) -> dict[str, Any]:

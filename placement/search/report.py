@@ -1,11 +1,13 @@
-"""The report for people: one HTML page with its plots inside."""
+"""The report for people: one HTML page with its plots inside, or one picture of the plots."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -38,25 +40,74 @@ img { max-width: 100%; } .lead { font-size: 1.2rem; } .note { color: #555; }
 """
 
 
+def write_report(
+    path: Path,
+    outcome: Outcome,
+    question: Question,
+    what_if: Sequence[Consequence],
+    title: str,
+    answer: str,
+    basis: str,
+) -> None:
+    """The page, or with a name that ends in .png the plots in one picture. Errors: OSError."""
+    if path.suffix.lower() == ".png":
+        path.write_bytes(png_report(outcome, question, title, answer, basis))
+    else:
+        path.write_text(html_report(outcome, question, what_if, title, answer, basis), encoding="utf-8")
+
+
+def png_report(outcome: Outcome, question: Question, title: str, answer: str, basis: str) -> bytes:
+    """All plots, one below the other, under the answer."""
+    plt.rcParams.update(_AXES)
+    parts = [_words(title, answer, basis)]
+    for heading, figure in _plots(outcome, question):
+        figure.suptitle(heading, x=0.0, y=1.0 + 0.35 / figure.get_figheight(), ha="left", va="bottom", fontsize=12)
+        parts.append(figure)
+    images = [plt.imread(io.BytesIO(_png(one)))[:, :, :3] for one in parts]
+    width = max(image.shape[1] for image in images)
+    wide = [np.pad(image, ((20, 0), (0, width - image.shape[1]), (0, 0)), constant_values=1.0) for image in images]
+    buffer = io.BytesIO()
+    plt.imsave(buffer, np.clip(np.pad(np.vstack(wide), ((0, 20), (20, 20), (0, 0)), constant_values=1.0), 0.0, 1.0))
+    return buffer.getvalue()
+
+
+def _words(title: str, answer: str, basis: str) -> Any:
+    lines = [line for text in answer.splitlines() for line in textwrap.wrap(text, 110)] + [
+        "",
+        *textwrap.wrap(basis, 110),
+    ]
+    figure = plt.figure(figsize=(9, 0.5 + 0.21 * len(lines)))
+    figure.text(0.0, 1.0, title, fontsize=14, va="top")
+    figure.text(0.0, 1.0 - 0.4 / figure.get_figheight(), "\n".join(lines), fontsize=9, va="top", linespacing=1.5)
+    return figure
+
+
+def _plots(outcome: Outcome, question: Question) -> Iterator[tuple[str, Any]]:
+    """Each with its heading; those for which there is something to show."""
+    simulated = [one for one in outcome.answers if one.goodput is not None]
+    if simulated:
+        yield "Goodput by placement", _bars(outcome, question)
+        yield "Attainment against rate", _attainment(simulated, question)
+    if outcome.best is not None and outcome.best.goodput is not None and outcome.best.goodput.at_rate is not None:
+        yield "Where the time goes, at that rate", _breakdown(outcome.best)
+    if len(front(outcome.answers, Price.COST)) > 1:
+        yield "What more money buys", _front(outcome)
+
+
 def html_report(
     outcome: Outcome, question: Question, what_if: Sequence[Consequence], title: str, answer: str, basis: str
 ) -> str:
     """The page. `answer` is the sentence that answers the question, `basis` says where step times come from."""
     plt.rcParams.update(_AXES)
-    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="lead">{html.escape(answer)}</p>']
+    lead = "<br>".join(html.escape(line) for line in answer.splitlines())
+    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="lead">{lead}</p>']
     if not outcome.complete:
         parts.append('<p class="note">The search was interrupted: this is the best that was known by then.</p>')
     if outcome.best is not None:
         parts.append(_facts(outcome.best, question))
     parts.append(f'<p class="note">{html.escape(basis)}</p>')
-    simulated = [one for one in outcome.answers if one.goodput is not None]
-    if simulated:
-        parts += ["<h2>Goodput by placement</h2>", _image(_bars(outcome))]
-        parts += ["<h2>Attainment against rate</h2>", _image(_attainment(simulated, question))]
-    if outcome.best is not None and outcome.best.goodput is not None and outcome.best.goodput.at_rate is not None:
-        parts += ["<h2>Where the time goes, at that rate</h2>", _image(_breakdown(outcome.best))]
-    if len(front(outcome.answers, Price.COST)) > 1:
-        parts += ["<h2>What more money buys</h2>", _image(_front(outcome))]
+    for heading, figure in _plots(outcome, question):
+        parts += [f"<h2>{heading}</h2>", _image(figure)]
     if what_if:
         changes = [(one.change.name, f"{one.rate:.3g}", one.binding) for one in what_if]
         parts += ["<h2>What if</h2>", _table(("change", "goodput, requests/s", "what binds"), changes)]
@@ -84,18 +135,23 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _image(figure: Any) -> str:
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(_png(figure)).decode()}">'
+
+
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return buffer.getvalue()
 
 
-def _bars(outcome: Outcome) -> Any:
+def _bars(outcome: Outcome, question: Question) -> Any:
     shown = list(outcome.answers[:_MOST_BARS])[::-1]
+    what = "simulated goodput" if question.rate is None else "carries the rate that was asked for"
     figure, axes = plt.subplots(figsize=(9, 1 + 0.32 * len(shown)))
     places = np.arange(len(shown))
     axes.barh(places, [one.bounds.rate for one in shown], color="#e4e4e4", label="bound")
-    axes.barh(places, [one.rate for one in shown], color="#0072B2", label="simulated goodput")
+    axes.barh(places, [one.rate for one in shown], color="#0072B2", label=what)
     axes.set_yticks(places, [str(one.candidate) for one in shown], fontsize=8)
     most = max([one.rate for one in shown] + [1e-9])
     axes.set_xlim(0, min(max(one.bounds.rate for one in shown), 2.5 * most) * 1.05)
@@ -150,12 +206,14 @@ def _facts(best: Answer, question: Question) -> str:
     """What is predicted of the answer, as a table."""
     candidate, goodput = best.candidate, best.goodput
     assert goodput is not None
+    most = goodput.rate if goodput.most is None else goodput.most
     rows = [
-        ("GPUs, dollars per hour, watts",
-         f"{candidate.gpus}, {candidate.cost_per_hour:.2f}, {candidate.power_w:,.0f}"),
-        ("goodput, requests/s (95 % confidence)", f"{goodput.rate:.3g} ({goodput.low:.3g} to {goodput.high:.3g})"),
+        ("GPUs", f"{candidate.gpus}"),
+        ("dollars per hour", f"{candidate.cost_per_hour:,.2f}" if candidate.cost_per_hour else "not known"),
+        ("watts", f"{candidate.power_w:,.0f}" if candidate.power_w else "not known"),
+        ("goodput, requests/s (95 % confidence)", f"{most:.3g} ({goodput.low:.3g} to {goodput.high:.3g})"),
         ("what binds", best.reason),
-    ]  # fmt: skip
+    ]
     if goodput.at_rate is not None:
         columns, slo = goodput.at_rate.requests, question.slo
         for name, times, target in (("TTFT", columns.ttft_s, slo.ttft_s), ("TPOT", columns.tpot_s, slo.tpot_s)):

@@ -1,7 +1,8 @@
 """The search: screen by bounds, simulate the promising ones best first, stop when nothing left can win.
 
 Two questions. *Most*: the placement within the budget with the highest steady goodput. *Least*: the cheapest placement
-(GPUs, dollars or watts) that carries a given rate. For both, one whose bound cannot beat the best found so far is
+(GPUs, dollars or watts) that carries a given rate; where that is too close to call, dearer ones are looked at until one
+carries it with confidence. For both, one whose bound cannot beat the best found so far is
 never simulated. Nothing here simulates: it says what to simulate next (job.py, parallel.py do).
 """
 
@@ -64,12 +65,22 @@ class Answer:
     def rate(self) -> float:
         return self.goodput.rate if self.goodput is not None else 0.0
 
+    def surely_good(self, target: float) -> bool:
+        """Of a rate that was asked for: whether it is carried with confidence, not perhaps by chance."""
+        return self.goodput is not None and self.rate > 0.0 and self.goodput.probes[0].surely_good(target)
+
+    def maybe_good(self, target: float) -> bool:
+        """Of a rate that was asked for and not carried: whether that may be chance."""
+        missed = self.goodput is not None and self.rate == 0.0
+        return missed and self.goodput is not None and not self.goodput.probes[0].surely_bad(target)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What was found."""
 
     best: Answer | None  # None: no candidate can
+    sure: Answer | None  # of a rate that was asked for: the cheapest that carries it with confidence
     answers: tuple[Answer, ...]  # every candidate that fits, best first
     unfit: tuple[str, ...]  # why others do not fit
     complete: bool  # False: interrupted
@@ -98,6 +109,7 @@ class Search:
         self._unfit: list[str] = []
         self._waiting: list[tuple[Candidate, Bounds]] = []
         self._best: Answer | None = None
+        self._sure: Answer | None = None
         self._failed: dict[tuple[object, ...], list[Candidate]] = {}  # at the question's rate, by shape
         self.num_candidates = 0
 
@@ -141,6 +153,8 @@ class Search:
         """One job is done. Only the best keeps its run: a run is megabytes."""
         if answer.goodput is not None and answer.rate == 0.0 and self.question.rate is not None:
             self._failed.setdefault(_shape(answer.candidate), []).append(answer.candidate)
+        if self.question.rate is not None and answer.surely_good(self.question.slo.attainment):
+            self._sure = min((one for one in (self._sure, answer) if one is not None), key=self._rank)
         loser: Answer | None = answer
         if answer.rate > 0.0 and (self._best is None or self._rank(answer) < self._rank(self._best)):
             loser, self._best = self._best, answer
@@ -149,21 +163,21 @@ class Search:
             self._answers.append(replace(loser, goodput=None if goodput is None else replace(goodput, at_rate=None)))
 
     @property
+    def num_answered(self) -> int:
+        return len(self._answers) + (self._best is not None)
+
+    @property
     def best(self) -> Answer | None:
         return self._best
-
-    def better_known(self, best: Answer) -> None:
-        """The best candidate, looked at again."""
-        assert self._best is not None and best.candidate == self._best.candidate
-        self._best = best
 
     def outcome(self, *, complete: bool) -> Outcome:
         """What is known now."""
         known = self._answers if self._best is None else [*self._answers, self._best]
-        return Outcome(self._best, tuple(sorted(known, key=self._rank)), tuple(self._unfit), complete)
+        return Outcome(self._best, self._sure, tuple(sorted(known, key=self._rank)), tuple(self._unfit), complete)
 
     def _rank(self, answer: Answer) -> tuple[float, ...]:
-        """Best first: those that serve, then by what is asked for, then the cheaper, then by what was promised.
+        """Best first: those that serve, then by what is asked for, then the cheaper, then the surer, then by what was
+        promised.
 
         Ties go to the one that is simulated first, so that the answer does not depend on who ended first.
         """
@@ -172,7 +186,8 @@ class Search:
         if self.question.rate is None:
             return (-self.question.value(answer.rate, answer.candidate), price, -answer.bounds.rate, place)
         if answer.rate > 0.0:
-            return (0.0, price, -answer.bounds.rate, place)
+            unsure = 0.0 if answer.surely_good(self.question.slo.attainment) else 1.0
+            return (0.0, price, unsure, -answer.bounds.rate, place)
         return (1.0 if answer.goodput is not None else 2.0, -answer.bounds.rate, price, place)
 
     def _floor(self, candidate: Candidate) -> float:
@@ -184,12 +199,12 @@ class Search:
         return self._best.rate / self._best.candidate.gpus * candidate.gpus
 
     def _hopeless(self, candidate: Candidate, bounds: Bounds) -> str:
-        best, price = self.best, self.question.price
+        price = self.question.price
         if self.question.rate is None:
-            enough = best is None or bounds.rate > self._floor(candidate)
+            enough = self.best is None or bounds.rate > self._floor(candidate)
             return "" if enough else f"at most {bounds.rate:.3g}/s, by {bounds.binding}"
-        if best is not None and price.of(candidate) >= price.of(best.candidate):
-            return f"no cheaper than {best.candidate}"
+        if self._sure is not None and price.of(candidate) >= price.of(self._sure.candidate):
+            return f"no cheaper than {self._sure.candidate}"
         failed = self._failed.get(_shape(candidate), ()) if self._failed else ()
         bigger = next((one for one in failed if _within(candidate, one)), None)
         return "" if bigger is None else f"{bigger} is not enough"

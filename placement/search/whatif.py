@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,11 +13,11 @@ from placement.search.build import DoesNotFit, Serving, cluster_of
 from placement.search.candidate import Candidate
 from placement.search.goodput import find_goodput
 from placement.search.job import Simulated, traffic
-from placement.search.search import Question
+from placement.search.search import Answer, Question
 from placement.simulator.give_up import GiveUp
 from placement.simulator.results import SimulationResult
 from placement.workload.source import WorkloadSource
-from placement.workload.workload import Workload
+from placement.workload.workload import Ints, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,8 @@ class WhatIf:
     network: float = 1.0  # of the link's bytes per second
 
 
+AS_ASKED = WhatIf("as asked")
 CHANGES = (
-    WhatIf("as asked"),
     WhatIf("prompts double", prompts=2.0),
     WhatIf("prompts halve", prompts=0.5),
     WhatIf("outputs double", outputs=2.0),
@@ -54,26 +55,41 @@ class Consequence:
     binding: str
 
 
-def changed(workload: Workload, change: WhatIf, most_tokens: int) -> Workload:
-    """Lengths scaled, at least one token each, prompt and output together within the context."""
-    prompt = np.clip(np.rint(workload.prompt_tokens * change.prompts), 1, most_tokens - 1).astype(np.int64)
-    output = np.rint(workload.output_tokens * change.outputs).astype(np.int64)
+def as_asked(answer: Answer) -> Consequence:
+    """What it serves as things are."""
+    most = None if answer.goodput is None else answer.goodput.most
+    return Consequence(AS_ASKED, answer.rate if most is None else most, answer.reason)
+
+
+def changed(workload: Workload, change: WhatIf) -> Workload:
+    """Lengths scaled, at least one token each; what prompts share grows and shrinks with them."""
+    if change.prompts == change.outputs == 1.0:
+        return workload
+    prefixes = workload.prefixes
+    if prefixes is not None:
+        prefixes = replace(prefixes, block_tokens=max(1, round(prefixes.block_tokens * change.prompts)))
     return replace(
         workload,
-        prompt_tokens=prompt,
-        output_tokens=np.clip(output, 1, most_tokens - prompt),
-        prefixes=None,
+        prompt_tokens=_scaled(workload.prompt_tokens, change.prompts),
+        output_tokens=_scaled(workload.output_tokens, change.outputs),
+        prefixes=prefixes,
         texts=None,
     )
+
+
+def _scaled(tokens: Ints, factor: float) -> Ints:
+    scaled: Ints = np.maximum(np.rint(tokens * factor), 1).astype(np.int64)
+    return scaled
 
 
 def consequence(
     change: WhatIf, candidate: Candidate, question: Question, serving: Serving, source: WorkloadSource
 ) -> Consequence:
-    """Steady goodput of one placement after one change."""
+    """Steady goodput of one placement after one change; the context grows with the requests."""
     slo = Slo(question.slo.ttft_s * change.ttft, question.slo.tpot_s * change.tpot, question.slo.attainment)
-    most = serving.max_model_len
-    sample = changed(source.build(rate=1.0, num_requests=4000, seed=question.seed), change, most)
+    longest = math.ceil(serving.max_model_len * max(1.0, change.prompts, change.outputs))
+    serving = replace(serving, max_model_len=longest)
+    sample = changed(source.build(rate=1.0, num_requests=4000, seed=question.seed), change)
     try:
         cluster = cluster_of(candidate, serving)
     except DoesNotFit as error:
@@ -85,7 +101,7 @@ def consequence(
 
     def run(rate: float, num_requests: int, give_up: GiveUp) -> SimulationResult:
         workload = traffic(source, rate / candidate.replicas, num_requests, question.seed)
-        return simulated.run(changed(workload, change, most), give_up)
+        return simulated.run(changed(workload, change), give_up)
 
     goodput = find_goodput(run, slo, bounds.rate, question.effort)
     why = binding_of(goodput.beyond, slo, bounds.binding, colocated=candidate.prefill is None)

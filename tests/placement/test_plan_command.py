@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 
+from bench import plan_validation, plan_validation_twin
+from bench.served import process_tree
 from deploy.cli import main
 from deploy.flags import serve_config
 from deploy.planned import planned_of
 from pdserve.settings import ConfigError
+from placement.latency.fitted_points import StepPoint
+from placement.latency.fitted_profile import Subject, make_profile, profile_to_json
 from scheduling.latency import LatencyCoefficients, LatencyModel, save_profile
 
 Run = Callable[..., tuple[int, str]]
@@ -59,6 +68,13 @@ def test_a_plan_answers_in_a_line_and_writes_plan_and_report(run: Run, tmp_path:
     assert page.count("<img") >= 3 and "Every placement" in page and said.splitlines()[0].split(":")[0] in page
 
 
+def test_the_report_may_be_one_picture(run: Run, tmp_path: Path) -> None:
+    code, said = run("plan", report=tmp_path / "R.png", rate=20)
+    picture = matplotlib.image.imread(tmp_path / "R.png")
+    assert code == 0 and "report: " in said
+    assert picture.shape[0] > 800 and picture.shape[1] > 800 and picture.std() > 0.05
+
+
 def test_bounds_alone_need_no_simulation(run: Run) -> None:
     code, said = run("plan", bounds=True, quick=None, processes=None)
     assert code == 0 and "at most" in said and "prefill compute" in said
@@ -68,6 +84,8 @@ def test_bounds_alone_need_no_simulation(run: Run) -> None:
 def test_the_least_for_a_rate_needs_no_number_of_gpus(run: Run) -> None:
     code, said = run("plan", rate=20, gpus=None)
     assert code == 0 and "carries 20 requests/s" in said
+    assert re.search(r"at 20 requests/s \S+ % of the requests \(95 % confidence \S+ to \S+\) meet both targets: ", said)
+    assert re.search(r"at most it carries \S+ requests/s; 95 % confidence \S+ to \S+", said)
     code, said = run("plan", rate=20, gpus=None, price="cost", prefill_gpu="h100,a100", decode_gpu="a100,h100+cap")
     assert code == 0 and "$/h" in said
 
@@ -103,6 +121,21 @@ def test_what_nothing_can_serve_is_exit_code_1(run: Run) -> None:
         ("plan", {"price": "gpus"}, 2, "--price means nothing without --rate"),
         ("plan", {"price": "euro", "rate": 1}, 2, "--price: invalid choice: 'euro'"),
         ("plan", {"max_cost": "0"}, 2, "--max-cost: '0' must be a number above 0"),
+        (
+            "plan",
+            {"cost_per_hour": "x"},
+            2,
+            "--cost-per-hour is 'x': 'x' must be a number above 0; give one for all, or",
+        ),
+        ("plan", {"cost_per_hour": "a100=1"}, 2, "--cost-per-hour names a100; the types are h100"),
+        ("plan", {"power_w": "h100=0"}, 2, "--power-w is 'h100=0': '0' must be a number above 0"),
+        ("plan", {"max_cost": 3, "gpu": "this-machine"}, 2, "--max-cost needs the price of this-machine, which is not"),
+        ("plan", {"validate": "mock"}, 2, "plan --validate needs --profile with what `pdserve profile` measured"),
+        ("plan", {"validate": "mock"}, 2, "--validate runs on this machine, the plan would be for h100: leave out"),
+        ("plan", {"validate": "model"}, 2, "--validate runs --model, and llama-3.1-8b is no checkpoint directory"),
+        ("plan", {"validate": "mock", "affinity": "low"}, 2, "--validate starts one cluster, --affinity low may"),
+        ("plan", {"validate": "mock", "attainment": 0.8}, 2, "--attainment means nothing to plan --validate"),
+        ("plan", {"validate": "what"}, 2, "--validate: invalid choice: 'what'"),
         ("plan", {"max_power": "x"}, 2, "--max-power: 'x' must be a number above 0"),
         ("plan", {"attainment": "1"}, 2, "--attainment: 1 must be above 0 and below 1"),
         ("plan", {"slo_ttft": "-1"}, 2, "--slo-ttft: '-1' must be a number above 0"),
@@ -131,6 +164,94 @@ def test_a_mistake_is_one_line_and_its_exit_code(
     assert (found, said in printed) == (code, True), printed
     assert "Traceback" not in printed
     assert len(printed.strip().splitlines()[-1]) < 400
+
+
+def with_subject(path: Path, **changes: object) -> Path:
+    """A profile of two kinds of step, as `pdserve profile` would write it for a worker of this machine."""
+    subject = {
+        "model": "llama-3.1-8b", "kv_bytes_per_token": 131072, "weight_bytes": 0, "dtype": "bfloat16", "device": "cpu",
+        "threads": 1, "kernels": "", "machine": f"{platform.machine()}, {os.cpu_count()} processors",
+    } | changes  # fmt: skip
+    points = [StepPoint(n, n * n / 2, 0, n, 2e-3 + 4e-5 * n, 0.0, 3) for n in (16, 64, 256, 512)]
+    points += [StepPoint(0, 0.0, n, 100 * n, 2e-3 + 1e-4 * n, 0.0, 3) for n in (1, 8, 32, 64)]
+    path.write_text(json.dumps(profile_to_json(make_profile(Subject(**subject), points))))  # type: ignore[arg-type]
+    return path
+
+
+def test_a_profiles_price_and_power_are_the_plans_and_a_flag_wins(run: Run, tmp_path: Path) -> None:
+    """Of one worker; two of them carry what is asked."""
+    given = {"kv_bytes": 1 << 32, "rate": 15, "gpus": 4, "output": tmp_path / "P.json"}
+    profile = with_subject(tmp_path / "with.json", power_w=150.0, cost_per_hour=0.4)
+
+    def placed(**changes: object) -> tuple[int, float, float]:
+        code, said = run("plan", profile=profile, **(given | changes))
+        assert code == 0, said
+        found = json.loads((tmp_path / "P.json").read_text())["placement"]
+        return found["gpus"], found["cost_per_hour"], found["power_w"]
+
+    gpus, cost, power = placed(price="cost")
+    assert cost == pytest.approx(0.4 * gpus) and power == pytest.approx(150.0 * gpus)
+    gpus, cost, power = placed(price="power", cost_per_hour="3", power_w="this-machine=200")
+    assert cost == pytest.approx(3.0 * gpus) and power == pytest.approx(200.0 * gpus)
+    without = with_subject(tmp_path / "without.json")
+    code, said = run("plan", profile=without, **(given | {"price": "cost"}))
+    assert code == 2 and "--price cost needs the price of this-machine, which is not known" in said
+    code, said = run("plan", profile=without, **given)
+    assert code == 0 and "$/h" not in said and " W;" not in said, "what nobody knows is not printed"
+
+
+@pytest.mark.parametrize(
+    ("subject", "changes", "said"),
+    [
+        (
+            {},
+            {"model": "qwen3-8b"},
+            "is of llama-3.1-8b, whose KV has 131,072 bytes a token in bfloat16; that of --model",
+        ),
+        (
+            {},
+            {"prefill_gpu": "h100", "decode_gpu": "a100"},
+            "--profile was measured on one kind of device; a100 and h100",
+        ),
+        (
+            {"machine": "sparc, 3 processors"},
+            {"validate": "mock"},
+            "the profile was measured on sparc, 3 processors; this",
+        ),
+        ({"device": "cuda:0"}, {"validate": "mock"}, "--validate runs workers on the CPU, the profile is of cuda:0"),
+        ({}, {"tp": "2"}, "--tp 2: the profile is of workers with tp=1 and pp=1"),
+    ],
+)
+def test_a_profile_of_something_else_is_refused(
+    run: Run, tmp_path: Path, subject: dict[str, object], changes: dict[str, object], said: str
+) -> None:
+    code, printed = run("plan", profile=with_subject(tmp_path / "p.json", **subject), **changes)
+    assert (code, said in printed) == (2, True), printed
+
+
+def test_validation_is_given_the_plan_and_two_others_around_the_predicted_goodput(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it then measures is tests/bench's."""
+    told: list[argparse.Namespace] = []
+    monkeypatch.setattr(plan_validation, "run", lambda args, work_dir: told.append(args))
+    monkeypatch.setattr(process_tree, "adopt_orphans", lambda: None)  # it would stay so for the other tests
+    profile = with_subject(tmp_path / "p.json")
+    code, said = run("plan", profile=profile, validate="mock", kv_bytes=1 << 30, output=tmp_path / "P.json")
+    assert code == 0 and "validation: python -m bench.plan_validation --profile" in said, said
+    plan = json.loads((tmp_path / "P.json").read_text())
+    args = told[0]
+    assert args.model is None and args.profile == profile and args.workload == PLAN["workload"]
+    assert len(set(args.placements)) == 3
+    assert (args.placements[0].prefill, args.placements[0].decode) == (
+        plan["serve"]["prefill"],
+        plan["serve"]["decode"],
+    )
+    assert args.chunk == plan["serve"]["max_num_batched_tokens"]
+    assert args.rates[0] < plan["predicted"]["goodput_rps"] < args.rates[-1]
+    assert (args.slo_ttft, args.slo_tpot) == (0.2, 0.02)
+    blocks = (1 << 30) // (16 * 131072)
+    assert args.kv_bytes == blocks * (plan_validation_twin.MOCK_BLOCK_BYTES + plan_validation_twin.GENERATION_BYTES)
 
 
 def test_serve_starts_what_a_plan_for_this_machine_says(run: Run, tmp_path: Path) -> None:

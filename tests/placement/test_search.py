@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -14,15 +15,15 @@ from placement.search import parallel
 from placement.search.bounds import Slo
 from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate, Pool
-from placement.search.goodput import Effort, Verdict, look
-from placement.search.job import Simulated, do_job, run_of, search, traffic
-from placement.search.parallel import run_search
+from placement.search.goodput import Attainment, Effort, Goodput, Verdict, look
+from placement.search.job import do_job, run_of, search, traffic
+from placement.search.parallel import Closer, Processes, look_closer, run_search
 from placement.search.pareto import front
 from placement.search.search import Answer, Job, Outcome, Price, Question, Search
 from placement.search.space import Affinity, Space, candidates
+from placement.search.whatif import AS_ASKED, CHANGES, WhatIf, changed, consequence
 from placement.simulator.fast.run import simulate_fast
 from placement.simulator.give_up import GiveUp
-from placement.simulator.requests import Outcome as End
 from placement.workload.source import WorkloadSource
 from placement.workload.spec import parse_workload_spec
 
@@ -48,21 +49,6 @@ def best_rate(outcome: Outcome) -> float:
     return 0.0 if outcome.best is None else outcome.best.rate
 
 
-def test_more_gpus_never_lower_the_goodput_of_the_best_plan() -> None:
-    rates = [best_rate(search(asked(gpus))) for gpus in (1, 2, 3, 5)]
-    assert rates[0] > 0.0
-    assert all(more * NEAR >= fewer for fewer, more in itertools.pairwise(rates)), rates
-    assert rates[-1] > 2 * rates[0]
-
-
-def test_a_tighter_target_never_raises_the_goodput() -> None:
-    for tight, loose in (
-        (replace(SLO, ttft_s=0.06), SLO), (replace(SLO, tpot_s=0.008), SLO), (replace(SLO, attainment=0.97), SLO),
-    ):  # fmt: skip
-        assert best_rate(search(asked(slo=tight))) <= NEAR * best_rate(search(asked(slo=loose)))
-    assert best_rate(search(asked(slo=Slo(1e-4, 1.0)))) == 0.0
-
-
 def test_the_best_is_as_good_as_every_candidate_simulated_alone() -> None:
     """Nothing that the screen or the early end left out would have won."""
     asked_for = asked(4)
@@ -71,48 +57,6 @@ def test_the_best_is_as_good_as_every_candidate_simulated_alone() -> None:
     for candidate in candidates(Space(4, (H100,), (H100,), (1,), chunks=(512,)), SERVING.model):
         job = Job(candidate, asked_for._bounds(candidate), 0.0)
         assert do_job(job, asked_for.question, SERVING, SOURCE).rate <= best.rate
-
-
-def test_requests_that_are_equal_may_change_places() -> None:
-    """Their lengths are all that the simulator knows of them."""
-    cluster = cluster_of(Candidate(Pool(H100, 1), Pool(H100, 1), 512), SERVING)
-    workload = traffic(SOURCE, 20.0, 200, 0)
-    twins = replace(
-        workload,
-        prompt_tokens=np.repeat(workload.prompt_tokens[::2], 2),
-        output_tokens=np.repeat(workload.output_tokens[::2], 2),
-        arrival_s=np.repeat(workload.arrival_s[::2], 2),
-    )
-    swapped = twins.take(np.arange(200).reshape(-1, 2)[:, ::-1].ravel())
-    one, other = Simulated(cluster)(twins), Simulated(cluster)(swapped)
-    for name in ("ttft_s", "tpot_s", "e2e_s", "outcome"):
-        assert np.array_equal(getattr(one, name), getattr(other, name)), name
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_requests_tokens_and_blocks_are_conserved(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    prefill = Pool(H100, int(rng.integers(1, 4))) if rng.random() < 0.7 else None
-    candidate = Candidate(prefill, Pool(H100, int(rng.integers(1, 3))), 256, int(rng.choice([0, 100])))
-    serving = replace(SERVING, kv_bytes=float(rng.choice([3e8, 5e9])))
-    workload = traffic(SOURCE, float(rng.uniform(5, 120)), 300, seed)
-    result = simulate_fast(cluster_of(candidate, serving), workload)  # raises if a request or a block is left over
-    rows = result.requests
-    assert (rows.outcome == End.FINISHED).all()
-    assert np.array_equal(rows.output_tokens, workload.output_tokens)
-    counts = result.workers.values()
-    # A prompt's last single token is a step like that of a decode, so only the sum is fixed.
-    computed = sum(one.prefill_tokens + one.decode_tokens for one in counts)
-    needed = workload.prompt_tokens.sum() + (workload.output_tokens - 1).sum()
-    assert computed >= needed
-    if max(one.peak_blocks for one in counts) < 0.9 * serving.blocks(candidate.decode):  # nobody was preempted
-        assert computed == needed
-    phases = rows.queue_s + rows.prefill_s + rows.transfer_s + rows.decode_wait_s + rows.decode_s
-    assert np.allclose(phases, rows.e2e_s)
-    if prefill is not None:
-        sent = (workload.output_tokens > 1) & (workload.prompt_tokens > candidate.local_prefill_tokens)
-        blocks = -(-workload.prompt_tokens[sent] // serving.block_size)
-        assert result.moved_bytes >= 0.999 * blocks.sum() * serving.block_bytes
 
 
 def test_a_run_is_given_up_only_when_too_many_have_missed() -> None:
@@ -127,30 +71,107 @@ def test_a_run_is_given_up_only_when_too_many_have_missed() -> None:
     assert kept.complete and np.array_equal(kept.requests.ttft_s, whole.requests.ttft_s)
 
 
+def closer(processes: int) -> Closer:
+    with Processes(SPEC, SOURCE, processes) as pool:
+        asked_for = asked(4)
+        return look_closer(run_search(asked_for, pool), asked_for, CHANGES[:4], pool)
+
+
 def test_one_or_two_processes_give_the_same_answer_for_the_same_seed() -> None:
-    alone, together = (run_search(asked(4), SPEC, processes) for processes in (1, 2))
-    again = run_search(asked(4), SPEC, 1)
-    assert alone.complete and together.complete
-    assert alone.best is not None and together.best is not None and again.best is not None
-    for other in (together.best, again.best):
-        assert (other.candidate, other.rate) == (alone.best.candidate, alone.best.rate)
-        assert other.goodput is not None and alone.best.goodput is not None
-        assert (other.goodput.low, other.goodput.high) == (alone.best.goodput.low, alone.best.goodput.high)
+    """Placement, rate, both ends of its confidence, and what follows from each change, in the same order."""
+    alone, together, again = (closer(processes) for processes in (1, 2, 1))
+    assert alone.complete and together.complete and alone.outcome.complete
+    assert alone.outcome.best is not None
+    assert [one.change.name for one in alone.what_if] == [AS_ASKED.name, *(one.name for one in CHANGES[:4])]
+    assert alone.what_if[0].rate == alone.outcome.best.rate
+    for other in (together, again):
+        assert other.outcome.best is not None
+        assert (other.outcome.best.candidate, other.outcome.best.rate) == (
+            alone.outcome.best.candidate,
+            alone.outcome.best.rate,
+        )
+        assert other.what_if == alone.what_if
+        one, two = other.outcome.best.goodput, alone.outcome.best.goodput
+        assert one is not None and two is not None and (one.low, one.high) == (two.low, two.high)
+
+
+def interrupted_after(num: int, function: Callable[..., object]) -> Callable[..., object]:
+    done: list[object] = []
+
+    def run(*given: object) -> object:
+        if len(done) == num:
+            raise KeyboardInterrupt
+        done.append(function(*given))
+        return done[-1]
+
+    return run
 
 
 def test_an_interrupted_search_gives_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[Answer] = []
-
-    def interrupted(job: Job, *rest: object) -> Answer:
-        if done:
-            raise KeyboardInterrupt
-        done.append(do_job(job, *rest))  # type: ignore[arg-type]
-        return done[0]
-
-    monkeypatch.setattr(parallel, "do_job", interrupted)
-    outcome = run_search(asked(4), SPEC, 1)
+    monkeypatch.setattr(parallel, "do_job", interrupted_after(1, do_job))
+    outcome = run_search(asked(4), Processes(SPEC, SOURCE, 1))
     assert not outcome.complete
-    assert outcome.best is not None and outcome.best.candidate == done[0].candidate
+    assert outcome.best is not None and outcome.best.goodput is not None
+
+
+def test_an_interrupted_what_if_keeps_the_answer_and_those_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for, pool = asked(2), Processes(SPEC, SOURCE, 1)
+    outcome = run_search(asked_for, pool)
+    monkeypatch.setattr(parallel, "consequence", interrupted_after(2, consequence))
+    found = look_closer(outcome, asked_for, CHANGES, pool)
+    assert not found.complete and outcome.best is not None and found.outcome.best is not None
+    assert found.outcome.best.rate == outcome.best.rate
+    assert [one.change for one in found.what_if] == [AS_ASKED, *CHANGES[:2]]
+
+
+def test_what_shared_prefixes_save_is_kept_when_prompts_change() -> None:
+    """Twice the prompt has twice the prefix; the outputs stay, and the context grows."""
+    drawn = WorkloadSource(parse_workload_spec("input=300,output=20,prefix=256")).build(rate=1.0, num_requests=3)
+    twice = changed(drawn, WhatIf("", prompts=2.0))
+    assert drawn.prefixes is not None and twice.prefixes is not None
+    assert twice.prefixes.block_tokens == 2 * drawn.prefixes.block_tokens
+    assert twice.prompt_tokens.tolist() == [600] * 3 and twice.output_tokens.tolist() == [20] * 3
+    assert changed(drawn, WhatIf("", ttft=2.0)) is drawn
+    fixed = WorkloadSource(parse_workload_spec("input=900,output=100"))
+    asked_for = asked(1, source=fixed, slo=Slo(1.0, 0.05))
+    found = consequence(CHANGES[0], Candidate(None, Pool(H100, 1), 512), asked_for.question, SERVING, fixed)
+    assert CHANGES[0].prompts == 2.0 and found.rate > 0.0, "longer than the context that was asked for"
+
+
+def seen(share: float, half_width: float, verdict: Verdict = Verdict.GOOD) -> Goodput:
+    """Of a rate that was asked for."""
+    good = verdict is Verdict.GOOD
+    return Goodput(150.0 if good else 0.0, 0.0, 200.0, (Attainment(150.0, share, half_width, 600, verdict),))
+
+
+def test_a_rate_that_is_carried_perhaps_by_chance_makes_the_search_go_on_to_a_surer_placement() -> None:
+    asked_for = asked(6, rate=150.0, colocated=True, split=False)
+    shares = {1: seen(0.85, 0.06, Verdict.BAD), 2: seen(0.91, 0.03)}
+    looked_at = []
+    for job in asked_for.jobs():
+        workers = job.candidate.decode.workers
+        looked_at.append(workers)
+        asked_for.take(Answer(job.candidate, job.bounds, shares.get(workers, seen(0.97, 0.01)), ""))
+    outcome = asked_for.outcome(complete=True)
+    assert outcome.best is not None and outcome.sure is not None
+    fewest = min(one for one in looked_at if one > 1)
+    assert outcome.best.candidate.decode.workers == fewest
+    assert outcome.best.surely_good(0.9) is (fewest > 2)
+    assert outcome.sure.candidate.decode.workers == max(3, fewest)
+    assert max(looked_at) <= 4, "dearer than what is sure"
+    answers = {one.candidate.decode.workers: one for one in outcome.answers}
+    assert not answers[1].surely_good(0.9) and (1 not in looked_at or answers[1].maybe_good(0.9))
+
+
+def test_the_confidence_of_a_rate_is_of_the_attainment_and_of_the_most() -> None:
+    asked_for, pool = asked(8, rate=100.0), Processes(SPEC, SOURCE, 1)
+    best = look_closer(run_search(asked_for, pool), asked_for, (), pool).outcome.best
+    assert best is not None and best.goodput is not None and best.goodput.most is not None
+    goodput, most = best.goodput, best.goodput.most
+    assert goodput.rate == 100.0 == goodput.probes[0].rate
+    assert goodput.low <= most < goodput.high <= 2 * most
+    assert most >= 0.97 * 100.0 and len(goodput.probes) > 3
+    assert best.surely_good(SLO.attainment) is (goodput.probes[0].share - goodput.probes[0].half_width >= 0.9)
 
 
 def test_the_least_for_a_rate_carries_it_and_less_does_not() -> None:
