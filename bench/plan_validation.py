@@ -26,23 +26,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.arguments import duration, positive
 from bench.load.session import Settings, run_at, warm_up
 from bench.load.summary import Objective
 from bench.load.target import Target
 from bench.plan_validation_figures import LATENCIES, Figures, Pair, Targets, measured, predicted, sent
-from bench.plan_validation_steps import STATUS_S, slowdown, slowed, step_totals
+from bench.plan_validation_steps import slowdown, slowed
 from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
+from bench.profiler.alone import STATUS_S, step_totals
 from bench.profiler.cluster import running
 from bench.served.process_tree import adopt_orphans, hear_signals
 from bench.served.server import Server, ServerFailed
 from bench.split_against_colocated import falls_through
 from placement.latency.fitted_profile import Profile, load_measured_profile
 from placement.simulator.cluster import ClusterSpec
-from placement.simulator.fast.run import simulate_fast
-from placement.workload import Workload, WorkloadSource, parse_workload_spec
+from placement.simulator.requests import requests_of
+from placement.simulator.simulate import simulate
+from placement.workload import WorkloadSource, parse_workload_spec
 
 WARM_REQUESTS = 8
 KEPT = 0.1
@@ -84,10 +84,10 @@ def compare(
                 number += 1
                 workload, order = sent(run.results)
                 skip_s = KEPT * args.duration
-                told = simulate_fast(twin, workload)
+                told = simulate(twin, requests_of(workload))
                 seen = measured(order, skip_s, targets)
                 factors = slowdown(before, after, told, twin)
-                again = simulate_fast(slowed(twin, factors), workload)
+                again = simulate(slowed(twin, factors), requests_of(workload))
                 pair = predicted(order, told.requests, skip_s, targets), seen
                 found.setdefault((placement, rate), []).append(pair)
                 slow.setdefault((placement, rate), []).append((predicted(order, again.requests, skip_s, targets), seen))
@@ -181,8 +181,6 @@ def run(args: argparse.Namespace, work_dir: Path) -> None:
     mock = args.model is None
     engine = ["--mock", str(args.profile.absolute())] if mock else [args.model, "--threads", "1", *_dtype(profile)]
     twins = {one: cluster_of(one, profile, limits, mock) for one in placements}
-    once = Workload.of(np.array([8]), np.array([2]), np.array([0.0]))
-    simulate_fast(twins[placements[0]], once)  # compiled before anything is timed
     clusters = {str(one): [*engine, *one.flags(), *limits.flags()] for one in placements}
     with running(clusters, work_dir) as started:
         for server, _ in started.values():

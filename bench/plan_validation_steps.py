@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import replace
 
+from bench.profiler.alone import Totals, since
 from placement.latency.fitted import PiecewiseSteps
 from placement.simulator.cluster import ClusterSpec, LinearSteps, StepTimes
 from placement.simulator.results import SimulationResult
 from scheduling.latency import LatencyCoefficients, LatencyModel
 
-_SERIES = re.compile(r"^pdserve_step_seconds_(sum|count)\{([^}]*)\} (\S+)$", re.MULTILINE)
-_ROLE = re.compile(r'role="(\w+)"')
-STATUS_S = 1.2  # workers report once a second
 MIN_STEPS = 20  # of a role, to say anything
-
-Totals = Mapping[str, tuple[float, float]]
-"""Role -> (seconds, steps)."""
-
-
-def step_totals(http_port: int) -> Totals:
-    """What a cluster has counted by now."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=10.0) as answer:
-        return parse_totals(answer.read().decode())
-
-
-def parse_totals(text: str) -> Totals:
-    """From a Prometheus page."""
-    found: dict[str, list[float]] = {}
-    for kind, labels, value in _SERIES.findall(text):
-        role = _ROLE.search(labels)
-        row = found.setdefault(role[1] if role else "", [0.0, 0.0])
-        row[kind == "count"] += float(value)
-    return {role: (seconds, steps) for role, (seconds, steps) in found.items()}
 
 
 def slowdown(before: Totals, after: Totals, told: SimulationResult, twin: ClusterSpec) -> dict[str, float]:
@@ -42,7 +19,7 @@ def slowdown(before: Totals, after: Totals, told: SimulationResult, twin: Cluste
     found = {}
     for role in {worker.role for worker in twin.workers}:
         name = role.value
-        seconds, steps = (after.get(name, (0.0, 0.0))[i] - before.get(name, (0.0, 0.0))[i] for i in (0, 1))
+        seconds, steps = since(before, after, name)
         counts = [told.workers[worker.worker_id] for worker in twin.workers if worker.role is role]
         busy_s, simulated = sum(one.busy_s for one in counts), sum(one.steps for one in counts)
         if min(steps, simulated) >= MIN_STEPS and busy_s > 0.0:

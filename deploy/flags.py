@@ -91,6 +91,20 @@ def _kind(hint: Any) -> type:
     return kind
 
 
+def worker_flags(given: Mapping[str, Any]) -> list[str]:
+    """The workers' settings among `given` as a command line has them."""
+    found = []
+    for name in (one.name for one in fields(WorkerConfig) if one.name in given):
+        value = given[name]
+        if isinstance(value, bool):
+            found.append(flag_name(name) if value else flag_name("no_" + name))
+        else:
+            found += [
+                word for one in (value if isinstance(value, list) else [value]) for word in (flag_name(name), one)
+            ]
+    return [str(word) for word in found]
+
+
 def serve_config(given: Mapping[str, Any], *files: Path | None) -> ServeConfig:
     """The whole configuration: command line over the files, later ones first, over environment over defaults.
 

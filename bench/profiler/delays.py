@@ -4,6 +4,8 @@ Beyond its step, TTFT has front + 2 messages + wake; what TPOT has beyond its st
 cluster the simulator then has one unknown left, the message, and it is what makes the second token come when the real
 one did. A split front is longer: two workers are told, and a handoff begins. Between requests everything rests, as it
 does under traffic: processes that slept for some milliseconds take longer to answer than busy ones.
+
+Steps take a known time on the mock engine, where it is given, and on the real one, whose workers count it (served.py).
 """
 
 from __future__ import annotations
@@ -18,10 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.load.prompts import Prompts
-from bench.load.target import Target
+from bench.profiler.alone import Seen, one_at_a_time
 from bench.profiler.cluster import running
-from placement.simulator.cluster import ClusterSpec, Delays, LinearSteps, LinkSpec, WorkerSpec
+from placement.simulator.cluster import ClusterSpec, Delays, LinkSpec, WorkerSpec
 from placement.simulator.requests import requests_of
 from placement.simulator.simulate import simulate
 from placement.workload.workload import Workload
@@ -29,21 +30,34 @@ from scheduling.batching import SchedulerConfig
 from scheduling.latency import LatencyCoefficients, LatencyModel, save_profile
 from scheduling.routing import Role
 
-STEP_S = 4e-3
+STEP_S = 4e-3  # of the mock engine
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 16
 BLOCK_SIZE, BLOCK_BYTES, NUM_BLOCKS = 16, 1024, 4096
-WARM, REQUESTS = 4, 40
-REST_S = 0.05
+REQUESTS = 40
 _MESSAGE_STEP_S = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """Medians over requests that were alone in the cluster, seconds."""
+class Known:
+    """The steps of these requests, as a `StepTimes`: the whole prompt is one step."""
 
-    ttft_s: float
-    second_s: float  # token 1 to token 2
-    gap_s: float  # between later tokens
+    prefill_s: float
+    decode_s: float
+
+    def batch_s(self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: int) -> float:
+        return self.prefill_s if prefill_tokens else self.decode_s
+
+
+MOCK = Known(STEP_S, STEP_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """What every one of these requests is, and what carries its KV."""
+
+    prompt_tokens: int
+    block_bytes: int
+    link: LinkSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,55 +82,39 @@ def measure_delays(log_dir: Path, link: LinkSpec | None = None, requests: int = 
             server.park()
         for name, (server, target) in started.items():
             server.resume()
-            seen[name] = asyncio.run(_one_at_a_time(target, requests))
+            seen[name] = asyncio.run(one_at_a_time(target, PROMPT_TOKENS, OUTPUT_TOKENS, requests))
             server.park()
-    return delays_of(seen["colocated"], seen["split"], wake_up_s(), link or LinkSpec(1e12))
+    trip = Trip(PROMPT_TOKENS, BLOCK_BYTES, link or LinkSpec(1e12))
+    return delays_of((seen["colocated"], MOCK), (seen["split"], MOCK), wake_up_s(), trip)
 
 
-def delays_of(colocated: Seen, split: Seen, wake_s: float, link: LinkSpec) -> Measured:
+def delays_of(colocated: tuple[Seen, Known], split: tuple[Seen, Known], wake_s: float, trip: Trip) -> Measured:
     """The delays that make the simulator see the same; none is negative."""
-    outside = Delays(step_s=max(0.0, split.gap_s - STEP_S), wake_s=wake_s)
-    at_0, at_1 = (_second_s(replace(outside, message_s=one), link) for one in (0.0, _MESSAGE_STEP_S))
-    message_s = max(0.0, (split.second_s - at_0) / (at_1 - at_0) * _MESSAGE_STEP_S)
+    seen, known = split
+    outside = Delays(step_s=max(0.0, seen.gap_s - known.decode_s), wake_s=wake_s)
+    at_0, at_1 = (_second_s(replace(outside, message_s=one), known, trip) for one in (0.0, _MESSAGE_STEP_S))
+    message_s = max(0.0, (seen.second_s - at_0) / (at_1 - at_0) * _MESSAGE_STEP_S)
     found = [
         Delays(
-            max(0.0, seen.ttft_s - STEP_S - 2.0 * message_s - wake_s), message_s, max(0.0, seen.gap_s - STEP_S), wake_s
+            max(0.0, seen.ttft_s - known.prefill_s - 2.0 * message_s - wake_s),
+            message_s,
+            max(0.0, seen.gap_s - known.decode_s),
+            wake_s,
         )
-        for seen in (split, colocated)
+        for seen, known in (split, colocated)
     ]
     return Measured(*found)
 
 
-def _second_s(delays: Delays, link: LinkSpec) -> float:
+def _second_s(delays: Delays, known: Known, trip: Trip) -> float:
     """When the simulated second token comes after the first: exactly linear in the message's time."""
-    steps = LinearSteps(LatencyModel(LatencyCoefficients(base_s=STEP_S)))
-    config = SchedulerConfig(max_model_len=4096, max_num_seqs=64, max_num_batched_tokens=512)
+    config = SchedulerConfig(max_model_len=4096, max_num_seqs=64, max_num_batched_tokens=trip.prompt_tokens)
     workers = tuple(
-        WorkerSpec(role.value, role, config, NUM_BLOCKS, BLOCK_SIZE, steps) for role in (Role.PREFILL, Role.DECODE)
+        WorkerSpec(role.value, role, config, NUM_BLOCKS, BLOCK_SIZE, known) for role in (Role.PREFILL, Role.DECODE)
     )
-    workload = Workload.of(np.array([PROMPT_TOKENS]), np.array([2]), np.array([0.0]))
-    result = simulate(ClusterSpec(workers, BLOCK_BYTES, link, delays), requests_of(workload))
+    workload = Workload.of(np.array([trip.prompt_tokens]), np.array([2]), np.array([0.0]))
+    result = simulate(ClusterSpec(workers, trip.block_bytes, trip.link, delays), requests_of(workload))
     return float(result.requests.tpot_s[0])
-
-
-async def _one_at_a_time(target: Target, requests: int) -> Seen:
-    num = WARM + requests
-    workload = Workload.of(np.full(num, PROMPT_TOKENS), np.full(num, OUTPUT_TOKENS), np.arange(num, dtype=float))
-    prompts = Prompts(workload, target.vocab_size, time.time_ns() % (1 << 40), target.wants_text)
-    pool = target.pool()
-    rows: list[tuple[float, float, float]] = []
-    try:
-        for index in range(num):
-            request = target.request(prompts.of(index), OUTPUT_TOKENS)
-            begin_s = time.perf_counter()
-            async with asyncio.timeout(30.0):
-                answer = await pool.ask(request)
-            later = answer.gaps_s[1:]
-            rows.append((answer.first_s - begin_s, answer.gaps_s[0], statistics.fmean(later)))
-            await asyncio.sleep(REST_S)
-    finally:
-        await pool.close()
-    return Seen(*(statistics.median(column) for column in zip(*rows[WARM:], strict=True)))
 
 
 def wake_up_s(tries: int = 100) -> float:

@@ -13,9 +13,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.served.server import ServerFailed
 from deploy.arguments import above_zero, check_output, count, write_output
 from deploy.commands.serve import configure_logging
-from deploy.flags import add_worker_settings, serve_config
+from deploy.flags import add_worker_settings, serve_config, worker_flags
 from deploy.resolve import ResolvedServe, resolve
 from pdserve.clock import MonotonicClock
 from pdserve.exit import ExitCode, StartError
@@ -24,9 +25,13 @@ from placement.simulator.cluster import LinkSpec
 
 if TYPE_CHECKING:
     from bench.profiler.delays import Measured
+    from bench.profiler.served import Served
+    from bench.profiler.shapes import Limits
     from worker.assembly import BuiltEngine
 
 BUDGET_S = 120.0
+PROMPT_TOKENS = 256  # of the requests through served workers, at most
+MOST_WORKERS = 4  # of these at once
 _SHOWN = ("prefill", "decode", "mixed", "all")
 
 
@@ -45,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-transfers", action="store_true", help="do not time transfers")
     parser.add_argument("--no-delays", action="store_true", help="do not time what is outside steps and transfers")
+    parser.add_argument(
+        "--mock-delays",
+        action="store_true",
+        help="time that on the mock engine, to compare with mock clusters; on a GPU it always is",
+    )
     parser.add_argument("--power-w", type=above_zero, metavar="W", help="of what one worker runs on, for plans")
     parser.add_argument("--cost-per-hour", type=above_zero, metavar="X", help="likewise, dollars")
     parser.add_argument("--shapes", type=count, metavar="N", help="only the first N steps of the grid")
@@ -98,8 +108,11 @@ def _measure(args: argparse.Namespace, resolved: ResolvedServe) -> Profile:
         return found
     transfer = found.linear.transfer
     link = None if transfer is None else LinkSpec(transfer.bytes_per_s, transfer.latency_s)
-    measured = _delays(link)
-    return replace(found, delays=measured.split, colocated_delays=measured.colocated)
+    if args.mock_delays or resolved.devices[0] != "cpu":
+        delays = _delays(link)
+        return replace(found, delays=delays.split, colocated_delays=delays.colocated)
+    served = _served(args, resolved, found, limits, link or LinkSpec(1e12))
+    return replace(found, delays=served.delays.split, colocated_delays=served.delays.colocated, served=served.steps)
 
 
 def _transfers(
@@ -121,7 +134,36 @@ def _delays(link: LinkSpec | None) -> Measured:
 
     print("delays: one request at a time through two mock clusters", flush=True)
     with tempfile.TemporaryDirectory(prefix="pdserve-profile-") as name:
-        return measure_delays(Path(name), link)
+        try:
+            return measure_delays(Path(name), link)
+        except ServerFailed as error:
+            raise StartError(f"the mock engine could not be served: {error}; --no-delays does without") from None
+
+
+def _served(
+    args: argparse.Namespace, resolved: ResolvedServe, found: Profile, limits: Limits, link: LinkSpec
+) -> Served:
+    from bench.profiler.served import Subject as ServedSubject
+    from bench.profiler.served import measure_served
+
+    assert found.subject is not None
+    workers = (os.cpu_count() or 1) // (resolved.worker.threads or 1) + 1
+    subject = ServedSubject(
+        [args.model, *worker_flags(vars(args))],
+        found.step_times,
+        link,
+        found.subject.kv_bytes_per_token,
+        limits.chunk_tokens,
+        min(PROMPT_TOKENS, limits.chunk_tokens, limits.max_model_len // 2),
+        min(4 * PROMPT_TOKENS, limits.max_model_len // 2),
+        min(MOST_WORKERS, workers),
+    )
+    print(f"served: one request at a time through a split cluster, then up to {subject.most_workers} workers at once")
+    with tempfile.TemporaryDirectory(prefix="pdserve-profile-") as name:
+        try:
+            return measure_served(subject, Path(name))
+        except ServerFailed as error:
+            raise StartError(f"the model could not be served: {error}; --mock-delays does without") from None
 
 
 def _subject(args: argparse.Namespace, resolved: ResolvedServe, engine: BuiltEngine) -> Subject:
@@ -181,5 +223,11 @@ def report(profile: Profile) -> list[str]:
                 f"{name.removesuffix('_s')} {1e3 * value:.3g} ms" for name, value in asdict(delays).items()
             )
             lines.append(f"  delays, {what}: {shown}")
+    if (served := profile.served) is not None:
+        factors = ", ".join(f"{factor:.2f}" for factor in served.slowdown)
+        lines.append(
+            f"  served: {1e3 * served.prefill_extra_s:.3g} ms more a step with a prompt, "
+            f"{1e3 * served.decode_extra_s:.3g} ms more one without; x {factors} while 1, 2, ... workers compute"
+        )
     lines.append(f"  simulators will use: {profile.best_fit}; swap is not measured: the engine has none")
     return lines

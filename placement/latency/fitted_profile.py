@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_fit import FITS, cross_validate, fit_linear, fit_piecewise, fit_transfer
 from placement.latency.fitted_points import FitError, StepPoint, by_regime, relative_errors
+from placement.latency.served import ServedSteps, piecewise
 from placement.simulator.cluster import Delays, LinearSteps, StepTimes
 from scheduling.latency import LatencyModel, model_from_json, model_to_json
 
@@ -51,6 +52,7 @@ class Profile:
     colocated_delays: Delays | None = None
     seen: Mapping[str, Mapping[str, FitError]] = field(default_factory=dict)  # fit -> kind of step -> error
     held_out: Mapping[str, Mapping[str, FitError]] = field(default_factory=dict)  # the same by cross-validation
+    served: ServedSteps | None = None
     complete: bool = True  # False: the budget ended, or somebody, before every shape had its turn
 
     @property
@@ -63,10 +65,11 @@ class Profile:
 
     @property
     def step_times(self) -> StepTimes:
-        """For simulators."""
-        if self.steps is None or self.best_fit == "linear":
-            return LinearSteps(self.linear)
-        return self.steps
+        """For simulators: as they are in workers that serve, where that was measured."""
+        fitted = None if self.best_fit == "linear" else self.steps
+        if self.served is not None:
+            return self.served.applied(fitted or piecewise(self.linear.coefficients))
+        return fitted or LinearSteps(self.linear)
 
 
 def make_profile(
@@ -89,7 +92,7 @@ def make_profile(
     linear = LatencyModel(fit_linear(points), fit_transfer(transfers))
     return Profile(
         linear, subject, fit_piecewise(points), tuple(points), tuple(transfers), transport, delays, colocated_delays,
-        seen, held_out, complete,
+        seen, held_out, complete=complete,
     )  # fmt: skip
 
 
@@ -105,6 +108,7 @@ def profile_to_json(profile: Profile) -> dict[str, Any]:
         "subject": asdict(profile.subject),
         "delays": None if profile.delays is None else asdict(profile.delays),
         "colocated_delays": None if profile.colocated_delays is None else asdict(profile.colocated_delays),
+        "served": None if profile.served is None else asdict(profile.served),
         "steps": None if profile.steps is None else {name: asdict(getattr(profile.steps, name)) for name in CURVES},
         "error": _errors_to_json(profile.seen),
         "cross_validation": _errors_to_json(profile.held_out),
@@ -140,6 +144,7 @@ def profile_from_json(given: object, where: str = "profile") -> Profile:
         name: None if measured.get(name) is None else _made(Delays, measured[name], f"{where}: {name}")
         for name in ("delays", "colocated_delays")
     }
+    served = measured.get("served")
     transfers = [_made(_Transfer, one, f"{where}: transfers {i}") for i, one in _rows(measured, "transfers", where)]
     return Profile(
         linear,
@@ -152,6 +157,7 @@ def profile_from_json(given: object, where: str = "profile") -> Profile:
         delays["colocated_delays"],
         _errors(measured.get("error"), f"{where}: error"),
         _errors(measured.get("cross_validation"), f"{where}: cross_validation"),
+        None if served is None else _made(ServedSteps, served, f"{where}: served"),
         bool(measured.get("complete", True)),
     )
 

@@ -78,7 +78,7 @@ class ClusterSpec:
     max_in_flight: int = 1024  # at the router; one more is rejected
     status_s: float = 1.0  # between two accounts that a worker gives of itself
     slowdown: tuple[float, ...] = ()
-    """How many times as long a step takes while 1, 2, ... workers compute, all on one machine; empty: nobody disturbs."""
+    """How many times as long a step takes while 1, 2, ... workers compute, all on one machine; empty: always alone."""
 
     def __post_init__(self) -> None:
         names = [worker.worker_id for worker in self.workers]

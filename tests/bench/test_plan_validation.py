@@ -12,8 +12,9 @@ import pytest
 from bench.load.result import Outcome, Result
 from bench.plan_validation import goodput, main, parse, report
 from bench.plan_validation_figures import Figures, Pair, Targets, figures_of, measured, predicted, sent
-from bench.plan_validation_steps import parse_totals, slowdown, slowed
+from bench.plan_validation_steps import slowdown, slowed
 from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
+from bench.profiler.alone import parse_totals
 from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_profile import Profile
 from placement.simulator.cluster import Delays

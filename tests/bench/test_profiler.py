@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from bench.profiler.delays import STEP_S, Seen, delays_of, wake_up_s
+from bench.profiler import served
+from bench.profiler.alone import Seen
+from bench.profiler.delays import MOCK, STEP_S, Trip, delays_of, wake_up_s
 from bench.profiler.shapes import Limits, Shape, shapes
 from bench.profiler.steps import Visits, steps_of
 from deploy.cli import main
 from deploy.models.demo_model import demo_model_directory
 from placement.latency.fitted_profile import load_measured_profile
-from placement.simulator.cluster import LinkSpec
-from scheduling.latency import load_profile
+from placement.simulator.cluster import LinearSteps, LinkSpec
+from scheduling.latency import LatencyCoefficients, LatencyModel, load_profile, save_profile
 
 LIMITS = Limits(chunk_tokens=512, max_num_seqs=64, max_model_len=2048, num_blocks=1000, block_size=16)
 
@@ -50,20 +52,45 @@ def test_a_cut_off_grid_is_not_complete_and_gives_the_points_it_has() -> None:
 
 @pytest.mark.parametrize("link", [LinkSpec(1e12), LinkSpec(1e9, 2e-4)])
 def test_delays_are_those_that_the_simulator_needs_to_see_the_same(link: LinkSpec) -> None:
+    trip = Trip(64, 1024, link)
     colocated = Seen(ttft_s=STEP_S + 4e-3, second_s=0.0, gap_s=STEP_S + 3e-4)
     split = replace(colocated, second_s=5e-3)
-    found = delays_of(colocated, replace(split, ttft_s=STEP_S + 5e-3), 1e-4, link)
+    found = delays_of((colocated, MOCK), (replace(split, ttft_s=STEP_S + 5e-3), MOCK), 1e-4, trip)
     for delays, outside_s in ((found.colocated, 4e-3), (found.split, 5e-3)):
         assert delays.step_s == pytest.approx(3e-4)
         assert delays.front_s + 2 * delays.message_s + delays.wake_s == pytest.approx(outside_s)
-    later = delays_of(colocated, replace(split, second_s=5.5e-3), 1e-4, link)
+    later = delays_of((colocated, MOCK), (replace(split, second_s=5.5e-3), MOCK), 1e-4, trip)
     assert 0.0 < found.split.message_s < later.split.message_s
 
 
 def test_delays_are_never_negative() -> None:
     fast = Seen(ttft_s=STEP_S, second_s=STEP_S, gap_s=0.9 * STEP_S)
-    delays = delays_of(fast, fast, 1e-4, LinkSpec(1e12)).split
+    delays = delays_of((fast, MOCK), (fast, MOCK), 1e-4, Trip(64, 1024, LinkSpec(1e12))).split
     assert min(delays.front_s, delays.message_s, delays.step_s) == 0.0
+
+
+def test_what_the_workers_count_is_told_from_what_an_engine_alone_would_take() -> None:
+    times = LinearSteps(LatencyModel(LatencyCoefficients(1e-3, 1e-5, 0.0, 1e-6)))
+    subject = served.Subject(
+        [], times, LinkSpec(1e12), 64, chunk_tokens=100, prompt_tokens=100, long_tokens=250, most_workers=2
+    )
+    known = served.expected(subject, 250)  # chunks of 100, 100 and 50
+    contexts = [251 + i for i in range(served.OUTPUT_TOKENS - 1)]
+    assert known.prefill_s == pytest.approx(1e-3 + 1e-5 * 250 / 3 + 1e-6 * (100 + 200 + 250) / 3)
+    assert known.decode_s == pytest.approx(1e-3 + 1e-6 * sum(contexts) / len(contexts))
+    assert served.slowdown_of([2e-3, 1.9e-3, 3e-3]) == pytest.approx((1.0, 1.0, 1.5))
+
+
+def test_serving_the_mock_engine_adds_to_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LatencyModel(LatencyCoefficients(4e-3, 1e-5, 1e-4, 0.0))
+    save_profile(tmp_path / "mock.json", model)
+    monkeypatch.setattr(served, "TOGETHER_S", 0.5)
+    flags = ["--mock", str(tmp_path / "mock.json"), "--max-num-batched-tokens", "256"]
+    subject = served.Subject(flags, LinearSteps(model), LinkSpec(1e10), 64, 256, 128, 512, 2)
+    found = served.measure_served(subject, tmp_path, requests=4)
+    assert found.steps.prefill_extra_s > 0.0 and found.steps.decode_extra_s > 0.0  # a mock step is never early
+    assert len(found.steps.slowdown) == 2 and 1.0 == found.steps.slowdown[0] <= found.steps.slowdown[1]
+    assert found.delays.split.message_s > 0.0 and found.delays.colocated.front_s >= 0.0
 
 
 def test_waking_a_thread_takes_time() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ import pytest
 
 from deploy import cli
 from deploy.config_file import read_config_file
-from deploy.flags import known_settings, serve_config
+from deploy.flags import add_worker_settings, known_settings, serve_config, worker_flags
 from pdserve.settings import ConfigError
 
 ModelFiles = Any  # the fixture's class, in conftest.py
@@ -262,3 +263,13 @@ def test_the_start_line_of_a_worker_survives_json(tmp_path: Path) -> None:
                 json.dumps({**data, "config": {"block_size": 3}}), json.dumps({**data, "role": 1})):  # fmt: skip
         with pytest.raises(ConfigError):
             WorkerStart.from_json(bad)
+
+
+def test_worker_settings_become_flags_again() -> None:
+    words = ["--dtype", "bfloat16", "--threads", "2", "--no-enable-prefix-caching", "--kv-bytes", "64M"]
+    parser = argparse.ArgumentParser()
+    add_worker_settings(parser)
+    given = vars(parser.parse_args(words))
+    again = worker_flags({"output": "p.json", **given})
+    assert sorted(again) == sorted(words)
+    assert vars(parser.parse_args(again)) == given

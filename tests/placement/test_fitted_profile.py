@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from placement.latency.fitted_profile import (
     profile_to_json,
 )
 from placement.latency.imports import foreign_steps
+from placement.latency.served import ServedSteps
 from placement.simulator.cluster import Delays, LinearSteps
 from scheduling.latency import load_profile, model_from_json
 
@@ -52,6 +54,18 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
     assert load_profile(path) == profile.linear  # what `serve --mock` reads
 
 
+def test_served_steps_are_longer_by_what_serving_adds(tmp_path: Path) -> None:
+    alone = make_profile(SUBJECT, points())
+    served = replace(alone, served=ServedSteps(2e-3, 5e-4, (1.0, 1.2)))
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(profile_to_json(served)))
+    assert load_measured_profile(path) == served
+    linear = replace(alone, steps=None)
+    for one, more in ((alone, served), (linear, replace(linear, served=served.served))):
+        for shape, extra_s in (((64, 2080.0, 0, 64), 2e-3), ((0, 0.0, 4, 400), 5e-4), ((16, 136.0, 4, 80), 2e-3)):
+            assert more.step_times.batch_s(*shape) == pytest.approx(one.step_times.batch_s(*shape) + extra_s)
+
+
 def test_errors_at_seen_and_unseen_points_are_in_the_file() -> None:
     given = document()["measured"]
     for key in ("error", "cross_validation"):
@@ -81,6 +95,7 @@ def test_a_file_with_coefficients_only_is_still_a_profile() -> None:
         (["delays", "front_s"], None, "measured: delays: front_s is None"),
         (["transfers", 0], {"bytes": 3}, "measured: transfers 0: seconds is missing"),
         (["error", "linear"], [], "measured: error: expected an object, found list"),
+        (["served"], {"prefill_extra_s": 0, "decode_extra_s": 0, "slowdown": [2]}, "measured: served: slowdown is"),
     ],
 )
 def test_an_error_names_file_key_and_value(keys: list[Any], value: object, told: str) -> None:

@@ -1,0 +1,79 @@
+"""Requests that have a cluster to themselves, one after the other, and what their client saw."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import statistics
+import time
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.load.prompts import Prompts
+from bench.load.target import Target
+from placement.workload.workload import Workload
+
+WARM = 4
+REST_S = 0.05  # between two: everything rests, as it does under traffic
+LIMIT_S = 60.0
+STATUS_S = 1.2  # workers report once a second
+_SERIES = re.compile(r"^pdserve_step_seconds_(sum|count)\{([^}]*)\} (\S+)$", re.MULTILINE)
+_ROLE = re.compile(r'role="(\w+)"')
+
+Totals = Mapping[str, tuple[float, float]]
+"""Role -> (seconds, steps)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Medians over requests that were alone in the cluster, seconds."""
+
+    ttft_s: float
+    second_s: float  # token 1 to token 2
+    gap_s: float  # between later tokens
+
+
+async def one_at_a_time(target: Target, prompt_tokens: int, output_tokens: int, requests: int) -> Seen:
+    """`requests` that count behind WARM that do not; no prompt twice. `output_tokens` 1: nothing but TTFT is seen."""
+    num = WARM + requests
+    workload = Workload.of(np.full(num, prompt_tokens), np.full(num, output_tokens), np.arange(num, dtype=float))
+    prompts = Prompts(workload, target.vocab_size, time.time_ns() % (1 << 40), target.wants_text)
+    pool = target.pool()
+    rows: list[tuple[float, float, float]] = []
+    try:
+        for index in range(num):
+            request = target.request(prompts.of(index), output_tokens)
+            begin_s = time.perf_counter()
+            async with asyncio.timeout(LIMIT_S):
+                answer = await pool.ask(request)
+            gaps = [*answer.gaps_s, 0.0, 0.0]
+            rows.append((answer.first_s - begin_s, gaps[0], statistics.fmean(answer.gaps_s[1:] or [0.0])))
+            await asyncio.sleep(REST_S)
+    finally:
+        await pool.close()
+    return Seen(*(statistics.median(column) for column in zip(*rows[WARM:], strict=True)))
+
+
+def step_totals(http_port: int) -> Totals:
+    """What a cluster's steps have taken by now; workers tell once in STATUS_S."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=10.0) as answer:
+        return parse_totals(answer.read().decode())
+
+
+def parse_totals(text: str) -> Totals:
+    """From a Prometheus page."""
+    found: dict[str, list[float]] = {}
+    for kind, labels, value in _SERIES.findall(text):
+        role = _ROLE.search(labels)
+        row = found.setdefault(role[1] if role else "", [0.0, 0.0])
+        row[kind == "count"] += float(value)
+    return {role: (seconds, steps) for role, (seconds, steps) in found.items()}
+
+
+def since(before: Totals, after: Totals, role: str) -> tuple[float, float]:
+    """(seconds, steps) of a role between two totals."""
+    (then_s, then), (now_s, now) = before.get(role, (0.0, 0.0)), after.get(role, (0.0, 0.0))
+    return now_s - then_s, now - then

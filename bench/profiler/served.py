@@ -1,0 +1,140 @@
+"""What a worker that serves adds: the model behind the real doors, one request at a time, then several workers at once.
+
+Back to back on an engine alone, steps are as short as they get. A worker's have rested before, its interpreter has
+messages to write beside them, and on a CPU its caches and cores are others' too. Workers count what their steps take
+(`pdserve_step_seconds`); what that is beyond the profile's own curve is constant per step, so far as we have seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.load.prompts import Prompts
+from bench.load.target import Target
+from bench.profiler.alone import STATUS_S, Seen, Totals, one_at_a_time, since, step_totals
+from bench.profiler.cluster import running
+from bench.profiler.delays import BLOCK_SIZE, REQUESTS, Known, Measured, Trip, delays_of, wake_up_s
+from bench.served.server import Server
+from placement.latency.served import ServedSteps
+from placement.simulator.cluster import LinkSpec, StepTimes
+from placement.workload.workload import Workload
+
+OUTPUT_TOKENS = 16
+TOGETHER_TOKENS = 32  # of output
+TOGETHER_S = 4.0
+LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Of one model."""
+
+    steps: ServedSteps
+    delays: Measured
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is served, and what is known of it."""
+
+    flags: Sequence[str]  # of `serve`, MODEL among them
+    times: StepTimes  # of an engine alone
+    link: LinkSpec
+    kv_bytes_per_token: int
+    chunk_tokens: int  # of a step
+    prompt_tokens: int  # of requests; one chunk
+    long_tokens: int  # of others, for what grows with the context
+    most_workers: int  # that are tried at once
+
+
+def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) -> Served:
+    """Starts a split and a colocated cluster, one after the other. Errors: ServerFailed, BadAnswer, TimeoutError."""
+    with running({"split": [*subject.flags, "--prefill", "1", "--decode", "1"]}, log_dir) as started:
+        split = _alone(*started["split"], subject.prompt_tokens, requests)
+        long = _alone(*started["split"], subject.long_tokens, requests // 2)
+    workers = str(subject.most_workers)
+    with running({"colocated": [*subject.flags, "--prefill", "0", "--decode", workers]}, log_dir) as started:
+        colocated = _alone(*started["colocated"], subject.prompt_tokens, requests)
+        together = [
+            asyncio.run(_together(*started["colocated"], subject.prompt_tokens, num))
+            for num in range(1, subject.most_workers + 1)
+        ]
+    trip = Trip(subject.prompt_tokens, subject.kv_bytes_per_token * BLOCK_SIZE, subject.link)
+    served = {subject.prompt_tokens: split[1], subject.long_tokens: long[1]}
+    extras = [_extra(known, expected(subject, tokens)) for tokens, known in served.items()]
+    steps = ServedSteps(
+        *(max(0.0, statistics.fmean(column)) for column in zip(*extras, strict=True)), slowdown_of(together)
+    )
+    return Served(steps, delays_of(colocated, split, wake_up_s(), trip))
+
+
+def expected(subject: Subject, prompt_tokens: int) -> Known:
+    """A mean step of the prompt and a mean decode, on an engine alone."""
+    times, starts = subject.times, range(0, prompt_tokens, subject.chunk_tokens)
+    chunks = [(start, min(subject.chunk_tokens, prompt_tokens - start)) for start in starts]
+    prefills = [times.batch_s(n, n * (2 * start + n + 1) / 2, 0, start + n) for start, n in chunks]
+    decodes = [times.batch_s(0, 0.0, 1, prompt_tokens + i) for i in range(1, OUTPUT_TOKENS)]
+    return Known(statistics.fmean(prefills), statistics.fmean(decodes))
+
+
+def _extra(served: Known, alone: Known) -> tuple[float, float]:
+    return served.prefill_s - alone.prefill_s, served.decode_s - alone.decode_s
+
+
+def slowdown_of(together: Sequence[float]) -> tuple[float, ...]:
+    """Mean step while 1, 2, ... workers compute -> factors; more workers never make a step shorter."""
+    return tuple(np.maximum.accumulate(np.array(together) / together[0]).tolist())
+
+
+def _alone(server: Server, target: Target, prompt_tokens: int, requests: int) -> tuple[Seen, Known]:
+    """Two series: prompts of one token of output, whose steps are all prefills, and longer ones."""
+    before = _totals(server)
+    asyncio.run(one_at_a_time(target, prompt_tokens, 1, requests))
+    between = _totals(server)
+    seen = asyncio.run(one_at_a_time(target, prompt_tokens, OUTPUT_TOKENS, requests))
+    after = _totals(server)
+    role = "prefill" if "prefill" in after else "decode"
+    seconds, steps = since(before, between, role)
+    prefill_s = seconds / steps
+    seconds, steps = since(between, after, "decode")
+    if role == "decode":  # its prompts as well
+        prompts = steps / OUTPUT_TOKENS  # of one step each
+        seconds, steps = seconds - prompts * prefill_s, steps - prompts
+    return seen, Known(prefill_s, seconds / steps)
+
+
+def _totals(server: Server) -> Totals:
+    time.sleep(STATUS_S)
+    return step_totals(server.port)
+
+
+async def _together(server: Server, target: Target, prompt_tokens: int, num: int) -> float:
+    """Mean step while `num` workers have one request each, again and again."""
+    before = await asyncio.to_thread(_totals, server)
+    until_s = time.perf_counter() + TOGETHER_S
+    async with asyncio.timeout(TOGETHER_S + LIMIT_S), asyncio.TaskGroup() as group:
+        for client in range(num):
+            group.create_task(_keep_asking(target, prompt_tokens, client, until_s))
+    seconds, steps = since(before, await asyncio.to_thread(_totals, server), "decode")
+    return seconds / steps
+
+
+async def _keep_asking(target: Target, prompt_tokens: int, client: int, until_s: float) -> None:
+    num = 1000  # prompts, each used once
+    workload = Workload.of(np.full(num, prompt_tokens), np.full(num, TOGETHER_TOKENS), np.zeros(num))
+    prompts = Prompts(workload, target.vocab_size, time.time_ns() % (1 << 40) + client, target.wants_text)
+    pool = target.pool()
+    try:
+        for index in range(num):
+            if time.perf_counter() > until_s:
+                return
+            await pool.ask(target.request(prompts.of(index), TOGETHER_TOKENS))
+    finally:
+        await pool.close()
