@@ -73,6 +73,10 @@ class Serving:
         workers = [ReadyWorker(one.start.worker_id, one.start.role, one.ready.pid, one.start.device) for one in running]
         return ReadyInfo(doors.grpc_address, doors.http_address, self.resolved.served_name, workers)
 
+    def why_not_ready(self) -> str:
+        """Why nobody could be served now; "": one could."""
+        return "it has not started" if self._doors is None else self._doors.core.why_not_ready()
+
     async def drain(self) -> None:
         """Refuse new requests and let the running ones end, for as long as the configuration gives them."""
         if self._doors is None:

@@ -73,8 +73,9 @@ class FrontDesk:
         self._idle.set()
 
     @property
-    def is_ready(self) -> bool:
-        return not self._draining and self.core.is_ready()
+    def why_not_ready(self) -> str:
+        """Why a request could not be served now; "": it could."""
+        return "the server is draining" if self._draining else self.core.why_not_ready()
 
     def drain(self) -> None:
         """Refuse new requests from now on; those running go on."""

@@ -109,8 +109,8 @@ class RouterCore(Protocol):
 
     def workers(self) -> list[WorkerView]: ...
 
-    def is_ready(self) -> bool:
-        """Whether a request submitted now could be served; False before workers are warm and while draining."""
+    def why_not_ready(self) -> str:
+        """Why a request submitted now could not be served: workers that are missing or lost, draining; "": it could."""
         ...
 
     def metrics_text(self) -> bytes:

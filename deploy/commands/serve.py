@@ -74,7 +74,10 @@ def prepare(config: ServeConfig) -> None:
 
 
 async def serve_until_stopped(resolved: ResolvedServe, plan: Path | None = None) -> int:
-    """Serve until the first signal, drain, stop; a second signal cuts the draining short."""
+    """Serve until the first signal, drain, stop; a second signal cuts the draining short.
+
+    FAILED when the cluster could serve nobody any more when it was stopped.
+    """
     signals = StopSignals()
     signals.install()
     serving = Serving(resolved, plan)
@@ -93,11 +96,15 @@ async def serve_until_stopped(resolved: ResolvedServe, plan: Path | None = None)
             return EXIT_INTERRUPTED
         with _announced(resolved.config.ready_file, info):
             await signals.asked.wait()
+            broken = serving.why_not_ready()
             log.info("stopping: running requests get %g s", resolved.config.router.drain_timeout_s)
             await signals.unless_forced(serving.drain())
     finally:
         await signals.unless_forced(serving.close())
         await serving.close(grace_s=0.1)  # what a second signal cut short
+    if broken:
+        log.error("stopped, and nothing was served any more: %s", broken)
+        return ExitCode.FAILED
     return ExitCode.OK
 
 

@@ -129,7 +129,14 @@ class Core:
         return self.fleet.views()
 
     def is_ready(self) -> bool:
-        return not self._draining and not self._unseen and self.fleet.has(Role.DECODE)
+        return not self.why_not_ready()
+
+    def why_not_ready(self) -> str:
+        if self._draining:
+            return "the router is draining"
+        if self._unseen:
+            return f"{len(self._unseen)} of {len(self._keepers)} workers have not answered yet"
+        return "" if self.fleet.has(Role.DECODE) else f"no decode worker is up{self.fleet.lost_in_words()}"
 
     def metrics_text(self) -> bytes:
         return self.metrics.text()
@@ -192,6 +199,16 @@ class Core:
             self.fleet.remove(worker)
             self.requests.worker_lost(worker)
             self._changed.set()
+            self._tell_what_is_left(worker)
+
+    def _tell_what_is_left(self, lost: Worker) -> None:
+        """In the log, when it was the last one of its role."""
+        if self._draining or self.fleet.has(lost.identity.role):
+            return
+        if lost.identity.role is Role.DECODE:
+            log.error("%s: every request is refused (UNAVAILABLE, 503) until one is back", self.why_not_ready())
+        elif self.fleet.has(Role.DECODE):
+            log.warning("no prefill worker is up: decode workers compute the prompts")
 
     async def _keep_house(self) -> None:
         stats, last_s = StatsLine(), self.clock.now()

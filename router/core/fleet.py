@@ -163,6 +163,11 @@ class Fleet:
             for name, known in sorted(self._known.items())
         ]
 
+    def lost_in_words(self) -> str:
+        """Who was up and is not, as the end of a sentence."""
+        names = [view.id for view in self.views() if not view.up]
+        return f" ({', '.join(names)} lost)" if names else ""
+
     def metrics_targets(self) -> list[MetricsTarget]:
         """The live workers that serve metrics, by id; on the host where they answer."""
         found = []

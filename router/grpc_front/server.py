@@ -72,7 +72,7 @@ async def serve_grpc(desk: FrontDesk, address: str) -> GrpcFront:
         maximum_concurrent_rpcs=limits.max_concurrent_requests + SPARE_RPCS,
     )
     server.add_generic_rpc_handlers((InferenceService(desk).handler(),))
-    readiness = ReadinessHealth((SERVICE_NAME,), lambda: desk.is_ready)
+    readiness = ReadinessHealth((SERVICE_NAME,), lambda: not desk.why_not_ready)
     health_pb2_grpc.add_HealthServicer_to_server(readiness, server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:

@@ -120,12 +120,15 @@ class Pages:
         return json_response(self._model())
 
     async def health(self, _request: Request) -> Response:
-        """Alive: the loop turns."""
-        return json_response({"status": "ok"})
+        """Alive: the loop turns. What it is not ready for is told, and is no reason to end it."""
+        reason = self._desk.why_not_ready
+        return json_response({"status": "ok"} | ({"ready": False, "reason": reason} if reason else {}))
 
     async def ready(self, _request: Request) -> Response:
-        ready = self._desk.is_ready
-        return json_response({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
+        reason = self._desk.why_not_ready
+        return json_response(
+            {"status": "not ready", "reason": reason} if reason else {"status": "ready"}, 503 if reason else 200
+        )
 
     async def metrics(self, request: Request) -> Response:
         _refuse_tenants(request)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,3 +151,75 @@ def fail_under_load(
         for future in running:
             future.result()
     return [(code, at - killed_s) for code, at in ends if code is not None]
+
+
+def over_http(server: Any, ids: list[int], stream: bool) -> str:
+    """How a completion of 60 tokens ended: "OK", or the status and the words of its error."""
+    body = {"prompt": ids, "max_tokens": 60, "ignore_eos": True, "temperature": 0, "stream": stream}
+    request = urllib.request.Request(
+        f"http://{server.ready['http']}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            text = response.read().decode()
+    except urllib.error.HTTPError as error:
+        return f"{error.code} {json.loads(error.read())['error']['message']}"
+    if not stream:
+        return "OK" if json.loads(text)["usage"]["completion_tokens"] == 60 else "short"
+    events = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    return "OK" if events[-1] == "[DONE]" else f"200 {json.loads(events[-1])['error']['message']}"
+
+
+def page(server: Any, path: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(f"http://{server.ready['http']}{path}", timeout=5) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_with_every_worker_killed_each_request_is_told_why_and_serve_ends_with_1(
+    serve: Callable[..., Any], mock_profile: Path, make_request: Callable[..., Any], prompts: list[list[int]]
+) -> None:
+    """Through both doors, under load, at once: nothing hangs, nothing is served wrongly, nothing is left."""
+    with serve("", "--mock", str(mock_profile), *MOCK, stop=False) as server:
+        expected = [server.generate(make_request(prompts[n], 60)).tokens for n in range(4)]
+        assert page(server, "/ready") == (200, {"status": "ready"})
+        dead = threading.Event()
+
+        def ask(number: int) -> tuple[bool, str]:
+            began_dead = dead.is_set()
+            if number % 3:
+                return began_dead, over_http(server, prompts[number % 4], stream=number % 3 == 2)
+            try:
+                answer = server.generate(make_request(prompts[number % 4], 60), timeout_s=20)
+            except grpc.RpcError as error:
+                return began_dead, f"{error.code().name} {error.details()}"
+            assert answer.tokens == expected[number % 4], "a wrong token with status OK"
+            return began_dead, "OK"
+
+        with ThreadPoolExecutor(18) as pool:
+            running = [pool.submit(ask, number) for number in range(60)]
+            time.sleep(0.3)
+            for worker in server.ready["workers"]:
+                server.kill(worker["id"])
+            while page(server, "/ready")[0] == 200:
+                time.sleep(0.01)  # noticed at once, and nothing else tells
+            dead.set()
+            after = [pool.submit(ask, number) for number in range(30)]
+            ends = {future.result() for future in [*running, *after]}
+        assert {said for began_dead, said in ends if began_dead} == {
+            "UNAVAILABLE no decode worker is up", "503 no decode worker is up",
+        }  # fmt: skip
+        allowed = re.compile(r"OK|(UNAVAILABLE|503|200) (\w+ worker \w+-0 was lost|no decode worker is up)")
+        assert all(allowed.fullmatch(said) for _, said in ends), ends
+        assert any("was lost" in said for _, said in ends), "nothing ran on the victims: the test shows nothing"
+        reason = "no decode worker is up (decode-0, prefill-0 lost)"
+        assert page(server, "/ready") == (503, {"status": "not ready", "reason": reason})
+        assert page(server, "/health") == (200, {"status": "ok", "ready": False, "reason": reason})
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(20) == 1
+        log = server.log.read_text()
+        for worker in server.ready["workers"]:
+            assert f"{worker['id']} (pid {worker['pid']}) is gone: killed by SIGKILL" in log
+        assert f"nothing was served any more: {reason}" in log

@@ -136,7 +136,7 @@ class FakeCore:
     """A `RouterCore` without workers."""
 
     script: Callable[[RouterRequest], Iterable[Step]] = lambda request: [[100 + n] for n in range(4)]
-    ready: bool = True
+    not_ready: str = ""
     refuse: ServingError | None = None
     submitted: list[RouterRequest] = field(default_factory=list)
     streams: list[FakeStream] = field(default_factory=list)
@@ -166,8 +166,8 @@ class FakeCore:
     def workers(self) -> list[WorkerView]:
         return [WorkerView("prefill-0", "prefill", "cpu", True), WorkerView("decode-0", "decode", "cpu", False)]
 
-    def is_ready(self) -> bool:
-        return self.ready
+    def why_not_ready(self) -> str:
+        return self.not_ready
 
     def metrics_text(self) -> bytes:
         return b"# TYPE pdserve_requests_total counter\npdserve_requests_total 1.0\n"

@@ -285,11 +285,11 @@ def test_health_follows_readiness_and_drain(core, open_doors):
             async def both():
                 return {await check(""), await check("pdserve.v1.InferenceService")}
 
-            core.ready = False
+            core.not_ready = "no decode worker is up"
             assert await both() == {not_serving}
             watch = stub.Watch(health_pb2.HealthCheckRequest(service="pdserve.v1.InferenceService"))
             assert (await watch.read()).status == not_serving
-            core.ready = True
+            core.not_ready = ""
             assert await both() == {serving}
             assert (await watch.read()).status == serving
             doors.desk.drain()

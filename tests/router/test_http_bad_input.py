@@ -251,10 +251,16 @@ def test_paths_and_methods(open_http, method, path, status):
 
 
 def test_ready_follows_the_core_and_the_drain(core, open_desk):
-    core.ready = False
-    assert call(open_desk, "GET", "/ready").status_code == 503
-    core.ready = True
-    assert call(open_desk, "GET", "/ready").status_code == 200
+    core.not_ready = "no decode worker is up (decode-0 lost)"
+    ready, health = call(open_desk, "GET", "/ready"), call(open_desk, "GET", "/health")
+    assert ready.status_code == 503
+    assert ready.json() == {"status": "not ready", "reason": "no decode worker is up (decode-0 lost)"}
+    assert health.status_code == 200, "the process is alive"
+    assert health.json() == {"status": "ok", "ready": False, "reason": "no decode worker is up (decode-0 lost)"}
+    core.not_ready = ""
+    ready, health = call(open_desk, "GET", "/ready"), call(open_desk, "GET", "/health")
+    assert ready.status_code == 200 and ready.json() == {"status": "ready"}
+    assert health.json() == {"status": "ok"}
 
     async def drained():
         desk = open_desk()

@@ -165,6 +165,7 @@ def test_a_restarted_worker_is_another_one(harness: Any) -> None:
         with pytest.raises(PeerLost):
             await harness.read_all(stream)
         assert not cluster.core.is_ready()
+        assert cluster.core.why_not_ready() == "no decode worker is up (decode-0 lost)"
         with pytest.raises(NoWorker, match="no decode worker is up"):
             cluster.submit("meanwhile")
         worker.boot_id = new_boot_id()
