@@ -127,7 +127,8 @@ def summarize(
 
 def _blame(miss: Result, server_judged: bool) -> str:
     """The server's word; without one, how the request ended, or that only our clock saw the miss."""
-    if server_judged and miss.blame is not None and miss.blame != "none":
+    counts = server_judged or miss.outcome in (Outcome.FAILED, Outcome.REJECTED)  # for these it needs no objective
+    if counts and miss.blame is not None and miss.blame != "none":
         return miss.blame
     if miss.outcome is not Outcome.OK:
         return str(miss.outcome.value)

@@ -211,12 +211,15 @@ def test_an_idle_generator_that_is_late_blames_the_machine() -> None:
 @pytest.mark.parametrize(
     ("judged", "wanted"),
     [
-        (True, {"queue": 2, "client side": 1, "rejected": 1, "failed": 1}),
-        (False, {"not told": 2, "short": 1, "rejected": 1, "failed": 1}),
+        (True, {"queue": 2, "client side": 1, "rejected": 1, "failed": 1, "worker_loss": 1}),
+        (False, {"not told": 2, "short": 1, "rejected": 1, "failed": 1, "worker_loss": 1}),
     ],
 )
 def test_blame_adds_up_to_the_misses(judged: bool, wanted: dict[str, int]) -> None:
-    """The server's word, else the outcome; what only our clock saw is named; a met request has none."""
+    """The server's word, else the outcome; what only our clock saw is named; a met request has none.
+
+    Of a request that was not served the server's word counts although it does not know our objective.
+    """
     slow = Result(0, 0.0, 0.0, 0.0, Outcome.OK, 4, 3, 1.9, 1.8, 3, 0.05, blame="queue")
     results = [
         slow,
@@ -225,10 +228,11 @@ def test_blame_adds_up_to_the_misses(judged: bool, wanted: dict[str, int]) -> No
         Result(3, 0.0, 0.0, 0.0, Outcome.REJECTED, 4, 3, 0.1),
         Result(4, 0.0, 0.0, 0.0, Outcome.FAILED, 4, 3, 0.1),
         replace(slow, index=5, first_s=0.1),
+        Result(6, 0.0, 0.0, 0.0, Outcome.FAILED, 4, 3, 0.1, blame="worker_loss"),
     ]
     ran = Ran(2.0, False, 1, (0.1,))
-    summary = summarize(results, workload_of([0.0] * 6), ran, Objective(1.0), server_judged=judged)
-    assert summary.blame == wanted and sum(summary.blame.values()) == summary.num_requests - summary.met == 5
+    summary = summarize(results, workload_of([0.0] * 7), ran, Objective(1.0), server_judged=judged)
+    assert summary.blame == wanted and sum(summary.blame.values()) == summary.num_requests - summary.met == 6
 
 
 def test_every_end_is_counted_and_all_but_one_are_misses() -> None:
