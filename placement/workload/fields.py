@@ -12,6 +12,8 @@ from typing import Any
 from placement.workload.errors import WorkloadError, at_line
 from placement.workload.request import MAX_TOKENS
 
+TOO_LARGE = 1e18
+
 
 @dataclass(frozen=True, slots=True)
 class Fields:
@@ -49,9 +51,11 @@ class Fields:
 
     def number(self, name: str, low: float = 0.0) -> float:
         value = self.values[name]
-        good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
+        good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < TOO_LARGE
         if not good or math.isnan(value) or value < low:
-            raise self.error(f"{name} is {_shown(value)}; it must be a number, at least {low:g}")
+            raise self.error(
+                f"{name} is {_shown(value)}; it must be a number, at least {low:g} and below {TOO_LARGE:g}"
+            )
         return float(value)
 
     def tokens(self, name: str, low: int = 1) -> int:
