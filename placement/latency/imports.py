@@ -18,7 +18,7 @@ from placement.compat.distserve import ModelProfile, read_profile
 from placement.compat.distserve.profile import SCHEMA as DISTSERVE
 from placement.compat.errors import ProfileError
 from placement.compat.splitwise import read_curve
-from placement.compat.splitwise.curves import SCHEMA as SPLITWISE
+from placement.compat.splitwise.measurements import SCHEMA as SPLITWISE
 from placement.latency.fitted import PiecewiseSteps, Regime
 
 MIXED_PENALTY = 1.1  # Splitwise's, of a step of prompts and decodes
