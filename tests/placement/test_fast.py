@@ -12,6 +12,9 @@ from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.roofline import Roofline
 from placement.latency.shape import KNOWN_SHAPES
 from placement.simulator.cluster import ClusterSpec, Delays, LinearSteps, LinkSpec, StepTimes, WorkerSpec
+from placement.simulator.fast import events, run
+from placement.simulator.fast.events import Queue
+from placement.simulator.fast.records import Records
 from placement.simulator.fast.run import Unsupported, simulate_fast, unsupported
 from placement.simulator.requests import requests_of
 from placement.simulator.simulate import simulate
@@ -125,6 +128,45 @@ def test_a_long_run_with_many_workers_is_equal_too() -> None:
     )
     workload = Workload.of(rng.integers(1, 400, 600), rng.integers(1, 100, 600), np.cumsum(rng.exponential(4e-3, 600)))
     assert not differences(replace(cluster, workers=workers, max_in_flight=10**6), workload)
+
+
+def long_outputs(rng: np.random.Generator) -> tuple[ClusterSpec, Workload]:
+    """Many steps that only decode, between some that are formed where blocks are short."""
+    cluster = random_cluster(rng)
+    config = replace(cluster.workers[0].scheduler, max_num_batched_tokens=100, max_num_seqs=int(rng.choice([4, 16])))
+    num_blocks = int(rng.choice([60, 100, 1000])) * 16 // cluster.workers[0].block_size
+    config = replace(config, max_model_len=900)
+    workers = tuple(replace(one, num_blocks=num_blocks, scheduler=config) for one in cluster.workers)
+    gaps = rng.exponential(float(rng.choice([1e-3, 0.05, 0.5])), 12)
+    workload = Workload.of(rng.integers(1, 200, 12), rng.integers(1, 500, 12), np.cumsum(gaps))
+    return replace(cluster, workers=workers), workload
+
+
+def test_long_outputs_are_equal_too() -> None:
+    preempted = 0
+    for seed in range(60):
+        cluster, workload = long_outputs(np.random.default_rng(seed))
+        assert not (found := differences(cluster, workload)), (seed, found)
+        workers = simulate_fast(cluster, workload).workers.values()
+        preempted += sum(counts.prefill_tokens for counts in workers) > workload.prompt_tokens.sum()
+    assert preempted > 5, "the cases do not reach what they are for"
+
+
+def test_arrays_that_fill_up_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    grown: list[int] = []
+
+    def counted(queue: Queue, world: Records) -> Queue:
+        grown.append(len(queue.heap))
+        return events.grown(queue, world)
+
+    monkeypatch.setattr(run, "queue_of", lambda _: events.queue_of(12))
+    monkeypatch.setattr(run, "grown", counted)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        cluster = random_cluster(rng)
+        workload = Workload.of(rng.integers(1, 300, 150), rng.integers(1, 40, 150), np.full(150, 0.01))
+        assert not (found := differences(replace(cluster, max_in_flight=1024), workload)), (seed, found)
+    assert len(grown) > 20 and len(set(grown)) > 1
 
 
 def test_what_it_does_not_model_is_refused_by_name() -> None:

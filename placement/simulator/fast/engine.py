@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from numba import njit
 
+from placement.simulator.fast import handoff_target as target
 from placement.simulator.fast import handoffs as ho
 from placement.simulator.fast.estimator import observe
-from placement.simulator.fast.events import Heap, push
+from placement.simulator.fast.events import Queue, push, push_at
+from placement.simulator.fast.forming import form
 from placement.simulator.fast.lists import insert_waiting
 from placement.simulator.fast.records import (
     ABORT,
@@ -16,22 +18,25 @@ from placement.simulator.fast.records import (
     END,
     FIRST_TOKEN,
     FULL,
+    MESSAGE,
     PREFILL,
     QUARANTINE,
     SETTLE,
+    STEP,
     TURN,
     WAITING,
     Records,
 )
 from placement.simulator.fast.routing import note_miss
-from placement.simulator.fast.scheduler import abort, commit, enter, form, quarantine
+from placement.simulator.fast.scheduler import abort, commit, enter, quarantine
+from placement.simulator.fast.steady import Steady, join, note_gap
 from placement.simulator.fast.steps import batch_s
 
 
 @njit(cache=True)
 def turn(
-    heap: Heap, w: Records, workers: Records, commands: ho.Commands, seqs: Records, hands: Records, batch: Records,
-    scratch: Records, reserved: Records, index: int,
+    queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, seqs: Records, hands: Records,
+    steady: Steady, batch: Records, scratch: Records, reserved: Records, index: int,
 ) -> None:  # fmt: skip
     """`SimWorker._turn`."""
     worker = workers[index]
@@ -39,8 +44,10 @@ def turn(
     if worker.stepping == 1:
         return
     while worker.command_head >= 0:
-        kind, s, following = commands[worker.command_head]
-        worker.command_head = following
+        command = commands[worker.command_head]
+        kind, s, row = command.kind, command.s, worker.command_head
+        worker.command_head = command.next
+        command.next, w.free_command = w.free_command, row
         if kind == ADD:
             _add(w, worker, seqs, s)
         elif kind == COMMIT:
@@ -49,14 +56,15 @@ def turn(
             quarantine(worker, seqs, s)
         else:
             abort(worker, seqs, s)
-    num_decodes, n, num_reserved = form(worker, seqs, w.now_s, scratch, reserved)
+    num_decodes, n, num_reserved = form(worker, requests, seqs, steady, index, w.now_s, scratch, reserved)
     for k in range(num_reserved):
-        ho.on_room(heap, w, hands, reserved[k] // 2)
-        push(heap, w, w.message_s, SETTLE, reserved[k], 0)
-    if n == 0:
+        target.on_room(queue, w, hands, reserved[k] // 2)
+        push(queue, w, MESSAGE, SETTLE, reserved[k], 0)
+    if n + worker.steady == 0:
         return
     worker.stepping, worker.batch, worker.decodes = 1, n, num_decodes
-    tokens = context = pairs = 0
+    tokens = pairs = 0
+    context = worker.steady_base + worker.steady * worker.steps
     for k in range(n):
         seq = seqs[scratch[k]]
         batch[k] = scratch[k]
@@ -67,6 +75,7 @@ def turn(
             tokens += seq.chunk
             pairs += seq.chunk * (start + end + 1)
             context += end
+    num_decodes += worker.steady
     seconds = batch_s(worker, tokens, pairs / 2, num_decodes, context)
     observe(worker, tokens, num_decodes, context, seconds)
     worker.steps += 1
@@ -74,7 +83,7 @@ def turn(
     worker.prefill_tokens += tokens
     worker.decode_tokens += num_decodes
     worker.peak = max(worker.peak, worker.num_blocks - worker.free)
-    push(heap, w, seconds, COMPLETE, index, 0)
+    push_at(queue, w, w.now_s + seconds, COMPLETE, index, 0)
 
 
 @njit(cache=True)
@@ -91,13 +100,14 @@ def _add(w: Records, worker: Records, seqs: Records, s: int) -> None:
 
 @njit(cache=True)
 def complete(
-    heap: Heap, w: Records, workers: Records, commands: ho.Commands, requests: Records, seqs: Records, hands: Records,
-    batch: Records, index: int,
+    queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, seqs: Records, hands: Records,
+    steady: Steady, batch: Records, index: int,
 ) -> None:  # fmt: skip
     """`SimWorker._complete`, and `SimRouter.on_updates` and `_on_updates` for what it tells."""
     worker = workers[index]
     worker.stepping = 0
-    heard_s = w.now_s + w.message_s
+    heard_s = w.now_s + w.delays[MESSAGE]
+    note_gap(worker, requests, seqs, steady, index, heard_s)
     told = 0
     for k in range(worker.batch):
         s = batch[k]
@@ -106,6 +116,7 @@ def complete(
         if enter(worker, seqs, s, k < worker.decodes, w.now_s):
             if seqs[s].tokens > before:
                 _note_token(w, requests[s // 2], seqs[s], s, heard_s)
+                join(worker, seqs, steady, index, s)
             if seqs[s].told_first + seqs[s].told_ready + seqs[s].told_end > 0:
                 batch[told] = s
                 told += 1
@@ -115,23 +126,23 @@ def complete(
         h = hands[i]
         if seq.told_ready > 0 and h.live == 1 and h.source_done == 0:
             h.ready += seq.told_ready
-            ho.announce(heap, w, hands, i)
-            ho._settle(w, hands, i)
+            ho.announce(queue, w, hands, i)
+            ho.settle(w, hands, i)
         if seq.mode == PREFILL and seq.told_first == 1 and seq.told_end == 0 and h.live == 1:
             h.token = 1
-            ho.announce(heap, w, hands, i)
-            ho._settle(w, hands, i)
-        if seq.told_holds == 1 and not ho.abort_any(heap, w, workers, commands, requests, hands, i, s % 2):
-            ho.put(heap, w, workers, commands, index, ABORT, s)
+            ho.announce(queue, w, hands, i)
+            ho.settle(w, hands, i)
+        if seq.told_holds == 1 and not target.abort_any(queue, w, workers, commands, requests, hands, i, s % 2):
+            ho.put(queue, w, workers, commands, index, ABORT, s)
     for k in range(told):
         s = batch[k]
         if seqs[s].told_first == 1:
-            push(heap, w, w.message_s, FIRST_TOKEN, s, 0)
+            push(queue, w, MESSAGE, FIRST_TOKEN, s, 0)
         if seqs[s].told_end == 1:
-            push(heap, w, w.message_s, END, s, 0)
+            push(queue, w, MESSAGE, END, s, 0)
     if worker.woken == 0:
         worker.woken = 1
-        push(heap, w, w.step_s, TURN, index, 0)
+        push(queue, w, STEP, TURN, index, 0)
 
 
 @njit(cache=True)

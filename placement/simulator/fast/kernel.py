@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import heapq
+from typing import Any, NamedTuple
 
-import numpy as np
 from numba import njit
 
 from placement.simulator.fast import engine, ledger, links, routing
+from placement.simulator.fast import handoff_target as target
 from placement.simulator.fast import handoffs as ho
-from placement.simulator.fast.events import push
+from placement.simulator.fast.board import Board
+from placement.simulator.fast.events import Queue, pop, push, push_at
 from placement.simulator.fast.records import (
     ABORT,
     ABORT_ACK,
@@ -25,6 +26,7 @@ from placement.simulator.fast.records import (
     END,
     FIRST_TOKEN,
     FREED,
+    FRONT,
     LAST_WORD,
     LINK_END,
     LINK_START,
@@ -39,90 +41,114 @@ from placement.simulator.fast.records import (
     TURN,
     Records,
 )
+from placement.simulator.fast.steady import Steady
+from placement.simulator.fast.unowned import unowned
+
+
+class Space(NamedTuple):
+    """Arrays that mean nothing between two events, but for the first and the links' transfers under way."""
+
+    batches: Any  # [workers, seats]: whom the step under way computes, but for those that are steady
+    scratch: Any
+    reserved: Any
+    active: Any
+    ended: Any
 
 
 @njit(cache=True)
 def run_events(
-    world: Records, workers: Records, requests: Records, seqs: Records, hands: Records, pairs: Records, batches: Records
-) -> None:
-    """From the first arrival until nothing is left, or too many miss."""
+    world: Records, workers: Records, requests: Records, seqs: Records, hands: Records, pairs: Records,
+    queue: Queue, commands: Records, flows: Records, space: Space, steady: Steady, board: Board,
+) -> None:  # fmt: skip
+    """From where it stands until nothing is left, or too many miss, or an array is half full (`world.crowded`)."""
+    _run(
+        unowned(world), unowned(workers), unowned(requests), unowned(seqs), unowned(hands), unowned(pairs),
+        Queue(unowned(queue.heap), unowned(queue.lanes)), unowned(commands), unowned(flows),
+        Space(
+            unowned(space.batches), unowned(space.scratch), unowned(space.reserved), unowned(space.active),
+            unowned(space.ended),
+        ),
+        Steady(unowned(steady.members), unowned(steady.growing), unowned(steady.gap_steps), unowned(steady.gap_s)),
+        Board(
+            unowned(board.prefill), unowned(board.decode), unowned(board.prefill_indices),
+            unowned(board.decode_indices), unowned(board.seconds),
+        ),
+    )  # fmt: skip
+
+
+@njit(cache=True)
+def _run(
+    world: Records, workers: Records, requests: Records, seqs: Records, hands: Records, pairs: Records,
+    queue: Queue, commands: Records, flows: Records, space: Space, steady: Steady, board: Board,
+) -> None:  # fmt: skip
     w = world[0]
-    heap = [(0.0, 0, 0, 0, 0)]
-    heap.pop()
-    commands = [(0, 0, 0)]
-    commands.pop()
-    flows = [(0, 0, 0)]
-    flows.pop()
-    left = [0.0]
-    left.pop()
-    active = np.empty(len(pairs) + 1, np.int64)
-    ended = np.empty(len(pairs) + 1, np.int64)
-    chosen = np.empty(len(workers), np.int64)
-    scratch = np.empty(4 * batches.shape[1] + 16, np.int64)
-    reserved = np.empty(batches.shape[1] + 1, np.int64)
-    routing.admit_next(heap, w, requests)
-    push(heap, w, w.status_s, STATUS_DUE, 0, 0)
-    while len(heap) > 0 and w.failed == 0 and w.missed <= w.misses:
-        time_s, _, kind, a, b = heapq.heappop(heap)
-        w.now_s = time_s
+    batches, scratch, reserved, active, ended = space
+    if w.given == 0:
+        routing.admit_next(queue, w, requests)
+        push_at(queue, w, w.now_s + w.status_s, STATUS_DUE, 0, 0)
+    while w.failed == 0 and w.missed <= w.misses and w.crowded == 0:
+        kind, a, b = pop(queue, w)
+        if kind < 0:
+            break
         w.num_events += 1
         if kind == COMPLETE:
-            engine.complete(heap, w, workers, commands, requests, seqs, hands, batches[a], a)
+            engine.complete(queue, w, workers, commands, requests, seqs, hands, steady, batches[a], a)
         elif kind == TURN:
-            engine.turn(heap, w, workers, commands, seqs, hands, batches[a], scratch, reserved, a)
+            engine.turn(queue, w, workers, commands, requests, seqs, hands, steady, batches[a], scratch, reserved, a)
         elif kind == ARRIVE:
-            push(heap, w, w.front_s, SUBMIT, a, 0)
-            routing.admit_next(heap, w, requests)
+            push(queue, w, FRONT, SUBMIT, a, 0)
+            routing.admit_next(queue, w, requests)
         elif kind == SUBMIT:
-            routing.submit(heap, w, workers, requests, seqs, chosen, a)
+            routing.submit(queue, w, workers, requests, seqs, board, a)
         elif kind == SUBMIT_TO:
             routing.submit_to(w, workers, requests, seqs, a)
-            ho.put(heap, w, workers, commands, seqs[a].worker, ADD, a)
+            ho.put(queue, w, workers, commands, seqs[a].worker, ADD, a)
         elif kind == BEGIN:
-            ho.begin(heap, w, hands, a, b)
+            ho.begin(queue, w, hands, a, b)
         elif kind == FIRST_TOKEN:
-            ledger.settle(workers, seqs, a, w.now_s, True)
+            ledger.settle(workers, seqs, board, a, w.now_s, True)
         elif kind == END:
-            routing.finish(heap, w, workers, requests, seqs, a)
+            routing.finish(queue, w, workers, requests, seqs, board, a)
         elif kind == SETTLE:
-            ledger.settle(workers, seqs, a, w.now_s, False)
+            ledger.settle(workers, seqs, board, a, w.now_s, False)
         elif kind == COMMITTED:
             if requests[a].running == 1:
-                ledger.settle(workers, seqs, 2 * a + 1, w.now_s, False)
+                ledger.settle(workers, seqs, board, 2 * a + 1, w.now_s, False)
                 requests[a].committed_s = w.now_s
         elif kind == FREED:
-            ledger.release(workers, seqs, 2 * a)
+            ledger.release(workers, seqs, board, 2 * a)
         elif kind == ABORT_AT:
-            if not ho.abort_any(heap, w, workers, commands, requests, hands, a // 2, a % 2):
-                ho.put(heap, w, workers, commands, seqs[a].worker, ABORT, a)
+            if not target.abort_any(queue, w, workers, commands, requests, hands, a // 2, a % 2):
+                ho.put(queue, w, workers, commands, seqs[a].worker, ABORT, a)
         elif kind == OFFER:
-            ho.on_offer(heap, w, hands, a)
+            target.on_offer(queue, w, hands, a)
         elif kind == READY:
-            if ho.on_ready(hands, a, b):
+            if target.on_ready(hands, a, b):
                 pair = requests[a].prefill * len(workers) + requests[a].decode
-                links.move(heap, w, pairs, flows, left, pair, a, b)
-            ho._settle(w, hands, a)
+                links.move(queue, w, pairs, flows, pair, a, b)
+            ho.settle(w, hands, a)
         elif kind == LAST_WORD:
-            ho.on_last_word(heap, w, workers, commands, requests, hands, a)
+            target.on_last_word(queue, w, workers, commands, requests, hands, a)
         elif kind == RESERVE:
-            ho.on_reserved(heap, w, hands, a)
+            ho.on_reserved(queue, w, hands, a)
         elif kind == COMMIT_TOLD:
-            ho.on_commit_told(heap, w, workers, commands, requests, hands, a)
+            ho.on_commit_told(queue, w, workers, commands, requests, hands, a)
         elif kind == ABORT_TO_SOURCE:
-            ho.abort_source(heap, w, workers, commands, requests, hands, a, False)
+            ho.abort_source(queue, w, workers, commands, requests, hands, a, False)
         elif kind == ABORT_TO_TARGET:
-            ho.abort_target(heap, w, workers, commands, requests, hands, a, False)
+            target.abort_target(queue, w, workers, commands, requests, hands, a, False)
         elif kind == ABORT_ACK:
-            ho.on_abort_ack(heap, w, workers, commands, requests, hands, a)
+            ho.on_abort_ack(queue, w, workers, commands, requests, hands, a)
         elif kind == LINK_START:
-            links.start(heap, w, workers, pairs, active, left, a)
+            links.start(queue, w, workers, pairs, active, flows, a)
         elif kind == LINK_END:
             if a == w.round:
-                num_ended = links.finish(heap, w, workers, pairs, active, left, flows, ended)
+                num_ended = links.finish(queue, w, workers, pairs, active, flows, ended)
                 for i in range(num_ended):
                     flow = flows[ended[i]]
-                    ho.on_received(heap, w, workers, commands, requests, hands, flow[0], flow[1])
+                    flow.next, w.free_flow = w.free_flow, ended[i]
+                    target.on_received(queue, w, workers, commands, requests, hands, flow.request, flow.blocks)
         elif kind == STATUS_DUE:
-            routing.report(heap, w, workers, requests, seqs)
+            routing.report(queue, w, workers, requests, seqs, steady)
         elif kind == STATUS:
-            ledger.note_status(workers[a], seqs, w.now_s)
+            ledger.note_status(w, workers[a], seqs, board)

@@ -2,58 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from numba import njit
 
-from placement.simulator.fast.events import Heap, push
-from placement.simulator.fast.records import LINK_END, LINK_START, Records
+from placement.simulator.fast.events import Queue, push, push_at
+from placement.simulator.fast.records import LATENCY, LINK_END, LINK_START, Records
 
 _DONE_BYTES = 1e-6
-Flows = list[Any]
 
 
 @njit(cache=True)
-def move(
-    heap: Heap, w: Records, pairs: Records, flows: Flows, left: Flows, pair: int, request: int, count: int
-) -> None:
+def move(queue: Queue, w: Records, pairs: Records, flows: Records, pair: int, request: int, count: int) -> None:
     """`move`: `count` blocks of a request's prompt."""
-    flows.append((request, count, -1))
-    left.append(max(count * w.block_bytes, _DONE_BYTES))
-    flow = len(flows) - 1
+    flow = w.free_flow
+    if flow >= 0:
+        w.free_flow = flows[flow].next
+    else:
+        flow = w.num_flows
+        w.num_flows += 1
+        if 2 * flow > len(flows):
+            w.crowded = 1
+    row = flows[flow]
+    row.request, row.blocks, row.next, row.left = request, count, -1, max(count * w.block_bytes, _DONE_BYTES)
     link = pairs[pair]
     if link.head < 0:
         link.head = link.tail = flow
-        push(heap, w, w.latency_s, LINK_START, pair, 0)
+        push(queue, w, LATENCY, LINK_START, pair, 0)
     else:
-        tail = flows[link.tail]
-        flows[link.tail] = (tail[0], tail[1], flow)
+        flows[link.tail].next = flow
         link.tail = flow
 
 
 @njit(cache=True)
-def start(heap: Heap, w: Records, workers: Records, pairs: Records, active: Records, left: Flows, pair: int) -> None:
+def start(
+    queue: Queue, w: Records, workers: Records, pairs: Records, active: Records, flows: Records, pair: int
+) -> None:
     """`_start`."""
-    _advance(w, pairs, active, left)
+    _advance(w, pairs, active, flows)
     active[w.num_active] = pair
     w.num_active += 1
+    if 16 * w.num_active > len(queue.heap):
+        w.crowded = 1
     workers[pair // len(workers)].out_sharing += 1
     workers[pair % len(workers)].in_sharing += 1
-    _plan(heap, w, workers, pairs, active, left)
+    _plan(queue, w, workers, pairs, active, flows)
 
 
 @njit(cache=True)
-def _advance(w: Records, pairs: Records, active: Records, left: Flows) -> None:
+def _advance(w: Records, pairs: Records, active: Records, flows: Records) -> None:
     passed_s = w.now_s - w.known_s
     w.known_s = w.now_s
     for i in range(w.num_active):
         link = pairs[active[i]]
-        left[link.head] -= link.rate * passed_s
+        flows[link.head].left -= link.rate * passed_s
         w.moved_bytes += link.rate * passed_s
 
 
 @njit(cache=True)
-def _plan(heap: Heap, w: Records, workers: Records, pairs: Records, active: Records, left: Flows) -> None:
+def _plan(queue: Queue, w: Records, workers: Records, pairs: Records, active: Records, flows: Records) -> None:
     w.round += 1
     if w.num_active == 0:
         return
@@ -63,27 +68,27 @@ def _plan(heap: Heap, w: Records, workers: Records, pairs: Records, active: Reco
         sharing = max(workers[pair // len(workers)].out_sharing, workers[pair % len(workers)].in_sharing)
         link = pairs[pair]
         link.rate = w.bytes_per_s / sharing
-        ends_s = max(left[link.head], 0.0) / link.rate
+        ends_s = max(flows[link.head].left, 0.0) / link.rate
         if next_s < 0.0 or ends_s < next_s:
             next_s = ends_s
-    push(heap, w, next_s, LINK_END, w.round, 0)
+    push_at(queue, w, w.now_s + next_s, LINK_END, w.round, 0)
 
 
 @njit(cache=True)
 def finish(
-    heap: Heap, w: Records, workers: Records, pairs: Records, active: Records, left: Flows, flows: Flows, ended: Records
+    queue: Queue, w: Records, workers: Records, pairs: Records, active: Records, flows: Records, ended: Records
 ) -> int:
     """`_finish` up to the calls of `done`: the flows that ended, in order, are put into `ended`; how many."""
-    _advance(w, pairs, active, left)
-    least = left[pairs[active[0]].head]
+    _advance(w, pairs, active, flows)
+    least = flows[pairs[active[0]].head].left
     for i in range(w.num_active):
-        least = min(least, left[pairs[active[i]].head])
+        least = min(least, flows[pairs[active[i]].head].left)
     limit = max(_DONE_BYTES, least)
     num_ended = kept = 0
     for i in range(w.num_active):
         pair = active[i]
         link = pairs[pair]
-        if left[link.head] > limit:
+        if flows[link.head].left > limit:
             active[kept] = pair
             kept += 1
             continue
@@ -91,9 +96,9 @@ def finish(
         num_ended += 1
         workers[pair // len(workers)].out_sharing -= 1
         workers[pair % len(workers)].in_sharing -= 1
-        link.head = flows[link.head][2]
+        link.head = flows[link.head].next
         if link.head >= 0:
-            push(heap, w, w.latency_s, LINK_START, pair, 0)
+            push(queue, w, LATENCY, LINK_START, pair, 0)
     w.num_active = kept
-    _plan(heap, w, workers, pairs, active, left)
+    _plan(queue, w, workers, pairs, active, flows)
     return num_ended

@@ -63,3 +63,21 @@ def insert_waiting(worker: Records, seqs: Records, s: int) -> None:
     else:
         seqs[before].next = s
     worker.count[IN_WAITING] += 1
+
+
+@njit(cache=True)
+def insert_running(worker: Records, seqs: Records, s: int) -> None:
+    """Back where it was: those running are in the order in which they began."""
+    before, after = worker.tail[IN_RUNNING], -1
+    while before >= 0 and seqs[before].place > seqs[s].place:
+        before, after = seqs[before].prev, before
+    seqs[s].prev, seqs[s].next = before, after
+    if before < 0:
+        worker.head[IN_RUNNING] = s
+    else:
+        seqs[before].next = s
+    if after < 0:
+        worker.tail[IN_RUNNING] = s
+    else:
+        seqs[after].prev = s
+    worker.count[IN_RUNNING] += 1

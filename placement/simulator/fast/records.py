@@ -25,6 +25,10 @@ ADD, COMMIT, QUARANTINE, ABORT = range(4)
     FIRST_TOKEN, END, LINK_START, LINK_END, ABORT_AT,
 ) = range(24)  # fmt: skip
 
+# Delays with a lane of events each: a message's way, between two steps, an idle engine's, the router's, a link's.
+MESSAGE, STEP, WAKE, FRONT, LATENCY = range(5)
+NUM_LANES = 5
+
 NEVER = -1.0  # no instant yet
 NUM_PARAMS = 120  # of a worker's step times; measured curves need the most
 
@@ -43,6 +47,8 @@ sequence = np.dtype(
         ("state", "i8"), ("mode", "i8"), ("worker", "i8"), ("arrival_s", "f8"), ("order", "i8"), ("tokens", "i8"),
         ("given", "i8"), ("most", "i8"), ("computed", "i8"), ("blocks", "i8"), ("ready", "i8"), ("in_step", "i8"),
         ("first_step_s", "f8"), ("committed_s", "f8"), ("prev", "i8"), ("next", "i8"), ("chunk", "i8"),
+        ("place", "i8"),  # among those running
+        ("base", "i8"), ("since", "i8"),  # while steady: tokens less steps of its worker; the step it is settled until
         # the router's account of it
         ("held", "i8"), ("sent_s", "f8"), ("uncomputed", "i8"), ("room", "i8"), ("settled_s", "f8"), ("news", "i8"),
         ("news_prev", "i8"), ("news_next", "i8"),
@@ -62,7 +68,9 @@ worker = np.dtype(
         # lists: waiting, running, reserved
         ("head", "i8", (3,)), ("tail", "i8", (3,)), ("count", "i8", (3,)),
         ("command_head", "i8"), ("command_tail", "i8"),
-        ("batch", "i8"), ("decodes", "i8"),
+        ("batch", "i8"), ("decodes", "i8"), ("places", "i8"),
+        # those that are steady, and the instant at which the last step is heard of
+        ("steady", "i8"), ("steady_base", "i8"), ("next_end", "i8"), ("num_gaps", "i8"), ("heard_s", "f8"),
         # counts
         ("steps", "i8"), ("busy_s", "f8"), ("prefill_tokens", "i8"), ("decode_tokens", "i8"), ("peak", "i8"),
         # estimator
@@ -71,7 +79,7 @@ worker = np.dtype(
         ("has_status", "i8"), ("reported_free", "i8"), ("reported_promised", "i8"), ("reported_uncomputed", "i8"),
         ("coefficients", "f8", (4,)), ("known_s", "f8"), ("ledger_tokens", "i8"), ("ledger_blocks", "i8"),
         ("num_held", "i8"), ("news_head", "i8"),
-        ("news_room", "i8"), ("news_tokens", "i8"),  # of all news; of those sent since `known_s`
+        ("column", "i8"), ("news_room", "i8"), ("news_tokens", "i8"),  # of all news; of those sent since `known_s`
         # the status on its way
         ("sent_free", "i8"), ("sent_promised", "i8"), ("sent_uncomputed", "i8"), ("sent_coefficients", "f8", (4,)),
         # links
@@ -93,19 +101,31 @@ handoff = np.dtype(
 link = np.dtype([("head", "i8"), ("tail", "i8"), ("rate", "f8")])
 """One per pair of workers; a queue of transfers."""
 
+event = np.dtype([("time_s", "f8"), ("given", "i8"), ("kind", "i8"), ("a", "i8"), ("b", "i8")])
+"""What kind, and of whom."""
+
+command = np.dtype([("kind", "i8"), ("s", "i8"), ("next", "i8")])
+"""To an engine, about a sequence; `next` to the same engine."""
+
+flow = np.dtype([("request", "i8"), ("blocks", "i8"), ("next", "i8"), ("left", "f8")])
+"""A transfer, bytes left; `next` on the same link."""
+
 world = np.dtype(
     [
         ("now_s", "f8"), ("given", "i8"), ("num_events", "i8"), ("next", "i8"), ("running", "i8"), ("handoffs", "i8"),
         ("turn", "i8"), ("round", "i8"),
+        ("heap_size", "i8"), ("head", "i8", (NUM_LANES,)), ("tail", "i8", (NUM_LANES,)),  # of the event queue
+        ("num_commands", "i8"), ("free_command", "i8"), ("num_flows", "i8"), ("free_flow", "i8"),
+        ("crowded", "i8"),  # 1: an array is half full
         ("known_s", "f8"), ("moved_bytes", "f8"), ("failed", "i8"),
         ("num_active", "i8"),
         # when to give up
         ("ttft_s", "f8"), ("tpot_s", "f8"), ("first", "i8"), ("misses", "i8"), ("missed", "i8"),
         # the cluster
-        ("front_s", "f8"), ("message_s", "f8"), ("step_s", "f8"),
-        ("wake_s", "f8"), ("status_s", "f8"), ("bytes_per_s", "f8"),
-        ("latency_s", "f8"), ("block_bytes", "f8"), ("max_in_flight", "i8"), ("growth", "i8"), ("local", "i8"),
-        ("round_robin", "i8"),
+        ("delays", "f8", (NUM_LANES,)), ("status_s", "f8"), ("bytes_per_s", "f8"), ("block_bytes", "f8"),
+        ("max_in_flight", "i8"), ("growth", "i8"), ("local", "i8"), ("round_robin", "i8"),
+        ("num_known", "i8", (2,)),  # workers of each role whose latency is known
+
     ]
 )  # fmt: skip
 """One record."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 from numba import njit
 
 from placement.simulator.fast import ledger
+from placement.simulator.fast.board import Board
 from placement.simulator.fast.estimator import coefficients
-from placement.simulator.fast.events import Heap, push, push_at
+from placement.simulator.fast.events import Queue, push, push_at
+from placement.simulator.fast.policy import choose
 from placement.simulator.fast.records import (
     ABORT_AT,
     ARRIVE,
     BEGIN,
     DECODE,
     FULL,
+    MESSAGE,
     NEVER,
     PREFILL,
     STATUS,
@@ -21,29 +24,30 @@ from placement.simulator.fast.records import (
     Records,
 )
 from placement.simulator.fast.scheduler import blocks_for, promised_blocks, uncomputed_tokens
+from placement.simulator.fast.steady import Steady
 
 _FINISHED, _REJECTED = 1, 2  # placement.simulator.requests.Outcome
 
 
 @njit(cache=True)
-def admit_next(heap: Heap, w: Records, requests: Records) -> None:
+def admit_next(queue: Queue, w: Records, requests: Records) -> None:
     if w.next < len(requests):
-        push_at(heap, w, requests[w.next].arrival_s, ARRIVE, w.next, 0)
+        push_at(queue, w, requests[w.next].arrival_s, ARRIVE, w.next, 0)
         w.next += 1
 
 
 @njit(cache=True)
-def report(heap: Heap, w: Records, workers: Records, requests: Records, seqs: Records) -> None:
+def report(queue: Queue, w: Records, workers: Records, requests: Records, seqs: Records, steady: Steady) -> None:
     """`SimRouter.report_statuses`, and the next one."""
     for index in range(len(workers)):
         worker = workers[index]
         worker.sent_free = worker.free
-        worker.sent_promised = promised_blocks(worker, seqs)
+        worker.sent_promised = promised_blocks(worker, seqs, steady, index)
         worker.sent_uncomputed = uncomputed_tokens(worker, seqs)
         coefficients(worker, worker.sent_coefficients)
-        push(heap, w, w.message_s, STATUS, index, 0)
+        push(queue, w, MESSAGE, STATUS, index, 0)
     if w.next < len(requests) or w.running > 0 or w.handoffs > 0:
-        push(heap, w, w.status_s, STATUS_DUE, 0, 0)
+        push_at(queue, w, w.now_s + w.status_s, STATUS_DUE, 0, 0)
 
 
 @njit(cache=True)
@@ -55,7 +59,7 @@ def note_miss(w: Records, request: Records, i: int) -> None:
 
 
 @njit(cache=True)
-def submit(heap: Heap, w: Records, workers: Records, requests: Records, seqs: Records, chosen: Records, i: int) -> None:
+def submit(queue: Queue, w: Records, workers: Records, requests: Records, seqs: Records, board: Board, i: int) -> None:
     """`SimRouter.submit`."""
     request = requests[i]
     if w.running >= w.max_in_flight:
@@ -63,20 +67,20 @@ def submit(heap: Heap, w: Records, workers: Records, requests: Records, seqs: Re
         note_miss(w, request, i)
         return
     prompt, output = request.prompt, request.output
-    prefill, decode = ledger.choose(w, workers, prompt, output, chosen)
+    prefill, decode = choose(w, workers, board, prompt, output)
     request.prefill, request.decode = prefill, decode
     request.running = 1
     w.running += 1
     room = blocks_for(workers[decode], prompt + min(output, w.growth))
-    ledger.hold(workers, seqs, 2 * i + 1, decode, w.now_s, prompt if prefill < 0 else 0, room)
+    ledger.hold(workers, seqs, board, 2 * i + 1, decode, w.now_s, prompt if prefill < 0 else 0, room)
     seqs[2 * i + 1].mode = FULL if prefill < 0 else DECODE
-    push(heap, w, w.message_s, SUBMIT_TO, 2 * i + 1, 0)
+    push(queue, w, MESSAGE, SUBMIT_TO, 2 * i + 1, 0)
     if prefill >= 0:
         blocks = blocks_for(workers[prefill], prompt)
-        ledger.hold(workers, seqs, 2 * i, prefill, w.now_s, prompt, blocks)
+        ledger.hold(workers, seqs, board, 2 * i, prefill, w.now_s, prompt, blocks)
         seqs[2 * i].mode = PREFILL
-        push(heap, w, w.message_s, SUBMIT_TO, 2 * i, 0)
-        push(heap, w, w.message_s, BEGIN, i, blocks)
+        push(queue, w, MESSAGE, SUBMIT_TO, 2 * i, 0)
+        push(queue, w, MESSAGE, BEGIN, i, blocks)
 
 
 @njit(cache=True)
@@ -90,17 +94,17 @@ def submit_to(w: Records, workers: Records, requests: Records, seqs: Records, s:
 
 
 @njit(cache=True)
-def finish(heap: Heap, w: Records, workers: Records, requests: Records, seqs: Records, s: int) -> None:
+def finish(queue: Queue, w: Records, workers: Records, requests: Records, seqs: Records, board: Board, s: int) -> None:
     """`SimRouter._finish` and `_end`."""
     i = s // 2
     request = requests[i]
-    ledger.release(workers, seqs, s)
+    ledger.release(workers, seqs, board, s)
     request.outcome = _FINISHED
     request.running = 0
     w.running -= 1
     if request.last_s - request.first_s > w.tpot_s * (request.tokens - 1):
         note_miss(w, request, i)
-    if request.prefill >= 0 and request.committed_s < 0.0 and ledger.release(workers, seqs, 2 * i):
-        push(heap, w, w.message_s, ABORT_AT, 2 * i, 0)
-    if ledger.release(workers, seqs, 2 * i + 1):
-        push(heap, w, w.message_s, ABORT_AT, 2 * i + 1, 0)
+    if request.prefill >= 0 and request.committed_s < 0.0 and ledger.release(workers, seqs, board, 2 * i):
+        push(queue, w, MESSAGE, ABORT_AT, 2 * i, 0)
+    if ledger.release(workers, seqs, board, 2 * i + 1):
+        push(queue, w, MESSAGE, ABORT_AT, 2 * i + 1, 0)

@@ -9,8 +9,11 @@ import numpy as np
 from pdserve.errors import InvariantViolation
 from placement.simulator.cluster import ClusterSpec
 from placement.simulator.fast import records
-from placement.simulator.fast.kernel import run_events
+from placement.simulator.fast.board import board_of
+from placement.simulator.fast.events import grown, queue_of
+from placement.simulator.fast.kernel import Space, run_events
 from placement.simulator.fast.records import NEVER, Records
+from placement.simulator.fast.steady import settle_all, steady_rows
 from placement.simulator.fast.steps import encode
 from placement.simulator.give_up import GiveUp
 from placement.simulator.requests import Outcome
@@ -52,12 +55,12 @@ def simulate_fast(cluster: ClusterSpec, workload: Workload, give_up: GiveUp | No
     """
     if why := unsupported(cluster, workload):
         raise Unsupported(f"the compiled simulator does not model {why}")
-    world, workers, pairs, batches = _cluster(cluster)
+    world, workers, pairs = _cluster(cluster)
     requests, seqs, hands = _requests(workload)
     limits = give_up or GiveUp(math.inf, math.inf, 0, len(workload))
     world["ttft_s"], world["tpot_s"], world["first"] = limits.ttft_s, limits.tpot_s, limits.first
     world["misses"] = limits.misses
-    run_events(world, workers, requests, seqs, hands, pairs, batches)
+    _run(cluster, world, workers, requests, seqs, hands, pairs)
     if world["failed"][0]:
         raise Unsupported("the compiled simulator does not model a worker's queue that is full")
     if world["missed"][0] > limits.misses:
@@ -67,6 +70,30 @@ def simulate_fast(cluster: ClusterSpec, workload: Workload, give_up: GiveUp | No
     if (workers["free"] != workers["num_blocks"]).any():
         raise InvariantViolation("the compiled simulator lost blocks")
     return _result(cluster, world[0], workers, requests)
+
+
+def _run(
+    cluster: ClusterSpec, world: Records, workers: Records, requests: Records, seqs: Records, hands: Records,
+    pairs: Records,
+) -> None:  # fmt: skip
+    """`run_events` until it ends; what a run needs beside its state, and grows."""
+    num, seats = len(workers), 1 + max(spec.scheduler.max_num_seqs for spec in cluster.workers)
+    most = 4 * (num + seats + 16)  # that one event gives, but for the end of many transfers at once
+    queue = queue_of(most)
+    commands, flows = (np.empty(len(queue.heap), kind) for kind in (records.command, records.flow))
+    space = Space(*(np.empty(shape, np.int64) for shape in (
+        (num, seats), 4 * seats + 16, seats, len(pairs) + 1, len(pairs) + 1
+    )))  # fmt: skip
+    steady = steady_rows(num, seats, cluster.workers[0].block_size)
+    board = board_of(world[0], workers)
+    while True:
+        run_events(world, workers, requests, seqs, hands, pairs, queue, commands, flows, space, steady, board)
+        if not world["crowded"][0]:
+            break
+        world["crowded"] = 0
+        queue = grown(queue, world[0])
+        commands, flows = (np.concatenate((one, np.empty_like(one))) for one in (commands, flows))
+    settle_all(workers, requests, seqs, steady)
 
 
 def _requests(workload: Workload) -> tuple[Records, Records, Records]:
@@ -80,7 +107,7 @@ def _requests(workload: Workload) -> tuple[Records, Records, Records]:
     return requests, seqs, np.zeros(num, records.handoff)
 
 
-def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records, Records]:
+def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records]:
     num = len(cluster.workers)
     workers = np.zeros(num, records.worker)
     for row, spec in zip(workers, cluster.workers, strict=True):
@@ -106,17 +133,17 @@ def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records, Records]:
     world = np.zeros(1, records.world)
     delays, routing = cluster.delays, cluster.routing
     settings: dict[str, float] = {
-        "front_s": delays.front_s, "message_s": delays.message_s, "step_s": delays.step_s, "wake_s": delays.wake_s,
-        "status_s": cluster.status_s, "bytes_per_s": cluster.link.bytes_per_s, "latency_s": cluster.link.latency_s,
+        "status_s": cluster.status_s, "bytes_per_s": cluster.link.bytes_per_s,
         "block_bytes": cluster.block_bytes, "max_in_flight": cluster.max_in_flight, "growth": routing.growth_tokens,
         "local": routing.local_prefill_max_tokens, "round_robin": cluster.round_robin,
     }  # fmt: skip
     for name, setting in settings.items():
         world[name] = setting
+    world["free_command"] = world["free_flow"] = -1
+    world["delays"] = delays.message_s, delays.step_s, delays.wake_s, delays.front_s, cluster.link.latency_s
     pairs = np.zeros(num * num, records.link)
     pairs["head"] = pairs["tail"] = -1
-    most = max(spec.scheduler.max_num_seqs for spec in cluster.workers)
-    return world, workers, pairs, np.zeros((num, most + 1), np.int64)
+    return world, workers, pairs
 
 
 def _result(cluster: ClusterSpec, world: Records, workers: Records, requests: Records) -> SimulationResult:

@@ -1,0 +1,166 @@
+"""Sequences that only decode, step after step: what changes in each of them is entered once, not in every step.
+
+From its second decode to the one before its last a sequence does the same in every step of its worker: one more token,
+one more block every `size` tokens, one more gap for its client. So a step does not walk over such sequences. The worker
+knows their number, the sum of their lengths (whole numbers: no order of adding matters), how many grow in which step,
+and the gaps between its last steps; a sequence's own record is brought up to date when it comes back to the list of
+those running: for its last step, or where blocks are so short that somebody may have to be preempted. Whatever tells
+anybody of a sequence happens in that list, in its order, which is that of `scheduling.sequence_table`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from placement.simulator.fast.lists import IN_RUNNING, insert_running, remove
+from placement.simulator.fast.records import PREFILL, RUNNING, Records
+
+MAX_GAPS = 64
+_KEY = 1 << 32  # a member is its last step * _KEY + its sequence
+
+
+class Steady(NamedTuple):
+    """Rows of all workers."""
+
+    members: Any  # [workers, seats] of last step and sequence, in no order
+    growing: Any  # [workers, block size]: how many take a block in the steps of this number modulo the block size
+    gap_steps: Any  # [workers, MAX_GAPS]: steps whose gap is larger than all after it, in order
+    gap_s: Any  # [workers, MAX_GAPS]: these gaps
+
+
+def steady_rows(num_workers: int, seats: int, block_size: int) -> Steady:
+    """For workers that have no sequence yet."""
+    return Steady(
+        np.zeros((num_workers, seats), np.int64),
+        np.zeros((num_workers, block_size), np.int64),
+        np.zeros((num_workers, MAX_GAPS), np.int64),
+        np.zeros((num_workers, MAX_GAPS)),
+    )
+
+
+@njit(cache=True)
+def _blocks(worker: Records, tokens: int) -> int:
+    return int((tokens + worker.size - 1) // worker.size)
+
+
+@njit(cache=True)
+def _phase(worker: Records, seq: Records) -> int:
+    """It has `base` + k - 1 tokens when step k is formed, and grows where one more than whole blocks hold."""
+    return int((2 - seq.base) % worker.size)
+
+
+@njit(cache=True)
+def join(worker: Records, seqs: Records, steady: Steady, index: int, s: int) -> None:
+    """Step `worker.steps` is computed, and `s` had its part in it: it becomes steady, if it may."""
+    seq = seqs[s]
+    num = worker.steady + worker.count[IN_RUNNING]
+    plain = seq.state == RUNNING and seq.mode != PREFILL and seq.tokens > seq.given and seq.computed == seq.tokens - 1
+    if not plain or seq.most - seq.tokens < 3 or seq.blocks != _blocks(worker, seq.computed) or worker.free < 2 * num:
+        return
+    remove(worker, seqs, s, IN_RUNNING)
+    if worker.steady == 0:
+        worker.num_gaps = 0
+        worker.next_end = 1 << 30
+    seq.since = worker.steps
+    seq.base = seq.tokens - worker.steps
+    end = seq.most - seq.base
+    worker.next_end = min(worker.next_end, end)
+    worker.steady_base += seq.base
+    steady.growing[index, _phase(worker, seq)] += 1
+    steady.members[index, worker.steady] = end * _KEY + s
+    worker.steady += 1
+
+
+@njit(cache=True)
+def note_gap(worker: Records, requests: Records, seqs: Records, steady: Steady, index: int, heard_s: float) -> None:
+    """Step `worker.steps` is computed, and its tokens are heard of at `heard_s`."""
+    if worker.steady > 0:
+        gap_s = heard_s - worker.heard_s
+        num = worker.num_gaps
+        while num > 0 and steady.gap_s[index, num - 1] <= gap_s:
+            num -= 1
+        steady.gap_steps[index, num] = worker.steps
+        steady.gap_s[index, num] = gap_s
+        worker.num_gaps = num + 1
+    worker.heard_s = heard_s
+    if worker.num_gaps == MAX_GAPS:
+        for k in range(worker.steady):
+            settle(worker, requests, seqs, steady, index, steady.members[index, k] % _KEY, worker.steps)
+        worker.num_gaps = 0
+
+
+@njit(cache=True)
+def settle(
+    worker: Records, requests: Records, seqs: Records, steady: Steady, index: int, s: int, computed: int
+) -> None:  # fmt: skip
+    """Enter what a sequence did until step `computed`."""
+    seq, request = seqs[s], requests[s // 2]
+    k = 0
+    while k < worker.num_gaps and steady.gap_steps[index, k] <= seq.since:
+        k += 1
+    if k < worker.num_gaps:
+        request.gap_s = max(request.gap_s, steady.gap_s[index, k])
+    request.tokens += computed - seq.since
+    request.last_s = worker.heard_s
+    seq.since = computed
+    seq.tokens = seq.base + computed
+    seq.computed = seq.tokens - 1
+    seq.blocks = _blocks(worker, seq.computed)
+
+
+@njit(cache=True)
+def settle_all(workers: Records, requests: Records, seqs: Records, steady: Steady) -> None:
+    """At the end of a run that was given up."""
+    for index in range(len(workers)):
+        worker = workers[index]
+        for k in range(worker.steady):
+            s = steady.members[index, k] % _KEY
+            settle(worker, requests, seqs, steady, index, s, worker.steps - worker.stepping)
+
+
+@njit(cache=True)
+def _recall(worker: Records, requests: Records, seqs: Records, steady: Steady, index: int, until: int) -> None:
+    """Back to those running: whoever has its last step by step `until`. No step is under way."""
+    worker.next_end = 1 << 30
+    k = 0
+    while k < worker.steady:
+        member = steady.members[index, k]
+        if member // _KEY > until:
+            worker.next_end = min(worker.next_end, member // _KEY)
+            k += 1
+            continue
+        s = member % _KEY
+        settle(worker, requests, seqs, steady, index, s, worker.steps)
+        worker.steady -= 1
+        worker.steady_base -= seqs[s].base
+        steady.growing[index, _phase(worker, seqs[s])] -= 1
+        steady.members[index, k] = steady.members[index, worker.steady]
+        insert_running(worker, seqs, s)
+
+
+@njit(cache=True)
+def form_steady(worker: Records, requests: Records, seqs: Records, steady: Steady, index: int) -> None:
+    """Before a step is formed: those whose last it is are called back; the others grow, or all are called back."""
+    if worker.steady == 0:
+        return
+    step = worker.steps + 1
+    if worker.next_end <= step:
+        _recall(worker, requests, seqs, steady, index, step)
+    grow = steady.growing[index, step % worker.size]
+    if worker.free < grow + worker.count[IN_RUNNING]:
+        _recall(worker, requests, seqs, steady, index, 1 << 30)
+    else:
+        worker.free -= grow
+
+
+@njit(cache=True)
+def promised_steady(worker: Records, seqs: Records, steady: Steady, index: int) -> int:
+    """Their share of `promised_blocks`."""
+    total = 0
+    for k in range(worker.steady):
+        seq = seqs[steady.members[index, k] % _KEY]
+        total += max(0, _blocks(worker, seq.most - 1) - _blocks(worker, seq.base + worker.steps - 1))
+    return total
