@@ -12,7 +12,7 @@ from scheduling.latency import MIN_STEPS
 
 _KEEP = 0.5 ** (1.0 / 1000.0)
 _RIDGE = 1e-6
-_SCALES = np.array([1.0, 256.0, 8.0, 4096.0])
+_SCALES = (1.0, 256.0, 8.0, 4096.0)
 
 
 @njit(cache=True)
@@ -20,11 +20,12 @@ def observe(worker: Records, tokens: int, sequences: int, context: int, seconds:
     """`observe`."""
     if not math.isfinite(seconds) or seconds <= 0.0:
         return
-    x = np.empty(4)
-    x[0] = 1.0 / _SCALES[0] / seconds
-    x[1] = float(tokens) / _SCALES[1] / seconds
-    x[2] = float(sequences) / _SCALES[2] / seconds
-    x[3] = float(context) / _SCALES[3] / seconds
+    x = (
+        1.0 / _SCALES[0] / seconds,
+        float(tokens) / _SCALES[1] / seconds,
+        float(sequences) / _SCALES[2] / seconds,
+        float(context) / _SCALES[3] / seconds,
+    )
     for i in range(4):
         for k in range(4):
             worker.matrix[i, k] = worker.matrix[i, k] * _KEEP + x[i] * x[k]
@@ -40,8 +41,14 @@ def coefficients(worker: Records, best: Records) -> None:
         return
     best[:] = 0.0
     best_gain = -1.0
-    used = np.empty(4, np.int64)
+    used, rows = np.empty(4, np.int64), np.empty((4, 5))
+    fitted = np.empty(4)
+    absent = 0
+    for i in range(4):
+        absent |= (0 if worker.matrix[i, i] > 0.0 else 1) << (3 - i)
     for left_out in range(16):  # as itertools.product((True, False), repeat=4)
+        if left_out & absent:
+            continue  # the same as one before: who is not there cannot be left out
         n = 0
         for i in range(4):
             if (left_out >> (3 - i)) & 1 == 0 and worker.matrix[i, i] > 0.0:
@@ -49,7 +56,7 @@ def coefficients(worker: Records, best: Records) -> None:
                 n += 1
         if n == 0:
             continue
-        fitted = _solve(worker, used, n)
+        _solve(worker, used, n, rows, fitted)
         gain, least = 0.0, math.inf
         for j in range(n):
             gain += worker.right[used[j]] * fitted[j]
@@ -64,9 +71,8 @@ def coefficients(worker: Records, best: Records) -> None:
 
 
 @njit(cache=True)
-def _solve(worker: Records, used: Records, n: int) -> Records:
-    """`_solve`."""
-    rows = np.empty((4, 5))
+def _solve(worker: Records, used: Records, n: int, rows: Records, solution: Records) -> None:
+    """`_solve`, in `rows`, into `solution`."""
     for i in range(n):
         for k in range(n):
             rows[i, k] = worker.matrix[used[i], used[k]] * (1.0 + _RIDGE * (1.0 if used[i] == used[k] else 0.0))
@@ -83,10 +89,8 @@ def _solve(worker: Records, used: Records, n: int) -> Records:
             factor = rows[r, i] / rows[i, i]
             for k in range(i, n + 1):
                 rows[r, k] -= factor * rows[i, k]
-    solution = np.zeros(4)
     for i in range(n - 1, -1, -1):
         known = 0.0
         for k in range(i + 1, n):
             known += rows[i, k] * solution[k]
         solution[i] = (rows[i, n] - known) / rows[i, i]
-    return solution
