@@ -31,7 +31,7 @@ def run_plan(args: argparse.Namespace) -> int:
     for flag, path in (("--output", args.output), ("--report", args.report)):
         if path is not None:
             check_output(path, flag)
-    profile = profile_of(args)
+    profile = profile_of(args, mock=args.validate == "mock")
     question, space = question_of(args), space_of(args, profile)
     spec, source = workload_of(args.workload)
     serving = serving_of(args, source, profile)
@@ -106,6 +106,7 @@ def _write(args: argparse.Namespace, found: Closer, question: Question, serving:
     basis = "Step times are computed from the GPUs' data sheets with stated efficiencies; they were not measured."
     if args.profile is not None:
         basis = f"Step times are those of {args.profile}."
+        basis += " They are its linear model's, which the mock engine keeps." if args.validate == "mock" else ""
     about = {
         "model": serving.model.name,
         "workload": args.workload,

@@ -17,7 +17,7 @@ from placement.latency.fitted_profile import Subject, load_measured_profile
 from placement.latency.imports import Foreign, foreign_steps
 from placement.latency.shape import KNOWN_SHAPES, ModelShape, shape_from_config
 from placement.search.build import DoesNotFit, MakeStepTimes, Serving
-from placement.simulator.cluster import Delays, LinkSpec, StepTimes
+from placement.simulator.cluster import Delays, LinearSteps, LinkSpec, StepTimes
 from placement.workload.source import WorkloadSource
 from placement.workload.spec import WorkloadSpec, parse_workload_spec
 
@@ -99,8 +99,8 @@ class FromProfile:
     of_one_device: bool = False  # its step times stand for every worker
 
 
-def profile_of(args: argparse.Namespace) -> FromProfile | None:
-    """What --profile names; None: nothing.
+def profile_of(args: argparse.Namespace, *, mock: bool = False) -> FromProfile | None:
+    """What --profile names; None: nothing. `mock`: as the mock engine takes it, by its linear model.
 
     A profile of `pdserve profile`, of the mock engine, of DistServe or of Splitwise. Errors: StartError (code 5).
     """
@@ -120,9 +120,8 @@ def profile_of(args: argparse.Namespace) -> FromProfile | None:
         ) from None
     transfer = measured.linear.transfer
     link = None if transfer is None else LinkSpec(transfer.bytes_per_s, transfer.latency_s)
-    return FromProfile(
-        Measured(measured.step_times), link, measured.delays, measured.colocated_delays, measured.subject, True
-    )
+    steps = LinearSteps(measured.linear) if mock else measured.step_times
+    return FromProfile(Measured(steps), link, measured.delays, measured.colocated_delays, measured.subject, True)
 
 
 def measured_shape(model: ModelShape, subject: Subject, path: Path) -> ModelShape:

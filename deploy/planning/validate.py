@@ -26,6 +26,7 @@ PLACEMENTS = 3  # the plan's and two others
 ROUNDS = 3
 SPREAD = (0.8, 1.0, 1.2)  # of the predicted goodput: so that the measured one lies between
 _REQUESTS, _SHORTEST_S, _LONGEST_S = 100, 10.0, 30.0  # of one run
+_BETWEEN_S = 8.0  # two runs: warm-up, and a look at what the workers count
 _BLOCK_SIZE = 16
 
 
@@ -71,12 +72,15 @@ class Validation:
         from bench.served.server import ServerFailed
 
         given = self.arguments(outcome, question, serving)
-        print(f"validation: python -m bench.plan_validation {' '.join(given)}", flush=True)
+        asked = parse(given)
+        minutes = len(asked.placements) * len(asked.rates) * asked.rounds * (asked.duration + _BETWEEN_S) / 60
+        print(f"validation: python -m bench.plan_validation {' '.join(given)}")
+        print(f"  about {minutes:.0f} minutes; the machine should do nothing else", flush=True)
         adopt_orphans()
         hear_signals()
         try:
             with tempfile.TemporaryDirectory(prefix="pdserve-validate-") as name:
-                run(parse(given), Path(name))
+                run(asked, Path(name))
         except (OSError, ValueError, ServerFailed) as error:
             raise StartError(f"--validate: {error}") from None
 

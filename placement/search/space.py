@@ -13,6 +13,7 @@ from placement.latency.shape import ModelShape
 from placement.search.candidate import Candidate, Pool
 
 MAX_CANDIDATES = 500_000
+EVERY_NUMBER = 128  # GPUs up to which every number of workers is tried
 
 _Grow = Callable[[Candidate, int], Candidate]
 
@@ -86,17 +87,18 @@ def _colocated(space: Space, model: ModelShape) -> Iterator[Candidate]:
 
 
 def _high(space: Space, model: ModelShape) -> Iterator[Candidate]:
+    exact = space.gpus <= EVERY_NUMBER
     for prefill_gpu, decode_gpu in itertools.product(space.prefill_gpus, space.decode_gpus):
         for prefill, decode in itertools.product(_shapes(space, model, prefill_gpu), _shapes(space, model, decode_gpu)):
             for chunk, local in itertools.product(space.chunks, space.local_prefill):
-                for workers in range(1, space.gpus // prefill.gpus + 1):
+                for workers in _counts(space, space.gpus // prefill.gpus):
                     smallest = Candidate(replace(prefill, workers=workers), decode, chunk, local)
                     if not space.allows(smallest):
                         break
                     yield from (
                         one
                         for one in _sized(space, smallest, _with_decode)
-                        if not (space.full and space.allows(_with_prefill(one, workers + 1)))
+                        if not (space.full and exact and space.allows(_with_prefill(one, workers + 1)))
                     )
 
 
@@ -117,17 +119,30 @@ def _low(space: Space, model: ModelShape) -> Iterator[Candidate]:
 
 
 def _sized(space: Space, smallest: Candidate, grown: _Grow) -> Iterator[Candidate]:
-    """`smallest`, and with 2, 3, ... of what `grown` counts; only the largest that is allowed where it must be full."""
-    last: Candidate | None = None
-    for number in itertools.count(1):
-        candidate = grown(smallest, number)
-        if not space.allows(candidate):
-            break
-        if not space.full:
-            yield candidate
-        last = candidate
-    if space.full and last is not None:
-        yield last
+    """`smallest`, and with more of what `grown` counts; only the largest that is allowed where it must be full."""
+    most = _most(space, smallest, grown)
+    for number in _counts(space, most) if not space.full else range(most, most + 1):
+        if number > 0:
+            yield grown(smallest, number)
+
+
+def _most(space: Space, smallest: Candidate, grown: _Grow) -> int:
+    """How many are allowed, 0 if not one: every budget is used up steadily, so by bisection."""
+    low, high = 0, 1
+    while space.allows(grown(smallest, high)):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if space.allows(grown(smallest, middle)) else (low, middle)
+    return low
+
+
+def _counts(space: Space, most: int) -> Iterator[int]:
+    """1, 2, ... most; of clusters so large that every number would be too many, numbers 3 % apart."""
+    number = 1
+    while number <= most:
+        yield number
+        number += 1 if space.gpus <= EVERY_NUMBER else max(1, number // 32)
 
 
 def _with_decode(candidate: Candidate, workers: int) -> Candidate:
