@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.records import Records
 
 PREFILL_ROLE, DECODE_ROLE = 0, 1
@@ -42,7 +42,7 @@ def board_of(world: Records, workers: Records) -> Board:
     return Board(tables[0], tables[1], indices[0], indices[1], np.empty(len(workers)))
 
 
-@njit(cache=True)
+@compiled
 def note_load(worker: Records, board: Board) -> None:
     """`WorkerLedger.load`: uncomputed tokens, free blocks. What it sums over the news is kept up to date instead."""
     table = board.prefill if worker.role == PREFILL_ROLE else board.decode
@@ -56,18 +56,19 @@ def note_load(worker: Records, board: Board) -> None:
     table[HELD, worker.column] = worker.num_held
 
 
-@njit(cache=True)
+@compiled
 def is_known(worker: Records) -> bool:
     """`LatencyCoefficients.known`."""
     c = worker.coefficients
     return bool(c[0] != 0.0 or c[1] != 0.0 or c[2] != 0.0 or c[3] != 0.0)
 
 
-@njit(cache=True)
+@compiled
 def note_latency(w: Records, worker: Records, board: Board) -> None:
     """The status that was on its way tells of another latency."""
     w.num_known[worker.role] -= 1 if is_known(worker) else 0
-    worker.coefficients[:] = worker.sent_coefficients
+    for k in range(4):
+        worker.coefficients[k] = worker.sent_coefficients[k]
     w.num_known[worker.role] += 1 if is_known(worker) else 0
     table = board.prefill if worker.role == PREFILL_ROLE else board.decode
     for k in range(4):

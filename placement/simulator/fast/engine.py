@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from placement.simulator.fast import handoff_target as target
 from placement.simulator.fast import handoffs as ho
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.estimator import observe
 from placement.simulator.fast.events import Queue, push, push_at
 from placement.simulator.fast.forming import form
@@ -33,7 +32,7 @@ from placement.simulator.fast.steady import Steady, join, note_gap
 from placement.simulator.fast.steps import batch_s
 
 
-@njit(cache=True)
+@compiled
 def turn(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, seqs: Records, hands: Records,
     steady: Steady, batch: Records, scratch: Records, reserved: Records, index: int,
@@ -86,7 +85,7 @@ def turn(
     push_at(queue, w, w.now_s + seconds, COMPLETE, index, 0)
 
 
-@njit(cache=True)
+@compiled
 def _add(w: Records, worker: Records, seqs: Records, s: int) -> None:
     """`Scheduler.add`; what it would refuse is refused before the run, but for a full queue."""
     if worker.count[0] >= worker.max_queue:
@@ -98,7 +97,7 @@ def _add(w: Records, worker: Records, seqs: Records, s: int) -> None:
     insert_waiting(worker, seqs, s)
 
 
-@njit(cache=True)
+@compiled
 def complete(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, seqs: Records, hands: Records,
     steady: Steady, batch: Records, index: int,
@@ -145,7 +144,7 @@ def complete(
         push(queue, w, STEP, TURN, index, 0)
 
 
-@njit(cache=True)
+@compiled
 def _note_token(w: Records, request: Records, seq: Records, s: int, heard_s: float) -> None:
     """What `SimRouter._on_updates` notes of a token, `message_s` later."""
     if request.tokens == 0:

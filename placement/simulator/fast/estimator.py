@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-from numba import njit
-
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.records import Records
 from scheduling.latency import MIN_STEPS
 
@@ -15,7 +13,7 @@ _RIDGE = 1e-6
 _SCALES = (1.0, 256.0, 8.0, 4096.0)
 
 
-@njit(cache=True)
+@compiled
 def observe(worker: Records, tokens: int, sequences: int, context: int, seconds: float) -> None:
     """`observe`."""
     if not math.isfinite(seconds) or seconds <= 0.0:
@@ -33,16 +31,17 @@ def observe(worker: Records, tokens: int, sequences: int, context: int, seconds:
     worker.observed += 1
 
 
-@njit(cache=True)
-def coefficients(worker: Records, best: Records) -> None:
+@compiled
+def coefficients(w: Records, worker: Records, best: Records) -> None:
     """`coefficients`, into `best` [4]."""
     if worker.observed < MIN_STEPS:
-        best[:] = worker.prior
+        for i in range(4):
+            best[i] = worker.prior[i]
         return
-    best[:] = 0.0
+    for i in range(4):
+        best[i] = 0.0
     best_gain = -1.0
-    used, rows = np.empty(4, np.int64), np.empty((4, 5))
-    fitted = np.empty(4)
+    used, rows, fitted = w.used, w.rows, w.fitted
     absent = 0
     for i in range(4):
         absent |= (0 if worker.matrix[i, i] > 0.0 else 1) << (3 - i)
@@ -62,7 +61,8 @@ def coefficients(worker: Records, best: Records) -> None:
             gain += worker.right[used[j]] * fitted[j]
             least = min(least, fitted[j])
         if least >= 0.0 and gain > best_gain:
-            best[:] = 0.0
+            for i in range(4):
+                best[i] = 0.0
             best_gain = gain
             for j in range(n):
                 best[used[j]] = fitted[j]
@@ -70,7 +70,7 @@ def coefficients(worker: Records, best: Records) -> None:
         best[i] = best[i] / _SCALES[i]
 
 
-@njit(cache=True)
+@compiled
 def _solve(worker: Records, used: Records, n: int, rows: Records, solution: Records) -> None:
     """`_solve`, in `rows`, into `solution`."""
     for i in range(n):

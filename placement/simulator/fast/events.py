@@ -10,8 +10,8 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.records import NUM_LANES, Records, event
 
 
@@ -40,13 +40,13 @@ def grown(queue: Queue, w: Records) -> Queue:
     return larger
 
 
-@njit(cache=True)
+@compiled
 def _set(at: Records, w: Records, time_s: float, kind: int, a: int, b: int) -> None:
     w.given += 1
     at.time_s, at.given, at.kind, at.a, at.b = max(time_s, w.now_s), w.given, kind, a, b
 
 
-@njit(cache=True)
+@compiled
 def push(queue: Queue, w: Records, lane: int, kind: int, a: int, b: int) -> None:
     """`EventQueue.after`, a lane's delay later."""
     last, size = w.tail[lane], len(queue.heap)
@@ -56,7 +56,7 @@ def push(queue: Queue, w: Records, lane: int, kind: int, a: int, b: int) -> None
         w.crowded = 1
 
 
-@njit(cache=True)
+@compiled
 def push_at(queue: Queue, w: Records, time_s: float, kind: int, a: int, b: int) -> None:
     """`EventQueue.at`."""
     heap = queue.heap
@@ -71,12 +71,12 @@ def push_at(queue: Queue, w: Records, time_s: float, kind: int, a: int, b: int) 
         w.crowded = 1
 
 
-@njit(cache=True)
+@compiled
 def _before(a: Records, b: Records) -> bool:
     return bool(a.time_s < b.time_s or (a.time_s == b.time_s and a.given < b.given))
 
 
-@njit(cache=True)
+@compiled
 def _drop_first(heap: Records, w: Records) -> None:
     w.heap_size -= 1
     num, row, child = w.heap_size, 0, 1
@@ -90,7 +90,7 @@ def _drop_first(heap: Records, w: Records) -> None:
     heap[row] = heap[num]
 
 
-@njit(cache=True)
+@compiled
 def pop(queue: Queue, w: Records) -> tuple[int, int, int]:
     """What comes next: kind -1 for nothing; the clock is set."""
     found, heap, mask = -1, queue.heap, len(queue.heap) - 1

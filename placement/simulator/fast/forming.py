@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.lists import IN_RESERVED, IN_RUNNING, IN_WAITING, earlier
 from placement.simulator.fast.records import PREFILL, RESERVED, RUNNING, WAITING, Records
 from placement.simulator.fast.scheduler import awaits_kv, blocks_for, move
 from placement.simulator.fast.steady import Steady, form_steady
 
 
-@njit(cache=True)
+@compiled
 def _grow(worker: Records, seqs: Records, s: int) -> int:
     """`BatchFormer._grow`: how many were preempted; -1 - that many where there is no block nevertheless."""
     preempted = 0
@@ -30,7 +29,7 @@ def _grow(worker: Records, seqs: Records, s: int) -> int:
     return preempted
 
 
-@njit(cache=True)
+@compiled
 def _take(seqs: Records, s: int, num_tokens: int, now_s: float) -> None:
     """`_step`."""
     seq = seqs[s]
@@ -40,7 +39,7 @@ def _take(seqs: Records, s: int, num_tokens: int, now_s: float) -> None:
     seq.chunk = num_tokens
 
 
-@njit(cache=True)
+@compiled
 def _admit(worker: Records, seqs: Records, budget: int) -> int:
     """`BatchFormer._admit`; -1 for none."""
     s = worker.head[IN_WAITING]
@@ -61,7 +60,7 @@ def _admit(worker: Records, seqs: Records, budget: int) -> int:
     return int(s)
 
 
-@njit(cache=True)
+@compiled
 def form(
     worker: Records, requests: Records, seqs: Records, steady: Steady, index: int, now_s: float, batch: Records,
     reserved: Records,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.events import Queue, push
 from placement.simulator.fast.handoffs import abort_source, put, settle
 from placement.simulator.fast.records import (
@@ -25,13 +24,13 @@ from placement.simulator.fast.records import (
 )  # fmt: skip
 
 
-@njit(cache=True)
+@compiled
 def _tell_reserved(queue: Queue, w: Records, hands: Records, i: int) -> None:
     if hands[i].offered == 1 and hands[i].target == T_RESERVED:
         push(queue, w, MESSAGE, RESERVE, i, 0)
 
 
-@njit(cache=True)
+@compiled
 def on_offer(queue: Queue, w: Records, hands: Records, i: int) -> None:
     """`TargetTransfer.on_offer`."""
     h = hands[i]
@@ -44,7 +43,7 @@ def on_offer(queue: Queue, w: Records, hands: Records, i: int) -> None:
     settle(w, hands, i)
 
 
-@njit(cache=True)
+@compiled
 def on_room(queue: Queue, w: Records, hands: Records, i: int) -> None:
     """`TargetTransfer.on_room`."""
     h = hands[i]
@@ -56,7 +55,7 @@ def on_room(queue: Queue, w: Records, hands: Records, i: int) -> None:
         settle(w, hands, i)
 
 
-@njit(cache=True)
+@compiled
 def on_ready(hands: Records, i: int, count: int) -> bool:
     """`TargetTransfer.on_ready`: whether to fetch them."""
     h = hands[i]
@@ -68,7 +67,7 @@ def on_ready(hands: Records, i: int, count: int) -> bool:
     return True
 
 
-@njit(cache=True)
+@compiled
 def commit_if_whole(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int
 ) -> None:
@@ -84,7 +83,7 @@ def commit_if_whole(
     push(queue, w, MESSAGE, COMMIT_TOLD, i, 0)
 
 
-@njit(cache=True)
+@compiled
 def _target_ends(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int
 ) -> None:
@@ -99,7 +98,7 @@ def _target_ends(
     h.target_freed = 1
 
 
-@njit(cache=True)
+@compiled
 def on_received(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int, count: int
 ) -> None:
@@ -114,7 +113,7 @@ def on_received(
     settle(w, hands, i)
 
 
-@njit(cache=True)
+@compiled
 def on_last_word(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int
 ) -> None:
@@ -126,7 +125,7 @@ def on_last_word(
     settle(w, hands, i)
 
 
-@njit(cache=True)
+@compiled
 def abort_target(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int, tell: bool
 ) -> None:
@@ -144,7 +143,7 @@ def abort_target(
     settle(w, hands, i)
 
 
-@njit(cache=True)
+@compiled
 def abort_any(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int, side: int
 ) -> bool:

@@ -5,8 +5,7 @@ Records to engines go into `commands`: rows of (kind, sequence, next), a list fo
 
 from __future__ import annotations
 
-from numba import njit
-
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.events import Queue, push
 from placement.simulator.fast.records import (
     ABORT,
@@ -29,7 +28,7 @@ from placement.simulator.fast.records import (
 )
 
 
-@njit(cache=True)
+@compiled
 def put(queue: Queue, w: Records, workers: Records, commands: Records, index: int, kind: int, s: int) -> None:
     """`SimWorker.put`."""
     worker = workers[index]
@@ -52,7 +51,7 @@ def put(queue: Queue, w: Records, workers: Records, commands: Records, index: in
         push(queue, w, WAKE, TURN, index, 0)
 
 
-@njit(cache=True)
+@compiled
 def begin(queue: Queue, w: Records, hands: Records, i: int, num_blocks: int) -> None:
     """`Handoffs.begin`."""
     h = hands[i]
@@ -61,7 +60,7 @@ def begin(queue: Queue, w: Records, hands: Records, i: int, num_blocks: int) -> 
     push(queue, w, MESSAGE, OFFER, i, 0)
 
 
-@njit(cache=True)
+@compiled
 def settle(w: Records, hands: Records, i: int) -> None:
     """`Handoffs._settle`."""
     h = hands[i]
@@ -73,7 +72,7 @@ def settle(w: Records, hands: Records, i: int) -> None:
 # ---- the source's side ----
 
 
-@njit(cache=True)
+@compiled
 def announce(queue: Queue, w: Records, hands: Records, i: int) -> None:
     """`SourceTransfer._announce`."""
     h = hands[i]
@@ -89,7 +88,7 @@ def announce(queue: Queue, w: Records, hands: Records, i: int) -> None:
         push(queue, w, MESSAGE, LAST_WORD, i, 0)
 
 
-@njit(cache=True)
+@compiled
 def _source_ends(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int
 ) -> None:
@@ -103,7 +102,7 @@ def _source_ends(
     push(queue, w, MESSAGE, FREED, i, 0)
 
 
-@njit(cache=True)
+@compiled
 def on_reserved(queue: Queue, w: Records, hands: Records, i: int) -> None:
     """`SourceTransfer.on_reserved`."""
     if hands[i].source == S_HOLDING:
@@ -112,7 +111,7 @@ def on_reserved(queue: Queue, w: Records, hands: Records, i: int) -> None:
     settle(w, hands, i)
 
 
-@njit(cache=True)
+@compiled
 def on_commit_told(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int
 ) -> None:
@@ -128,7 +127,7 @@ def on_commit_told(
     settle(w, hands, i)
 
 
-@njit(cache=True)
+@compiled
 def on_abort_ack(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int
 ) -> None:
@@ -139,7 +138,7 @@ def on_abort_ack(
     settle(w, hands, i)
 
 
-@njit(cache=True)
+@compiled
 def abort_source(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int, tell: bool
 ) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from numba import njit
-
 from placement.simulator.fast import engine, ledger, links, routing
 from placement.simulator.fast import handoff_target as target
 from placement.simulator.fast import handoffs as ho
 from placement.simulator.fast.board import Board
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.events import Queue, pop, push, push_at
 from placement.simulator.fast.records import (
     ABORT,
@@ -42,7 +41,6 @@ from placement.simulator.fast.records import (
     Records,
 )
 from placement.simulator.fast.steady import Steady
-from placement.simulator.fast.unowned import unowned
 
 
 class Space(NamedTuple):
@@ -55,32 +53,12 @@ class Space(NamedTuple):
     ended: Any
 
 
-@njit(cache=True)
+@compiled
 def run_events(
     world: Records, workers: Records, requests: Records, seqs: Records, hands: Records, pairs: Records,
     queue: Queue, commands: Records, flows: Records, space: Space, steady: Steady, board: Board,
 ) -> None:  # fmt: skip
     """From where it stands until nothing is left, or too many miss, or an array is half full (`world.crowded`)."""
-    _run(
-        unowned(world), unowned(workers), unowned(requests), unowned(seqs), unowned(hands), unowned(pairs),
-        Queue(unowned(queue.heap), unowned(queue.lanes)), unowned(commands), unowned(flows),
-        Space(
-            unowned(space.batches), unowned(space.scratch), unowned(space.reserved), unowned(space.active),
-            unowned(space.ended),
-        ),
-        Steady(unowned(steady.members), unowned(steady.growing), unowned(steady.gap_steps), unowned(steady.gap_s)),
-        Board(
-            unowned(board.prefill), unowned(board.decode), unowned(board.prefill_indices),
-            unowned(board.decode_indices), unowned(board.seconds),
-        ),
-    )  # fmt: skip
-
-
-@njit(cache=True)
-def _run(
-    world: Records, workers: Records, requests: Records, seqs: Records, hands: Records, pairs: Records,
-    queue: Queue, commands: Records, flows: Records, space: Space, steady: Steady, board: Board,
-) -> None:  # fmt: skip
     w = world[0]
     batches, scratch, reserved, active, ended = space
     if w.given == 0:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from placement.simulator.fast.board import Board, note_latency, note_load
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.records import NEVER, Records
 from scheduling.ledger import ON_THE_WAY_S
 
 
-@njit(cache=True)
+@compiled
 def hold(
     workers: Records, seqs: Records, board: Board, s: int, index: int, now_s: float, uncomputed: int, blocks: int
 ) -> None:
@@ -29,7 +28,7 @@ def hold(
     note_load(worker, board)
 
 
-@njit(cache=True)
+@compiled
 def _no_news(worker: Records, seqs: Records, s: int) -> None:
     seq = seqs[s]
     if seq.news == 0:
@@ -46,7 +45,7 @@ def _no_news(worker: Records, seqs: Records, s: int) -> None:
         seqs[seq.news_next].news_prev = seq.news_prev
 
 
-@njit(cache=True)
+@compiled
 def release(workers: Records, seqs: Records, board: Board, s: int) -> bool:
     """`WorkerLedger.release`."""
     seq = seqs[s]
@@ -62,7 +61,7 @@ def release(workers: Records, seqs: Records, board: Board, s: int) -> bool:
     return True
 
 
-@njit(cache=True)
+@compiled
 def settle(workers: Records, seqs: Records, board: Board, s: int, now_s: float, computed: bool) -> None:
     """`WorkerLedger.settle`."""
     seq = seqs[s]
@@ -79,7 +78,7 @@ def settle(workers: Records, seqs: Records, board: Board, s: int, now_s: float, 
         note_load(worker, board)
 
 
-@njit(cache=True)
+@compiled
 def note_status(w: Records, worker: Records, seqs: Records, board: Board) -> None:
     """`WorkerLedger.note_status`, of the status that was on its way."""
     worker.has_status = 1

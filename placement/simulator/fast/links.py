@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.events import Queue, push, push_at
 from placement.simulator.fast.records import LATENCY, LINK_END, LINK_START, Records
 
 _DONE_BYTES = 1e-6
 
 
-@njit(cache=True)
+@compiled
 def move(queue: Queue, w: Records, pairs: Records, flows: Records, pair: int, request: int, count: int) -> None:
     """`move`: `count` blocks of a request's prompt."""
     flow = w.free_flow
@@ -32,7 +31,7 @@ def move(queue: Queue, w: Records, pairs: Records, flows: Records, pair: int, re
         link.tail = flow
 
 
-@njit(cache=True)
+@compiled
 def start(
     queue: Queue, w: Records, workers: Records, pairs: Records, active: Records, flows: Records, pair: int
 ) -> None:
@@ -47,7 +46,7 @@ def start(
     _plan(queue, w, workers, pairs, active, flows)
 
 
-@njit(cache=True)
+@compiled
 def _advance(w: Records, pairs: Records, active: Records, flows: Records) -> None:
     passed_s = w.now_s - w.known_s
     w.known_s = w.now_s
@@ -57,7 +56,7 @@ def _advance(w: Records, pairs: Records, active: Records, flows: Records) -> Non
         w.moved_bytes += link.rate * passed_s
 
 
-@njit(cache=True)
+@compiled
 def _plan(queue: Queue, w: Records, workers: Records, pairs: Records, active: Records, flows: Records) -> None:
     w.round += 1
     if w.num_active == 0:
@@ -74,7 +73,7 @@ def _plan(queue: Queue, w: Records, workers: Records, pairs: Records, active: Re
     push_at(queue, w, w.now_s + next_s, LINK_END, w.round, 0)
 
 
-@njit(cache=True)
+@compiled
 def finish(
     queue: Queue, w: Records, workers: Records, pairs: Records, active: Records, flows: Records, ended: Records
 ) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.records import Records
 
 IN_WAITING, IN_RUNNING, IN_RESERVED = range(3)
 
 
-@njit(cache=True)
+@compiled
 def append(worker: Records, seqs: Records, s: int, which: int) -> None:
     """At the end."""
     tail = worker.tail[which]
@@ -22,7 +21,7 @@ def append(worker: Records, seqs: Records, s: int, which: int) -> None:
     worker.count[which] += 1
 
 
-@njit(cache=True)
+@compiled
 def remove(worker: Records, seqs: Records, s: int, which: int) -> None:
     """From wherever it is."""
     before, after = seqs[s].prev, seqs[s].next
@@ -37,7 +36,7 @@ def remove(worker: Records, seqs: Records, s: int, which: int) -> None:
     worker.count[which] -= 1
 
 
-@njit(cache=True)
+@compiled
 def earlier(seqs: Records, a: int, b: int) -> bool:
     """Whether `a` has the smaller rank: `Sequence.rank`, all of one priority."""
     if seqs[a].arrival_s != seqs[b].arrival_s:
@@ -45,7 +44,7 @@ def earlier(seqs: Records, a: int, b: int) -> bool:
     return bool(seqs[a].order < seqs[b].order)
 
 
-@njit(cache=True)
+@compiled
 def insert_waiting(worker: Records, seqs: Records, s: int) -> None:
     """`WaitingQueue.push`: by rank. New ones belong to the end, preempted ones to the front."""
     head, tail = worker.head[IN_WAITING], worker.tail[IN_WAITING]
@@ -65,7 +64,7 @@ def insert_waiting(worker: Records, seqs: Records, s: int) -> None:
     worker.count[IN_WAITING] += 1
 
 
-@njit(cache=True)
+@compiled
 def insert_running(worker: Records, seqs: Records, s: int) -> None:
     """Back where it was: those running are in the order in which they began."""
     before, after = worker.tail[IN_RUNNING], -1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from placement.simulator.fast.board import (
     CHUNK,
@@ -16,10 +15,11 @@ from placement.simulator.fast.board import (
     Board,
     is_known,
 )
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.records import Records
 
 
-@njit(cache=True)
+@compiled
 def choose(w: Records, workers: Records, board: Board, prompt: int, output: int) -> tuple[int, int]:
     """`LeastPredictedLatency.choose` or `RoundRobin.choose`: (prefill worker or -1, decode worker)."""
     turn, prefill = w.turn, -1
@@ -35,7 +35,7 @@ def choose(w: Records, workers: Records, board: Board, prompt: int, output: int)
     return prefill, _best_decode(w, workers, board, prompt, need, prefill < 0)
 
 
-@njit(cache=True)
+@compiled
 def _prefill_s(table: Records, i: int, prompt: float, chunk: float) -> float:
     """`LatencyModel.prefill_s`."""
     full = np.floor(prompt / chunk)
@@ -45,7 +45,7 @@ def _prefill_s(table: Records, i: int, prompt: float, chunk: float) -> float:
     return float(steps * table[LATENCY, i] + prompt * table[LATENCY + 1, i] + context * table[LATENCY + 3, i])
 
 
-@njit(cache=True)
+@compiled
 def _predict(table: Records, seconds: Records, prompt: float) -> None:
     """`predicted_ttft_s` for each worker of a table, in `seconds`; without branches, for wide registers."""
     for i in range(table.shape[1]):
@@ -57,7 +57,7 @@ def _predict(table: Records, seconds: Records, prompt: float) -> None:
         seconds[i] = _prefill_s(table, i, prompt, chunk) + waits_s
 
 
-@njit(cache=True)
+@compiled
 def _stand_in(
     workers: Records, table: Records, indices: Records, num_known: int, seconds: Records, prompt: int
 ) -> None:
@@ -82,7 +82,7 @@ def _stand_in(
                 table[k, i] = 0.0 if median < 0 else table[k, median]
 
 
-@njit(cache=True)
+@compiled
 def _least_prefill(w: Records, workers: Records, board: Board, prompt: int) -> int:
     table, n, seconds = board.prefill, len(board.prefill_indices), board.seconds
     if w.num_known[PREFILL_ROLE] < n:
@@ -103,7 +103,7 @@ def _least_prefill(w: Records, workers: Records, board: Board, prompt: int) -> i
     return int(board.prefill_indices[best])
 
 
-@njit(cache=True)
+@compiled
 def _best_decode(w: Records, workers: Records, board: Board, prompt: int, need: int, computes: bool) -> int:
     table, n, seconds = board.decode, len(board.decode_indices), board.seconds
     if computes:
@@ -111,7 +111,8 @@ def _best_decode(w: Records, workers: Records, board: Board, prompt: int, need: 
             _stand_in(workers, table, board.decode_indices, w.num_known[DECODE_ROLE], seconds, prompt)
         _predict(table, seconds, float(prompt))
     else:
-        seconds[:n] = 0.0
+        for i in range(n):
+            seconds[i] = 0.0
     start = w.turn % n
     best = start
     best_lack = max(0.0, need - table[ROOM, best])

@@ -124,6 +124,7 @@ world = np.dtype(
         # the cluster
         ("delays", "f8", (NUM_LANES,)), ("status_s", "f8"), ("bytes_per_s", "f8"), ("block_bytes", "f8"),
         ("max_in_flight", "i8"), ("growth", "i8"), ("local", "i8"), ("round_robin", "i8"),
+        ("used", "i8", (4,)), ("rows", "f8", (4, 5)), ("fitted", "f8", (4,)),  # where a status is computed
         ("num_known", "i8", (2,)),  # workers of each role whose latency is known
 
     ]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from placement.simulator.fast import ledger
 from placement.simulator.fast.board import Board
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.estimator import coefficients
 from placement.simulator.fast.events import Queue, push, push_at
 from placement.simulator.fast.policy import choose
@@ -29,14 +28,14 @@ from placement.simulator.fast.steady import Steady
 _FINISHED, _REJECTED = 1, 2  # placement.simulator.requests.Outcome
 
 
-@njit(cache=True)
+@compiled
 def admit_next(queue: Queue, w: Records, requests: Records) -> None:
     if w.next < len(requests):
         push_at(queue, w, requests[w.next].arrival_s, ARRIVE, w.next, 0)
         w.next += 1
 
 
-@njit(cache=True)
+@compiled
 def report(queue: Queue, w: Records, workers: Records, requests: Records, seqs: Records, steady: Steady) -> None:
     """`SimRouter.report_statuses`, and the next one."""
     for index in range(len(workers)):
@@ -44,13 +43,13 @@ def report(queue: Queue, w: Records, workers: Records, requests: Records, seqs: 
         worker.sent_free = worker.free
         worker.sent_promised = promised_blocks(worker, seqs, steady, index)
         worker.sent_uncomputed = uncomputed_tokens(worker, seqs)
-        coefficients(worker, worker.sent_coefficients)
+        coefficients(w, worker, worker.sent_coefficients)
         push(queue, w, MESSAGE, STATUS, index, 0)
     if w.next < len(requests) or w.running > 0 or w.handoffs > 0:
         push_at(queue, w, w.now_s + w.status_s, STATUS_DUE, 0, 0)
 
 
-@njit(cache=True)
+@compiled
 def note_miss(w: Records, request: Records, i: int) -> None:
     """A request misses its targets; after more of them than the run may have, it is given up."""
     if i >= w.first and request.missed == 0:
@@ -58,7 +57,7 @@ def note_miss(w: Records, request: Records, i: int) -> None:
         w.missed += 1
 
 
-@njit(cache=True)
+@compiled
 def submit(queue: Queue, w: Records, workers: Records, requests: Records, seqs: Records, board: Board, i: int) -> None:
     """`SimRouter.submit`."""
     request = requests[i]
@@ -83,7 +82,7 @@ def submit(queue: Queue, w: Records, workers: Records, requests: Records, seqs: 
         push(queue, w, MESSAGE, BEGIN, i, blocks)
 
 
-@njit(cache=True)
+@compiled
 def submit_to(w: Records, workers: Records, requests: Records, seqs: Records, s: int) -> None:
     """`SimRouter._submit_to`."""
     seq, request = seqs[s], requests[s // 2]
@@ -93,7 +92,7 @@ def submit_to(w: Records, workers: Records, requests: Records, seqs: Records, s:
     seq.first_step_s = seq.committed_s = NEVER
 
 
-@njit(cache=True)
+@compiled
 def finish(queue: Queue, w: Records, workers: Records, requests: Records, seqs: Records, board: Board, s: int) -> None:
     """`SimRouter._finish` and `_end`."""
     i = s // 2

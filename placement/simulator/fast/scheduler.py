@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.lists import (
     IN_RESERVED,
     IN_RUNNING,
@@ -27,17 +26,17 @@ from placement.simulator.fast.records import (
 from placement.simulator.fast.steady import Steady, promised_steady
 
 
-@njit(cache=True)
+@compiled
 def blocks_for(worker: Records, tokens: int) -> int:
     return int((tokens + worker.size - 1) // worker.size)
 
 
-@njit(cache=True)
+@compiled
 def awaits_kv(seq: Records) -> bool:
     return bool(seq.mode == DECODE and seq.committed_s < 0.0)
 
 
-@njit(cache=True)
+@compiled
 def move(worker: Records, seqs: Records, s: int, to: int) -> None:
     """`SequenceTable.move`."""
     seq = seqs[s]
@@ -67,14 +66,14 @@ def move(worker: Records, seqs: Records, s: int, to: int) -> None:
         _free(worker, seq)
 
 
-@njit(cache=True)
+@compiled
 def _free(worker: Records, seq: Records) -> None:
     worker.free += seq.blocks
     seq.blocks = 0
     seq.computed = 0
 
 
-@njit(cache=True)
+@compiled
 def abort(worker: Records, seqs: Records, s: int) -> None:
     """`Scheduler.abort`."""
     state = seqs[s].state
@@ -82,14 +81,14 @@ def abort(worker: Records, seqs: Records, s: int) -> None:
         move(worker, seqs, s, DRAINING if seqs[s].in_step == 1 else FINISHED)
 
 
-@njit(cache=True)
+@compiled
 def quarantine(worker: Records, seqs: Records, s: int) -> None:
     """`Scheduler.quarantine`."""
     if RUNNING <= seqs[s].state <= HELD:
         move(worker, seqs, s, QUARANTINED)
 
 
-@njit(cache=True)
+@compiled
 def commit(worker: Records, seqs: Records, s: int, now_s: float) -> None:
     """`Scheduler.try_commit`; a request of one token never comes here."""
     seq = seqs[s]
@@ -102,7 +101,7 @@ def commit(worker: Records, seqs: Records, s: int, now_s: float) -> None:
     seq.tokens += 1
 
 
-@njit(cache=True)
+@compiled
 def enter(worker: Records, seqs: Records, s: int, is_decode: bool, now_s: float) -> bool:
     """`ResultBook.enter_results` for one sequence of a step; True if it has a token or something else to tell."""
     seq = seqs[s]
@@ -139,7 +138,7 @@ def enter(worker: Records, seqs: Records, s: int, is_decode: bool, now_s: float)
     return True
 
 
-@njit(cache=True)
+@compiled
 def uncomputed_tokens(worker: Records, seqs: Records) -> int:
     """`Scheduler.uncomputed_tokens`."""
     total = 0
@@ -157,7 +156,7 @@ def uncomputed_tokens(worker: Records, seqs: Records) -> int:
     return total
 
 
-@njit(cache=True)
+@compiled
 def promised_blocks(worker: Records, seqs: Records, steady: Steady, index: int) -> int:
     """`Scheduler.promised_blocks`."""
     total = promised_steady(worker, seqs, steady, index)

@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.lists import IN_RUNNING, insert_running, remove
 from placement.simulator.fast.records import PREFILL, RUNNING, Records
 
@@ -41,18 +41,18 @@ def steady_rows(num_workers: int, seats: int, block_size: int) -> Steady:
     )
 
 
-@njit(cache=True)
+@compiled
 def _blocks(worker: Records, tokens: int) -> int:
     return int((tokens + worker.size - 1) // worker.size)
 
 
-@njit(cache=True)
+@compiled
 def _phase(worker: Records, seq: Records) -> int:
     """It has `base` + k - 1 tokens when step k is formed, and grows where one more than whole blocks hold."""
     return int((2 - seq.base) % worker.size)
 
 
-@njit(cache=True)
+@compiled
 def join(worker: Records, seqs: Records, steady: Steady, index: int, s: int) -> None:
     """Step `worker.steps` is computed, and `s` had its part in it: it becomes steady, if it may."""
     seq = seqs[s]
@@ -74,7 +74,7 @@ def join(worker: Records, seqs: Records, steady: Steady, index: int, s: int) -> 
     worker.steady += 1
 
 
-@njit(cache=True)
+@compiled
 def note_gap(worker: Records, requests: Records, seqs: Records, steady: Steady, index: int, heard_s: float) -> None:
     """Step `worker.steps` is computed, and its tokens are heard of at `heard_s`."""
     if worker.steady > 0:
@@ -92,7 +92,7 @@ def note_gap(worker: Records, requests: Records, seqs: Records, steady: Steady, 
         worker.num_gaps = 0
 
 
-@njit(cache=True)
+@compiled
 def settle(
     worker: Records, requests: Records, seqs: Records, steady: Steady, index: int, s: int, computed: int
 ) -> None:  # fmt: skip
@@ -111,7 +111,7 @@ def settle(
     seq.blocks = _blocks(worker, seq.computed)
 
 
-@njit(cache=True)
+@compiled
 def settle_all(workers: Records, requests: Records, seqs: Records, steady: Steady) -> None:
     """At the end of a run that was given up."""
     for index in range(len(workers)):
@@ -121,7 +121,7 @@ def settle_all(workers: Records, requests: Records, seqs: Records, steady: Stead
             settle(worker, requests, seqs, steady, index, s, worker.steps - worker.stepping)
 
 
-@njit(cache=True)
+@compiled
 def _recall(worker: Records, requests: Records, seqs: Records, steady: Steady, index: int, until: int) -> None:
     """Back to those running: whoever has its last step by step `until`. No step is under way."""
     worker.next_end = 1 << 30
@@ -141,7 +141,7 @@ def _recall(worker: Records, requests: Records, seqs: Records, steady: Steady, i
         insert_running(worker, seqs, s)
 
 
-@njit(cache=True)
+@compiled
 def form_steady(worker: Records, requests: Records, seqs: Records, steady: Steady, index: int) -> None:
     """Before a step is formed: those whose last it is are called back; the others grow, or all are called back."""
     if worker.steady == 0:
@@ -156,7 +156,7 @@ def form_steady(worker: Records, requests: Records, seqs: Records, steady: Stead
         worker.free -= grow
 
 
-@njit(cache=True)
+@compiled
 def promised_steady(worker: Records, seqs: Records, steady: Steady, index: int) -> int:
     """Their share of `promised_blocks`."""
     total = 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from placement.latency.fitted import MAX_KNOTS, PiecewiseSteps, Regime
 from placement.latency.roofline import Roofline
 from placement.simulator.cluster import LinearSteps, StepTimes
+from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.records import NUM_PARAMS, Records
 
 LINEAR, ROOFLINE, PIECEWISE = 0, 1, 2
@@ -70,7 +70,7 @@ def _encode_regime(regime: Regime) -> Records:
     return row
 
 
-@njit(cache=True)
+@compiled
 def batch_s(worker: Records, tokens: int, pairs: float, sequences: int, context: int) -> float:
     """`StepTimes.batch_s` of a worker."""
     p = worker.params
@@ -87,7 +87,7 @@ def batch_s(worker: Records, tokens: int, pairs: float, sequences: int, context:
     return float(_regime(p[at : at + _REGIME], tokens + sequences, pairs, sequences, context))
 
 
-@njit(cache=True)
+@compiled
 def _regime(p: Records, num_rows: int, pairs: float, sequences: int, context: int) -> float:
     """`Regime.step_s`."""
     at, i, rows, seconds = p[1] * num_rows, 0, p[5:], p[5 + MAX_KNOTS :]
@@ -99,7 +99,7 @@ def _regime(p: Records, num_rows: int, pairs: float, sequences: int, context: in
     return float(max(0.0, curve + linear))
 
 
-@njit(cache=True)
+@compiled
 def _roofline(p: Records, prefill_tokens: int, pairs: float, sequences: int, context: int) -> float:
     """`Roofline.parts(...).total_s`."""
     rate, bandwidth = p[0], p[1]
