@@ -20,7 +20,7 @@ SHARED = (
 PLAN = (
     "gpus", "prefill_gpu", "decode_gpu", "tp", "pp", "chunk", "rate", "price", "max_cost", "max_power",
     "cost_per_hour", "power_w", "attainment", "only", "processes", "report", "quick", "bounds",
-    "local_prefill_max_tokens", "validate",
+    "local_prefill_max_tokens", "validate", "no_what_if",
 )  # fmt: skip
 SIMULATE = ("rate", "num_requests", "chunk")
 
@@ -79,6 +79,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         "--bounds", action="store_true", default=None, help="only what is possible at most: no simulation"
     )
     group.add_argument("--quick", action="store_true", default=None, help="fewer requests, wider confidence")
+    group.add_argument("--no-what-if", action="store_true", default=None, help="the answer alone, sooner")
     group.add_argument("--processes", type=count, metavar="N", help="side by side (default: all cores)")
     group.add_argument("--report", type=Path, metavar="F.html", help="plots and tables for people; F.png: the plots")
     group.add_argument(

@@ -80,7 +80,8 @@ def _found(
     if outcome.best is None or not outcome.complete:
         return Closer(outcome, (), True)
     moves = outcome.best.candidate.prefill is not None
-    return look_closer(outcome, search, [one for one in CHANGES if moves or one.network == 1.0], processes)
+    changes = [one for one in CHANGES if not args.no_what_if and (moves or one.network == 1.0)]
+    return look_closer(outcome, search, changes, processes)
 
 
 def _growing(searched: Callable[[int], Outcome], question: Question, space: Space) -> Outcome:

@@ -34,7 +34,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.price is not None and args.rate is None:
         raise ConfigError(["--price means nothing without --rate: without a rate to carry, the most is searched"])
     if args.bounds:
-        refuse(args, ("output", "report", "processes", "quick"), f"{MODE} --bounds")
+        refuse(args, ("output", "report", "processes", "quick", "no_what_if", "validate"), f"{MODE} --bounds")
 
 
 def question_of(args: argparse.Namespace) -> Question:
