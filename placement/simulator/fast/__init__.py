@@ -4,5 +4,6 @@ Models: first come first served queues, chunked prefill, batching, KV admission 
 links, both routing policies over the rules of the real ledgers, latency as the workers measure it; split, mixed and
 colocated. Does not model: prefix cache, deadlines, priorities, failures, role changes. `run.unsupported` says so of a
 given case, and the simulator of the real code takes it. Every function here follows one of that simulator or of
-`scheduling`, named in its docstring; tests/placement/test_fast.py holds them equal on random cases.
+`scheduling`, named in its docstring, but for those of `steady` and `board`, which say what they stand for;
+tests/placement/test_fast.py holds all equal on random cases.
 """
