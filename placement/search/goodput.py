@@ -25,6 +25,7 @@ Run = Callable[[float, int, GiveUp], SimulationResult]
 
 WARM_UP = 0.2  # of the requests, at least
 _STAYS = 6.0  # a run's traffic is so many times as long as its requests stay
+_LONGEST = 400_000  # requests that a run may have for their sake: at thousands a second it is minutes long
 _T = 2.09  # 95 % two-sided, 19 degrees of freedom
 _HOPELESS = 0.2  # below the target: a share that no confidence interval reaches from
 
@@ -61,7 +62,7 @@ class Effort:
     """How hard to look."""
 
     min_requests: int = 600
-    max_requests: int = 9600
+    max_requests: int = 9600  # more only where that is shorter than requests stay
     min_seconds: float = 60.0  # of traffic
     tolerance: float = 0.02  # of the rate
     max_probes: int = 14
@@ -95,9 +96,10 @@ def look(run: Run, rate: float, slo: Slo, effort: Effort) -> tuple[Attainment, S
             return Attainment(rate, share, 0.0, num, Verdict.BAD), result
         found, undecided = _judge(result, rate, slo, effort.tolerance)
         needed = int(_STAYS * longest_stay_s(result.requests) * rate)
-        if num >= effort.max_requests or (num >= needed and not undecided):
+        most = max(effort.max_requests, min(needed, _LONGEST))
+        if num >= most or (num >= needed and not undecided):
             return found, result
-        num = min(max(2 * num, needed), effort.max_requests)
+        num = min(max(2 * num, needed), most)
 
 
 def _judge(result: SimulationResult, rate: float, slo: Slo, tolerance: float) -> tuple[Attainment, bool]:

@@ -138,11 +138,11 @@ def _most(space: Space, smallest: Candidate, grown: _Grow) -> int:
 
 
 def _counts(space: Space, most: int) -> Iterator[int]:
-    """1, 2, ... most; of clusters so large that every number would be too many, numbers 3 % apart."""
-    number = 1
+    """1, 2, ... most; of clusters so large that every number would be too many, numbers 3 % or 6 % apart."""
+    number, grain = 1, 32 if space.gpus <= 4 * EVERY_NUMBER else 16
     while number <= most:
         yield number
-        number += 1 if space.gpus <= EVERY_NUMBER else max(1, number // 32)
+        number += 1 if space.gpus <= EVERY_NUMBER else max(1, number // grain)
 
 
 def _with_decode(candidate: Candidate, workers: int) -> Candidate:

@@ -104,6 +104,8 @@ def test_requests_that_stay_long_make_the_run_longer_and_its_beginning_is_cut() 
     def run(rate: float, num_requests: int, give_up: GiveUp) -> SimulationResult:
         return result_of(columns_of(np.arange(num_requests) / rate, np.zeros(num_requests), service_s=0.9))
 
+    large, _ = look(run, 4000.0, SLO, Effort(min_requests=600, min_seconds=0.0))
+    assert large.num_requests >= 6 * 0.9 * 4000 > Effort().max_requests, "the most is too short for such a rate"
     slow, result = look(run, 1000.0, SLO, Effort(min_requests=600, min_seconds=0.0))
     assert slow.num_requests >= 6 * 0.9 * 1000
     assert first_steady(result.requests, 0.2) == max(int(0.2 * slow.num_requests), 900)

