@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from placement.compat.compiled import compiled
 from placement.compat.requests import Floats
+from placement.compiled import compiled
 
 QUANTILE = 0.9
 

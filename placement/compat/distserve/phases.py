@@ -10,8 +10,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from placement.compat.compiled import compiled
 from placement.compat.requests import Floats, Ints
+from placement.compiled import compiled
 
 OVERHEAD_MS = 2.0  # of the first stage, per step
 OVERHEAD_PER_TOKEN_MS = 1e-4

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from placement.compat.compiled import compiled
 from placement.compat.distserve.phases import BAD_STEP, FINISHED, REFUSED, decode_ms, overhead_ms, prefill_ms, ring_size
 from placement.compat.requests import Floats, Ints
+from placement.compiled import compiled
 
 IDLE = np.inf  # the end of a stage that does nothing
 BACK_PRESSURE_TOKENS = 9_000_000  # context waiting to decode at a stage above which it takes no more prompts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from placement.compat.compiled import compiled
 from placement.compat.splitwise.machine import arrive, pause, release, start
 from placement.compat.splitwise.state import (
     BATCH,
@@ -20,6 +19,7 @@ from placement.compat.splitwise.state import (
     append,
     remove,
 )
+from placement.compiled import compiled
 
 LONG_QUEUE_TOKENS = 8192
 LINK_BYTES_PER_S = 200 * 1024**3

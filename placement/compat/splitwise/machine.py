@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from placement.compat.compiled import compiled
 from placement.compat.requests import Floats
 from placement.compat.splitwise.state import (
     BATCH,
@@ -26,6 +25,7 @@ from placement.compat.splitwise.state import (
     insert,
     remove,
 )
+from placement.compiled import compiled
 
 MIXED_FACTOR = 1.1  # of an iteration with prompts and sequences, over prompts of as many tokens
 

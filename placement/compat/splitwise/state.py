@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.compat.compiled import compiled
 from placement.compat.requests import Floats, Ints
+from placement.compiled import compiled
 
 PROMPT_POOL, TOKEN_POOL, MIXED_POOL = 0, 1, 2
 MAX_BATCH = 512  # sequences

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from placement.compiled import compiled_lean as compiled
 from placement.simulator.fast import handoff_target as target
 from placement.simulator.fast import handoffs as ho
-from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.estimator import observe
 from placement.simulator.fast.events import Queue, push, push_at
 from placement.simulator.fast.forming import form

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from placement.simulator.fast.compiled import compiled
+from placement.compiled import compiled_lean as compiled
 from placement.simulator.fast.records import NUM_LANES, Records, event
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from placement.compiled import compiled_lean as compiled
 from placement.simulator.fast import engine, ledger, links, routing
 from placement.simulator.fast import handoff_target as target
 from placement.simulator.fast import handoffs as ho
 from placement.simulator.fast.board import Board
-from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.events import Queue, pop, push, push_at
 from placement.simulator.fast.records import (
     ABORT,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from placement.simulator.fast.compiled import compiled
+from placement.compiled import compiled_lean as compiled
 from placement.simulator.fast.events import Queue, push, push_at
 from placement.simulator.fast.records import LATENCY, LINK_END, LINK_START, Records
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from placement.compiled import compiled_lean as compiled
 from placement.simulator.fast.board import (
     CHUNK,
     DECODE_ROLE,
@@ -15,7 +16,6 @@ from placement.simulator.fast.board import (
     Board,
     is_known,
 )
-from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.records import Records
 
 

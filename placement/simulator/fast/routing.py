@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from placement.compiled import compiled_lean as compiled
 from placement.simulator.fast import ledger
 from placement.simulator.fast.board import Board
-from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.estimator import coefficients
 from placement.simulator.fast.events import Queue, push, push_at
 from placement.simulator.fast.policy import choose

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from placement.compiled import compiled_lean as compiled
 from placement.latency.fitted import MAX_KNOTS, PiecewiseSteps, Regime
 from placement.latency.roofline import Roofline
 from placement.simulator.cluster import LinearSteps, StepTimes
-from placement.simulator.fast.compiled import compiled
 from placement.simulator.fast.records import NUM_PARAMS, Records
 
 LINEAR, ROOFLINE, PIECEWISE = 0, 1, 2
