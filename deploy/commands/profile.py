@@ -8,11 +8,13 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.load.result import BadAnswer
 from bench.served.server import ServerFailed
 from deploy.arguments import above_zero, check_output, count, write_output
 from deploy.commands.serve import configure_logging
@@ -108,10 +110,14 @@ def _measure(args: argparse.Namespace, resolved: ResolvedServe) -> Profile:
         return found
     transfer = found.linear.transfer
     link = None if transfer is None else LinkSpec(transfer.bytes_per_s, transfer.latency_s)
-    if args.mock_delays or resolved.devices[0] != "cpu":
-        delays = _delays(link)
-        return replace(found, delays=delays.split, colocated_delays=delays.colocated)
-    served = _served(args, resolved, found, limits, link or LinkSpec(1e12))
+    try:
+        if args.mock_delays or resolved.devices[0] != "cpu":
+            delays = _delays(link)
+            return replace(found, delays=delays.split, colocated_delays=delays.colocated)
+        served = _served(args, resolved, found, limits, link or LinkSpec(1e12))
+    except KeyboardInterrupt:
+        print("\nstopped: the profile is without delays", flush=True)
+        return found
     return replace(found, delays=served.delays.split, colocated_delays=served.delays.colocated, served=served.steps)
 
 
@@ -133,11 +139,8 @@ def _delays(link: LinkSpec | None) -> Measured:
     from bench.profiler.delays import measure_delays
 
     print("delays: one request at a time through two mock clusters", flush=True)
-    with tempfile.TemporaryDirectory(prefix="pdserve-profile-") as name:
-        try:
-            return measure_delays(Path(name), link)
-        except ServerFailed as error:
-            raise StartError(f"the mock engine could not be served: {error}; --no-delays does without") from None
+    with _log_dir("the mock engine", "--no-delays") as log_dir:
+        return measure_delays(log_dir, link)
 
 
 def _served(
@@ -159,11 +162,25 @@ def _served(
         min(MOST_WORKERS, workers),
     )
     print(f"served: one request at a time through a split cluster, then up to {subject.most_workers} workers at once")
+    with _log_dir("the model", "--mock-delays") as log_dir:
+        return measure_served(subject, log_dir)
+
+
+@contextmanager
+def _log_dir(what: str, instead: str) -> Iterator[Path]:
+    """Of the clusters that are measured meanwhile. Errors: StartError where they do not start, answer, or in time."""
+    known = (ServerFailed, BadAnswer, OSError)  # TimeoutError is an OSError
     with tempfile.TemporaryDirectory(prefix="pdserve-profile-") as name:
         try:
-            return measure_served(subject, Path(name))
-        except ServerFailed as error:
-            raise StartError(f"the model could not be served: {error}; --mock-delays does without") from None
+            yield Path(name)
+        except (*known, ExceptionGroup) as error:
+            why: BaseException = error
+            while isinstance(why, BaseExceptionGroup):  # of clients side by side
+                why = why.exceptions[0]
+            if not isinstance(why, known):
+                raise
+            said = str(why) or type(why).__name__
+            raise StartError(f"{what} could not be served: {said}; {instead} does without") from None
 
 
 def _subject(args: argparse.Namespace, resolved: ResolvedServe, engine: BuiltEngine) -> Subject:
