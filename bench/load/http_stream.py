@@ -181,10 +181,12 @@ class StreamReading(asyncio.Protocol):
         return protocol
 
 
-def _blame_in(said: dict[str, Any]) -> str | None:
-    """The server's verdict, of an answer or an error."""
-    blame = said.get("pdserve", {}).get("slo", {}).get("blame")
-    return None if blame is None else str(blame)
+def _blame_in(said: Any) -> str | None:
+    """The server's verdict, of an answer or an error; None where a server gives none."""
+    try:
+        return str(said["pdserve"]["slo"]["blame"])
+    except (KeyError, TypeError):
+        return None
 
 
 def _has_tokens(choice: dict[str, Any]) -> bool:

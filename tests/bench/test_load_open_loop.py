@@ -70,7 +70,7 @@ class FakeServer:
         prompt, asked = body.get("prompt", ""), body["max_tokens"]
         assert isinstance(asked, int)
         if len(prompt) == 13 if isinstance(prompt, list) else False:
-            writer.write(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 4\r\n\r\nbusy")
+            writer.write(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 6\r\n\r\nbusy 9")
             return
         if isinstance(prompt, list) and len(prompt) == 11:
             body_of = json.dumps(BLAMED).encode()
