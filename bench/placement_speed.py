@@ -148,12 +148,13 @@ def main() -> int:
     """One line a part."""
     chosen = sys.argv[1:] or [*PARTS, "bounds"]
     print(f"{'CPU seconds':<46}{'warm':>9}{'gate':>8}{'stretch':>9}{'fresh':>8}{'compile':>9}  requests/s per core")
-    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory:
         for part in chosen:
             if part in _NEED_DATA and not DATA.is_dir():
                 print(f"{part}: left out, the reference data is not at {DATA}")
                 continue
-            _show(part, cache, directory)
+            with tempfile.TemporaryDirectory() as cache:  # of its own: the parts share most of their code
+                _show(part, cache, directory)
     print("warm: min of its repeats in one process; fresh: a new process from its start, code loaded from the cache;")
     print("compile: the same with an empty cache (the first run ever, or after the code changed)")
     return 0
