@@ -35,9 +35,7 @@ class Limits:
     max_streams_per_connection: int = 128
     body_timeout_s: float = 10.0  # for an HTTP body to arrive
     max_unread_s: float = 30.0  # a client that takes nothing for this long is cancelled
-    max_inline_chars: int = (
-        1 << 10
-    )  # longer text is tokenized on a thread; so much takes the loop a millisecond at worst
+    max_inline_chars: int = 1 << 10  # longer text is tokenized on a thread; so much takes a millisecond at worst
 
 
 @dataclass(frozen=True, slots=True)
