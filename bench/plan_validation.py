@@ -20,20 +20,20 @@ import os
 import secrets
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bench.arguments import duration, positive
 from bench.load.session import Settings, run_at, warm_up
 from bench.load.summary import Objective
 from bench.load.target import Target
 from bench.plan_validation_figures import LATENCIES, Figures, Pair, Targets, measured, predicted, sent
-from bench.plan_validation_steps import slowdown, slowed
+from bench.plan_validation_now import at_speed, speed_now
 from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
-from bench.profiler.alone import STATUS_S, step_totals
 from bench.profiler.cluster import running
 from bench.served.process_tree import adopt_orphans, hear_signals
 from bench.served.server import Server, ServerFailed
@@ -42,7 +42,7 @@ from placement.latency.fitted_profile import Profile, load_measured_profile
 from placement.simulator.cluster import ClusterSpec
 from placement.simulator.requests import requests_of
 from placement.simulator.simulate import simulate
-from placement.workload import WorkloadSource, parse_workload_spec
+from placement.workload import Workload, WorkloadSource, parse_workload_spec
 
 WARM_REQUESTS = 8
 KEPT = 0.1
@@ -58,10 +58,10 @@ def compare(
     args: argparse.Namespace,
     targets: Targets,
 ) -> tuple[Cells, Cells]:
-    """Every round, rate and placement; and the same predicted with steps as long as they really were on average."""
+    """Every round, rate and placement; and, of the real engine, the same predicted at the machine's speed just then."""
     source = WorkloadSource(parse_workload_spec(args.workload))
     found: Cells = {}
-    slow: Cells = {}
+    now: Cells = {}
     seed, number = secrets.randbelow(1 << 32), 0
     for turn in range(args.rounds):
         for rate in args.rates:
@@ -73,31 +73,31 @@ def compare(
                 )
                 sample = source.build(rate=rate, num_requests=WARM_REQUESTS, seed=turn)
                 warm_up(target, sample, WARM_REQUESTS, TIMEOUT_S, seed + number)
-                time.sleep(STATUS_S)
-                before = step_totals(server.port)
+                speed = None if args.model is None else speed_now(target, twin, *_middle(sample))
                 run = run_at(target, source, rate, settings, number, lambda *_: None)
-                time.sleep(STATUS_S)
-                after = step_totals(server.port)
                 server.park()
                 if run.summary.interrupted:
                     raise KeyboardInterrupt
                 number += 1
                 workload, order = sent(run.results)
                 skip_s = KEPT * args.duration
-                told = simulate(twin, requests_of(workload))
                 seen = measured(order, skip_s, targets)
-                factors = slowdown(before, after, told, twin)
-                again = simulate(slowed(twin, factors), requests_of(workload))
-                pair = predicted(order, told.requests, skip_s, targets), seen
-                found.setdefault((placement, rate), []).append(pair)
-                slow.setdefault((placement, rate), []).append((predicted(order, again.requests, skip_s, targets), seen))
-                print("  steps took " + (_factors(factors) or "too few to tell"), file=sys.stderr)
-                print(_run_line(turn, placement, rate, pair, len(order), run.summary.late_p99_s), file=sys.stderr)
-    return found, slow
+                told = predicted(order, simulate(twin, requests_of(workload)).requests, skip_s, targets)
+                found.setdefault((placement, rate), []).append((told, seen))
+                if speed is not None:
+                    again = simulate(at_speed(twin, speed), requests_of(workload)).requests
+                    cell = predicted(order, again, skip_s, targets), seen
+                    now.setdefault((placement, rate), []).append(cell)
+                    print(f"  lone requests took {speed.first:.2f} x the predicted TTFT, {speed.later:.2f} x TPOT",
+                          file=sys.stderr)  # fmt: skip
+                print(
+                    _run_line(turn, placement, rate, (told, seen), len(order), run.summary.late_p99_s), file=sys.stderr
+                )
+    return found, now
 
 
-def _factors(factors: Mapping[str, float]) -> str:
-    return ", ".join(f"{factor:.2f} x the profile's on {role} workers" for role, factor in sorted(factors.items()))
+def _middle(sample: Workload) -> tuple[int, int]:
+    return int(np.median(sample.prompt_tokens)), int(np.median(sample.output_tokens))
 
 
 def _run_line(
@@ -185,14 +185,15 @@ def run(args: argparse.Namespace, work_dir: Path) -> None:
     with running(clusters, work_dir) as started:
         for server, _ in started.values():
             server.park()
-        cells, slow = compare(started, twins, args, targets)
+        cells, now = compare(started, twins, args, targets)
     what = "the mock engine" if mock else f"{args.model}"
     print(f"{what}, {args.workload}, {args.rounds} rounds of {args.duration:g} s, {os.cpu_count()} cores, "
           f"load {os.getloadavg()[0]:.1f}; TTFT <= {targets.ttft_s:g} s and TPOT <= {targets.tpot_s:g} s")  # fmt: skip
     lines, rows = report(cells, targets)
     print("\n".join(lines))
-    print("\nthe same, predicted with the mean length that each run's steps really had:")
-    print("\n".join(report(slow, targets)[0]))
+    if now:
+        print("\nthe same, predicted at the machine's speed just before each run, by lone requests:")
+        print("\n".join(report(now, targets)[0]))
     if args.json is not None:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 

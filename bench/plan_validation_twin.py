@@ -85,4 +85,4 @@ def planned(path: Path) -> tuple[Placement, int | None]:
     serve = given.get("serve", given)
     if not {"prefill", "decode"} <= set(serve):
         raise ValueError(f"{path}: has no prefill and decode workers to start")
-    return Placement(int(serve["prefill"]), int(serve["decode"])), serve.get("max-num-batched-tokens")
+    return Placement(int(serve["prefill"]), int(serve["decode"])), serve.get("max_num_batched_tokens")

@@ -82,12 +82,6 @@ class PiecewiseSteps:
         rows = prefill_tokens + decode_sequences
         return regime.step_s(rows, prefill_pairs, decode_sequences, context_tokens)
 
-    def scaled(self, factor: float) -> PiecewiseSteps:
-        """Every step takes `factor` times as long."""
-        large = None if self.large_decode is None else self.large_decode.scaled(factor)
-        prefill, decode, mixed = (one.scaled(factor) for one in (self.prefill, self.decode, self.mixed))
-        return PiecewiseSteps(prefill, decode, mixed, large, self.large_from)
-
     def regime(self, prefill_tokens: int, decode_sequences: int) -> Regime:
         if decode_sequences == 0:
             return self.prefill

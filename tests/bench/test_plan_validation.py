@@ -12,14 +12,15 @@ import pytest
 from bench.load.result import Outcome, Result
 from bench.plan_validation import goodput, main, parse, report
 from bench.plan_validation_figures import Figures, Pair, Targets, figures_of, measured, predicted, sent
-from bench.plan_validation_steps import slowdown, slowed
+from bench.plan_validation_now import Speed, at_speed, speed_of
 from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
-from bench.profiler.alone import parse_totals
+from bench.profiler.alone import Seen
 from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_profile import Profile
-from placement.simulator.cluster import Delays
+from placement.simulator.cluster import ClusterSpec, Delays
 from placement.simulator.requests import requests_of
 from placement.simulator.simulate import simulate
+from placement.workload import Workload
 from scheduling.latency import LatencyCoefficients, LatencyModel, save_profile
 from scheduling.routing import Role
 
@@ -104,7 +105,7 @@ def test_a_placement_that_cannot_be_is_refused(text: str) -> None:
 
 def test_the_placement_of_a_plan_file(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps({"serve": {"prefill": 2, "decode": 3, "max-num-batched-tokens": 256}}))
+    path.write_text(json.dumps({"serve": {"prefill": 2, "decode": 3, "max_num_batched_tokens": 256}}))
     assert planned(path) == (Placement(2, 3), 256)
     path.write_text(json.dumps({"serve": {}}))
     with pytest.raises(ValueError, match="has no prefill and decode workers"):
@@ -140,31 +141,32 @@ def test_a_small_run_on_the_mock_engine(tmp_path: Path, capsys: pytest.CaptureFi
     assert "goodput: predicted above 6" in capsys.readouterr().out
 
 
-PAGE = """# TYPE pdserve_step_seconds histogram
-pdserve_step_seconds_bucket{role="decode",worker="decode-0",le="0.1"} 7
-pdserve_step_seconds_sum{role="decode",worker="decode-0"} 0.5
-pdserve_step_seconds_count{role="decode",worker="decode-0"} 50
-pdserve_step_seconds_sum{role="decode",worker="decode-1"} 1.5
-pdserve_step_seconds_count{role="decode",worker="decode-1"} 50
-"""
+def test_lone_requests_tell_the_machines_speed_and_the_twin_takes_it() -> None:
+    prompts, decodes = Regime((1.0, 4.0), (5e-3, 6e-3)), Regime((1.0, 4.0), (3e-3, 4e-3))
+    delays = Delays(2e-3, 1e-3, 1e-4, 1e-4)
+    steps = PiecewiseSteps(prompts, decodes, prompts)
+    profile = Profile(LINEAR, steps=steps, delays=delays, colocated_delays=delays)
+    for placement in (Placement(0, 1), Placement(1, 1)):
+        twin = cluster_of(placement, profile, LIMITS, mock=False)
+        told = lone(twin)
+        speed = speed_of(Seen(2.0 * told[0], 1.5 * told[1], 1.5 * told[1]), twin, 100, 9)
+        assert (speed.first, speed.later) == (pytest.approx(2.0), pytest.approx(1.5))
+        again = lone(at_speed(twin, speed))
+        if not placement.prefill:
+            assert again == (pytest.approx(2.0 * told[0]), pytest.approx(1.5 * told[1]))
+        assert again[0] == pytest.approx(2.0 * told[0]) and again[1] > told[1]
 
 
-def test_steps_that_were_twice_as_long_are_found_and_simulated_so() -> None:
-    assert parse_totals(PAGE) == {"decode": (2.0, 100.0)}
+def lone(twin: ClusterSpec) -> tuple[float, float]:
+    """TTFT and TPOT of a request that is alone."""
+    workload = Workload.of(np.array([100]), np.array([9]), np.array([0.0]))
+    told = simulate(twin, requests_of(workload)).requests
+    return float(told.ttft_s[0]), float(told.tpot_s[0])
+
+
+def test_a_mean_gap_is_made_of_the_second_token_and_the_later_ones() -> None:
     twin = cluster_of(Placement(0, 1), Profile(LINEAR), LIMITS, mock=True)
-    workload, _ = sent([result(i, 0.2 * i, 0.0, 0.1) for i in range(10)])
-    told = simulate(twin, requests_of(workload))
-    counts = told.workers["decode-0"]
-    after = {"decode": (1.0 + 2.0 * counts.busy_s, 5.0 + counts.steps)}
-    factors = slowdown({"decode": (1.0, 5.0)}, after, told, twin)
-    assert factors == {"decode": pytest.approx(2.0)}
-    again = simulate(slowed(twin, factors), requests_of(workload))
-    assert again.requests.ttft_s == pytest.approx(2.0 * told.requests.ttft_s)
-    assert slowdown({}, {"decode": (1.0, 5.0)}, told, twin) == {}  # five steps say nothing
-
-
-def test_a_scaled_profile_takes_that_much_longer() -> None:
-    regime = Regime((1.0, 4.0), (1e-3, 2e-3), 1e-8, 1e-5, 1e-7)
-    steps = PiecewiseSteps(regime, regime, regime, regime, 9.0)
-    for shape in ((7, 28.0, 0, 7), (0, 0.0, 3, 90), (7, 28.0, 3, 90), (0, 0.0, 12, 90)):
-        assert steps.scaled(1.5).batch_s(*shape) == pytest.approx(1.5 * steps.batch_s(*shape))
+    ttft_s, tpot_s = lone(twin)
+    speed = speed_of(Seen(ttft_s, 8.0 * tpot_s, 0.0), twin, 100, 9)
+    assert speed == Speed(pytest.approx(1.0), pytest.approx(1.0))
+    assert speed_of(Seen(3.0 * ttft_s, 0.0, 0.0), twin, 100, 1) == Speed(pytest.approx(3.0), 1.0)

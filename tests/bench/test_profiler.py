@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.profiler import served
-from bench.profiler.alone import Seen
+from bench.profiler.alone import Seen, parse_totals, since
 from bench.profiler.delays import MOCK, STEP_S, Trip, delays_of, wake_up_s
 from bench.profiler.shapes import Limits, Shape, shapes
 from bench.profiler.steps import Visits, steps_of
@@ -79,6 +79,22 @@ def test_what_the_workers_count_is_told_from_what_an_engine_alone_would_take() -
     assert known.prefill_s == pytest.approx(1e-3 + 1e-5 * 250 / 3 + 1e-6 * (100 + 200 + 250) / 3)
     assert known.decode_s == pytest.approx(1e-3 + 1e-6 * sum(contexts) / len(contexts))
     assert served.slowdown_of([2e-3, 1.9e-3, 3e-3]) == pytest.approx((1.0, 1.0, 1.5))
+
+
+PAGE = """# TYPE pdserve_step_seconds histogram
+pdserve_step_seconds_bucket{role="decode",worker="decode-0",le="0.1"} 7
+pdserve_step_seconds_sum{role="decode",worker="decode-0"} 0.5
+pdserve_step_seconds_count{role="decode",worker="decode-0"} 50
+pdserve_step_seconds_sum{role="decode",worker="decode-1"} 1.5
+pdserve_step_seconds_count{role="decode",worker="decode-1"} 50
+"""
+
+
+def test_steps_are_counted_by_role() -> None:
+    totals = parse_totals(PAGE)
+    assert totals == {"decode": (2.0, 100.0)}
+    assert since({"decode": (0.5, 60.0)}, totals, "decode") == (1.5, 40.0)
+    assert since({}, totals, "prefill") == (0.0, 0.0)
 
 
 def test_serving_the_mock_engine_adds_to_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,71 @@
+"""How fast the machine is just now: lone requests before a run, beside what the twin says of them.
+
+A profile is as old as it is, and a shared machine is half as fast from one quarter of an hour to the next. What lone
+requests take knows nothing of queues, batches and neighbours: those are still the simulator's to predict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bench.load.target import Target
+from bench.profiler.alone import Seen, one_at_a_time
+from placement.latency.fitted import PiecewiseSteps
+from placement.latency.served import piecewise
+from placement.simulator.cluster import ClusterSpec, LinearSteps, StepTimes
+from placement.simulator.requests import requests_of
+from placement.simulator.simulate import simulate
+from placement.workload import Workload
+
+LONE = 8  # requests that count
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Seen / predicted, of lone requests."""
+
+    first: float  # TTFT
+    later: float  # TPOT
+
+
+def speed_now(target: Target, twin: ClusterSpec, prompt_tokens: int, output_tokens: int) -> Speed:
+    """Asks LONE requests of these lengths, one at a time. Errors: BadAnswer, TimeoutError."""
+    seen = asyncio.run(one_at_a_time(target, prompt_tokens, output_tokens, LONE))
+    return speed_of(seen, twin, prompt_tokens, output_tokens)
+
+
+def speed_of(seen: Seen, twin: ClusterSpec, prompt_tokens: int, output_tokens: int) -> Speed:
+    """The same from what was seen; at least two output tokens tell of TPOT."""
+    lone = Workload.of(np.array([prompt_tokens]), np.array([output_tokens]), np.array([0.0]))
+    told = simulate(twin, requests_of(lone)).requests
+    if output_tokens < 2:
+        return Speed(seen.ttft_s / float(told.ttft_s[0]), 1.0)
+    tpot_s = (seen.second_s + (output_tokens - 2) * seen.gap_s) / (output_tokens - 1)
+    return Speed(seen.ttft_s / float(told.ttft_s[0]), tpot_s / float(told.tpot_s[0]))
+
+
+def at_speed(twin: ClusterSpec, speed: Speed) -> ClusterSpec:
+    """The twin on a machine of that speed: prompts and messages by the first token's, decodes by the later ones'."""
+    workers = tuple(replace(one, step_times=_scaled(one.step_times, speed)) for one in twin.workers)
+    d, first = twin.delays, speed.first
+    delays = replace(
+        d, front_s=first * d.front_s, message_s=first * d.message_s, wake_s=first * d.wake_s,
+        step_s=speed.later * d.step_s,
+    )  # fmt: skip
+    return replace(twin, workers=workers, delays=delays)
+
+
+def _scaled(times: StepTimes, speed: Speed) -> PiecewiseSteps:
+    if isinstance(times, LinearSteps):
+        times = piecewise(times.model.coefficients)
+    assert isinstance(times, PiecewiseSteps)
+    return replace(
+        times,
+        prefill=times.prefill.scaled(speed.first),
+        decode=times.decode.scaled(speed.later),
+        mixed=times.mixed.scaled(speed.first),
+        large_decode=None if times.large_decode is None else times.large_decode.scaled(speed.later),
+    )
