@@ -28,7 +28,7 @@ from placement.workload.workload import Workload
 
 OUTPUT_TOKENS = 16
 TOGETHER_TOKENS = 32  # of output
-TOGETHER_S = 4.0
+TOGETHER_S, TOGETHER_ROUNDS = 2.5, 3
 LIMIT_S = 60.0
 
 
@@ -63,8 +63,11 @@ def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) ->
     with running({"colocated": [*subject.flags, "--prefill", "0", "--decode", workers]}, log_dir) as started:
         colocated = _alone(*started["colocated"], subject.prompt_tokens, requests)
         together = [
-            asyncio.run(_together(*started["colocated"], subject.prompt_tokens, num))
-            for num in range(1, subject.most_workers + 1)
+            [
+                asyncio.run(_together(*started["colocated"], subject.prompt_tokens, num))
+                for num in range(1, subject.most_workers + 1)
+            ]
+            for _ in range(TOGETHER_ROUNDS)
         ]
     trip = Trip(subject.prompt_tokens, subject.kv_bytes_per_token * BLOCK_SIZE, subject.link)
     served = {subject.prompt_tokens: split[1], subject.long_tokens: long[1]}
@@ -88,9 +91,10 @@ def _extra(served: Known, alone: Known) -> tuple[float, float]:
     return served.prefill_s - alone.prefill_s, served.decode_s - alone.decode_s
 
 
-def slowdown_of(together: Sequence[float]) -> tuple[float, ...]:
-    """Mean step while 1, 2, ... workers compute -> factors; more workers never make a step shorter."""
-    return tuple(np.maximum.accumulate(np.array(together) / together[0]).tolist())
+def slowdown_of(together: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Rounds of mean steps while 1, 2, ... workers compute -> factors; more workers never make a step shorter."""
+    rounds = np.array(together)
+    return tuple(np.maximum.accumulate(np.median(rounds / rounds[:, :1], axis=0)).tolist())
 
 
 def _alone(server: Server, target: Target, prompt_tokens: int, requests: int) -> tuple[Seen, Known]:

@@ -243,8 +243,8 @@ def report(profile: Profile) -> list[str]:
     if (served := profile.served) is not None:
         factors = ", ".join(f"{factor:.2f}" for factor in served.slowdown)
         lines.append(
-            f"  served: {1e3 * served.prefill_extra_s:.3g} ms more a step with a prompt, "
-            f"{1e3 * served.decode_extra_s:.3g} ms more one without; x {factors} while 1, 2, ... workers compute"
+            f"  served: {1e3 * served.prefill_extra_s:.3g} ms more a step of prompts, "
+            f"{1e3 * served.decode_extra_s:.3g} ms more any other; x {factors} while 1, 2, ... workers compute"
         )
     lines.append(f"  simulators will use: {profile.best_fit}; swap is not measured: the engine has none")
     return lines

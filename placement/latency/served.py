@@ -12,8 +12,8 @@ from scheduling.latency import LatencyCoefficients
 class ServedSteps:
     """A worker that serves has rested before a step, shares its interpreter with its messages, and its machine."""
 
-    prefill_extra_s: float  # a step with prompt tokens takes so much longer
-    decode_extra_s: float  # one of decodes alone
+    prefill_extra_s: float  # a step of prompts alone takes so much longer: it mostly comes after a rest
+    decode_extra_s: float  # any other: there is always one before it
     slowdown: tuple[float, ...]  # `ClusterSpec.slowdown`
 
     def __post_init__(self) -> None:
@@ -22,8 +22,8 @@ class ServedSteps:
 
     def applied(self, steps: PiecewiseSteps) -> PiecewiseSteps:
         """The same steps, served."""
-        prefill, mixed = (_longer(one, self.prefill_extra_s) for one in (steps.prefill, steps.mixed))
-        return replace(steps, prefill=prefill, decode=_longer(steps.decode, self.decode_extra_s), mixed=mixed)
+        decode, mixed = (_longer(one, self.decode_extra_s) for one in (steps.decode, steps.mixed))
+        return replace(steps, prefill=_longer(steps.prefill, self.prefill_extra_s), decode=decode, mixed=mixed)
 
 
 def piecewise(c: LatencyCoefficients) -> PiecewiseSteps:
