@@ -19,7 +19,7 @@ from placement.search.build import Serving
 from placement.search.candidate import Candidate, Pool
 from placement.search.parallel import Closer, Processes, look_closer, run_search
 from placement.search.plan_file import plan_to_json
-from placement.search.search import Outcome, Price, Question, Search
+from placement.search.search import DEARER, Outcome, Price, Question, Search
 from placement.search.space import Space
 from placement.search.whatif import AS_ASKED, CHANGES
 from placement.workload.source import WorkloadSource
@@ -85,12 +85,15 @@ def _found(
 
 
 def _growing(searched: Callable[[int], Outcome], question: Question, space: Space) -> Outcome:
-    """The least for a rate where no number of GPUs is given: twice as many until it is surely carried."""
+    """The least for a rate where no number of GPUs is given: twice as many until it is surely carried.
+
+    But not for ever: a share so near to the target that nothing is sure stays so. Interrupted, what was known before.
+    """
     gpus = 8
     outcome = searched(gpus)
-    while outcome.sure is None and outcome.complete and gpus < MOST_GPUS:
+    while outcome.complete and gpus < MOST_GPUS and not _settled(outcome, gpus):
         gpus *= 2
-        outcome = searched(gpus)
+        outcome = _known(outcome, searched(gpus))
     if outcome.best is None or not outcome.complete or question.price is Price.GPUS:
         return outcome
     # Of cheap GPUs more than that may still cost less.
@@ -98,7 +101,18 @@ def _growing(searched: Callable[[int], Outcome], question: Question, space: Spac
         question.price.of(Candidate(None, Pool(gpu, 1), 1)) for gpu in (*space.prefill_gpus, *space.decode_gpus)
     )
     affordable = min(MOST_GPUS, int(question.price.of(outcome.best.candidate) / least))
-    return searched(affordable) if affordable > gpus else outcome
+    return _known(outcome, searched(affordable)) if affordable > gpus else outcome
+
+
+def _settled(outcome: Outcome, gpus: int) -> bool:
+    """Whether more than `gpus` need not be tried."""
+    best = outcome.best
+    return outcome.sure is not None or (best is not None and gpus >= DEARER * best.candidate.gpus)
+
+
+def _known(before: Outcome, after: Outcome) -> Outcome:
+    """The larger search, or the smaller one's answer where the larger was interrupted."""
+    return after if after.complete or before.best is None else replace(before, complete=False)
 
 
 def _write(args: argparse.Namespace, found: Closer, question: Question, serving: Serving, answer: str) -> None:

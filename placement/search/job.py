@@ -85,9 +85,11 @@ def confirmed(answer: Answer, question: Question, serving: Serving, source: Work
     slo, upper, effort = question.slo, answer.bounds.rate, question.effort
     if question.rate is None:
         return replace(answer, goodput=confirm(run, slo, answer.goodput, upper, effort))
-    most = confirm(run, slo, find_goodput(run, slo, upper, effort), upper, effort)
-    probes = (*answer.goodput.probes[:1], *most.probes)
-    known = replace(answer.goodput, low=most.low, high=most.high, probes=probes, most=most.rate)
+    asked, found = answer.goodput.probes[:1], find_goodput(run, slo, upper, effort)
+    if found.rate < question.rate:  # by chance: it was seen to carry the rate that was asked for
+        found = replace(found, rate=question.rate, probes=(*asked, *found.probes))
+    most = confirm(run, slo, found, upper, effort)
+    known = replace(answer.goodput, low=most.low, high=most.high, probes=(*asked, *most.probes), most=most.rate)
     why = binding_of(most.beyond, slo, answer.bounds.binding, colocated=answer.candidate.prefill is None)
     return replace(answer, goodput=known, reason=why)
 

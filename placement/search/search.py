@@ -2,8 +2,8 @@
 
 Two questions. *Most*: the placement within the budget with the highest steady goodput. *Least*: the cheapest placement
 (GPUs, dollars or watts) that carries a given rate; where that is too close to call, dearer ones are looked at until one
-carries it with confidence. For both, one whose bound cannot beat the best found so far is
-never simulated. Nothing here simulates: it says what to simulate next (job.py, parallel.py do).
+carries it with confidence, up to twice the price. For both, one whose bound cannot beat the best found so far is never
+simulated. Nothing here simulates: it says what to simulate next (job.py, parallel.py do).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from placement.search.goodput import Effort, Goodput
 from placement.workload.source import WorkloadSource
 
 _AMPLE = 1.25
+DEARER = 2.0  # times the price of the cheapest that carries a rate: up to there a surer one is looked for
 
 
 class Price(Enum):
@@ -173,7 +174,8 @@ class Search:
     def outcome(self, *, complete: bool) -> Outcome:
         """What is known now."""
         known = self._answers if self._best is None else [*self._answers, self._best]
-        return Outcome(self._best, self._sure, tuple(sorted(known, key=self._rank)), tuple(self._unfit), complete)
+        sure = None if self._sure is None or self._too_dear(self._sure.candidate) else self._sure
+        return Outcome(self._best, sure, tuple(sorted(known, key=self._rank)), tuple(self._unfit), complete)
 
     def _rank(self, answer: Answer) -> tuple[float, ...]:
         """Best first: those that serve, then by what is asked for, then the cheaper, then the surer, then by what was
@@ -198,6 +200,11 @@ class Search:
             return self._best.rate
         return self._best.rate / self._best.candidate.gpus * candidate.gpus
 
+    def _too_dear(self, candidate: Candidate) -> bool:
+        """To be the surer one of the cheapest; which was found first does not matter."""
+        price = self.question.price
+        return self._best is not None and price.of(candidate) > DEARER * price.of(self._best.candidate)
+
     def _hopeless(self, candidate: Candidate, bounds: Bounds) -> str:
         price = self.question.price
         if self.question.rate is None:
@@ -205,6 +212,8 @@ class Search:
             return "" if enough else f"at most {bounds.rate:.3g}/s, by {bounds.binding}"
         if self._sure is not None and price.of(candidate) >= price.of(self._sure.candidate):
             return f"no cheaper than {self._sure.candidate}"
+        if self._best is not None and self._too_dear(candidate):
+            return f"more than {DEARER:g} times the price of {self._best.candidate}"
         failed = self._failed.get(_shape(candidate), ()) if self._failed else ()
         bigger = next((one for one in failed if _within(candidate, one)), None)
         return "" if bigger is None else f"{bigger} is not enough"
