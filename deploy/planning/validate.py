@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.arguments import refuse
+from deploy.machine import available_bytes
 from deploy.planning.subject import THIS_MACHINE, FromProfile
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
@@ -113,7 +114,7 @@ class Validation:
         blocks = min(serving.blocks(candidate.decode), 2 * serving.max_num_seqs * longest)
         block_bytes = serving.block_bytes if self.args.validate == "model" else MOCK_BLOCK_BYTES
         each = blocks * (block_bytes + GENERATION_BYTES)
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = available_bytes()
         if num_workers * each > free:
             raise StartError(
                 f"--validate would start {num_workers} workers with {each / 2**30:.1f} GiB of KV each, "
@@ -135,6 +136,8 @@ def _not_from_here(profile: FromProfile, args: argparse.Namespace) -> list[str]:
         return [f"--validate runs workers on the CPU, the profile is of {subject.device}"]
     if subject.machine != here:
         return [f"--validate: the profile was measured on {subject.machine}; this machine is {here}"]
+    if args.validate == "model" and subject.threads != 1:
+        return [f"--validate runs workers of one thread; the profile is of {subject.threads}: make it with --threads 1"]
     return []
 
 

@@ -225,6 +225,7 @@ def test_a_profiles_price_and_power_are_the_plans_and_a_flag_wins(run: Run, tmp_
             "the profile was measured on sparc, 3 processors; this",
         ),
         ({"device": "cuda:0"}, {"validate": "mock"}, "--validate runs workers on the CPU, the profile is of cuda:0"),
+        ({"threads": 2}, {"validate": "model"}, "--validate runs workers of one thread; the profile is of 2: make it"),
         ({}, {"tp": "2"}, "--tp 2: the profile is of workers with tp=1 and pp=1"),
     ],
 )
