@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from bench.arguments import duration, positive
+from bench.load.result import BadAnswer
 from bench.load.session import Settings, run_at, warm_up
 from bench.load.summary import Objective
 from bench.load.target import Target
@@ -47,6 +48,8 @@ from placement.workload import Workload, WorkloadSource, parse_workload_spec
 WARM_REQUESTS = 8
 KEPT = 0.1
 TIMEOUT_S = 120.0
+FAILURES = (OSError, ValueError, ServerFailed, BadAnswer)  # OSError: TimeoutError too
+"""What `run` raises, each with one line to show."""
 
 
 Cells = dict[tuple[Placement, float], list[tuple[Figures, Figures]]]
@@ -179,6 +182,11 @@ def run(args: argparse.Namespace, work_dir: Path) -> None:
         limits = replace(limits, chunk_tokens=int(chunk or limits.chunk_tokens))
     targets = Targets(args.slo_ttft, args.slo_tpot)
     mock = args.model is None
+    if mock and profile.served is not None:
+        raise ValueError(
+            f"{args.profile}: its delays are the real engine's; "
+            "`pdserve profile --mock-delays` measures the mock engine's"
+        )
     engine = ["--mock", str(args.profile.absolute())] if mock else [args.model, "--threads", "1", *_dtype(profile)]
     twins = {one: cluster_of(one, profile, limits, mock) for one in placements}
     clusters = {str(one): [*engine, *one.flags(), *limits.flags()] for one in placements}
@@ -212,7 +220,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("plan_validation: stopped", file=sys.stderr)
         return 130
-    except (OSError, ValueError, ServerFailed) as error:
+    except FAILURES as error:
         print(f"plan_validation: error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -47,7 +47,12 @@ def figures_of(ttft_s: Floats, tpot_s: Floats, targets: Targets) -> Figures:
 
 
 def sent(results: Sequence[Result]) -> tuple[Workload, list[Result]]:
-    """What the cluster was really asked, at the instants of sending: what held the generator up is not its doing."""
+    """What the cluster was really asked, at the instants of sending: what held the generator up is not its doing.
+
+    Errors: ValueError without any request.
+    """
+    if not results:
+        raise ValueError("no request was due within a run: raise --duration or --rates")
     order = sorted(results, key=lambda one: one.intended_s + one.late_s)
     columns = ((one.prompt_tokens, one.asked_tokens) for one in order)
     prompts, outputs = (np.array(column) for column in zip(*columns, strict=True))

@@ -21,7 +21,7 @@ from bench.load.target import Target
 from bench.profiler.alone import STATUS_S, Seen, Totals, one_at_a_time, since, step_totals
 from bench.profiler.cluster import running
 from bench.profiler.delays import BLOCK_SIZE, REQUESTS, Known, Measured, Trip, delays_of, wake_up_s
-from bench.served.server import Server
+from bench.served.server import Server, ServerFailed
 from placement.latency.served import ServedSteps
 from placement.simulator.cluster import LinkSpec, StepTimes
 from placement.workload.workload import Workload
@@ -105,9 +105,9 @@ def _alone(server: Server, target: Target, prompt_tokens: int, requests: int) ->
     seen = asyncio.run(one_at_a_time(target, prompt_tokens, OUTPUT_TOKENS, requests))
     after = _totals(server)
     role = "prefill" if "prefill" in after else "decode"
-    seconds, steps = since(before, between, role)
+    seconds, steps = _counted(before, between, role)
     prefill_s = seconds / steps
-    seconds, steps = since(between, after, "decode")
+    seconds, steps = _counted(between, after, "decode")
     if role == "decode":  # its prompts as well
         prompts = steps / OUTPUT_TOKENS  # of one step each
         seconds, steps = seconds - prompts * prefill_s, steps - prompts
@@ -119,6 +119,13 @@ def _totals(server: Server) -> Totals:
     return step_totals(server.port)
 
 
+def _counted(before: Totals, after: Totals, role: str) -> tuple[float, float]:
+    seconds, steps = since(before, after, role)
+    if steps < 1:
+        raise ServerFailed(f"{role} workers told of no step within {STATUS_S:g} s; is the machine overloaded?")
+    return seconds, steps
+
+
 async def _together(server: Server, target: Target, prompt_tokens: int, num: int) -> float:
     """Mean step while `num` workers have one request each, again and again."""
     before = await asyncio.to_thread(_totals, server)
@@ -126,7 +133,7 @@ async def _together(server: Server, target: Target, prompt_tokens: int, num: int
     async with asyncio.timeout(TOGETHER_S + LIMIT_S), asyncio.TaskGroup() as group:
         for client in range(num):
             group.create_task(_keep_asking(target, prompt_tokens, client, until_s))
-    seconds, steps = since(before, await asyncio.to_thread(_totals, server), "decode")
+    seconds, steps = _counted(before, await asyncio.to_thread(_totals, server), "decode")
     return seconds / steps
 
 

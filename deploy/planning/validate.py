@@ -27,7 +27,7 @@ PLACEMENTS = 3  # the plan's and two others
 ROUNDS = 3
 SPREAD = (0.8, 1.0, 1.2)  # of the predicted goodput: so that the measured one lies between
 _REQUESTS, _SHORTEST_S, _LONGEST_S = 100, 10.0, 30.0  # of one run
-_BETWEEN_S = 8.0  # two runs: warm-up, and a look at what the workers count
+_BETWEEN_S = 5.0  # two runs: warm-up and lone requests
 _BLOCK_SIZE = 16
 
 
@@ -68,9 +68,8 @@ class Validation:
 
     def run(self, outcome: Outcome, question: Question, serving: Serving) -> None:
         """Start, replay load, print. Errors: StartError."""
-        from bench.plan_validation import parse, run  # its servers and load take a while to import
+        from bench.plan_validation import FAILURES, parse, run  # its servers and load take a while to import
         from bench.served.process_tree import adopt_orphans, hear_signals
-        from bench.served.server import ServerFailed
 
         given = self.arguments(outcome, question, serving)
         asked = parse(given)
@@ -82,7 +81,7 @@ class Validation:
         try:
             with tempfile.TemporaryDirectory(prefix="pdserve-validate-") as name:
                 run(asked, Path(name))
-        except (OSError, ValueError, ServerFailed) as error:
+        except FAILURES as error:
             raise StartError(f"--validate: {error}") from None
 
     def arguments(self, outcome: Outcome, question: Question, serving: Serving) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from bench.plan_validation_now import Speed, at_speed, speed_of
 from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
 from bench.profiler.alone import Seen
 from placement.latency.fitted import PiecewiseSteps, Regime
-from placement.latency.fitted_profile import Profile
+from placement.latency.fitted_points import StepPoint
+from placement.latency.fitted_profile import Profile, Subject, make_profile, profile_to_json
+from placement.latency.served import ServedSteps
 from placement.simulator.cluster import ClusterSpec, Delays
 from placement.simulator.requests import requests_of
 from placement.simulator.simulate import simulate
@@ -110,6 +113,27 @@ def test_the_placement_of_a_plan_file(tmp_path: Path) -> None:
     path.write_text(json.dumps({"serve": {}}))
     with pytest.raises(ValueError, match="has no prefill and decode workers"):
         planned(path)
+
+
+def test_a_profile_of_the_real_engines_delays_is_not_for_the_mock_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "profile.json"
+    point = StepPoint(8, 36.0, 0, 8, 1e-3, 0.1, 3)
+    subject = Subject("m", 64, 1, "float32", "cpu", 1, "native step", "here")
+    made = replace(make_profile(subject, [point]), served=ServedSteps(0.0, 0.0, (1.0,)))
+    path.write_text(json.dumps(profile_to_json(made)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["plan_validation", "--profile", str(path)])
+        patch.setattr("signal.signal", lambda *_: None)
+        patch.setattr("bench.plan_validation.adopt_orphans", lambda: None)
+        assert main() == 1
+    assert "its delays are the real engine's; `pdserve profile --mock-delays`" in capsys.readouterr().err
+
+
+def test_a_run_without_requests_says_so() -> None:
+    with pytest.raises(ValueError, match="no request was due"):
+        sent([])
 
 
 def test_a_profile_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
