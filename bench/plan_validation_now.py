@@ -9,16 +9,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from bench.load.target import Target
-from bench.profiler.alone import Seen, one_at_a_time
+from bench.profiler.alone import Seen, alone_in, one_at_a_time
 from placement.latency.fitted import PiecewiseSteps
 from placement.latency.served import piecewise
 from placement.simulator.cluster import ClusterSpec, LinearSteps, StepTimes
-from placement.simulator.requests import requests_of
-from placement.simulator.simulate import simulate
-from placement.workload import Workload
 
 LONE = 8  # requests that count
 
@@ -39,12 +34,11 @@ def speed_now(target: Target, twin: ClusterSpec, prompt_tokens: int, output_toke
 
 def speed_of(seen: Seen, twin: ClusterSpec, prompt_tokens: int, output_tokens: int) -> Speed:
     """The same from what was seen; at least two output tokens tell of TPOT."""
-    lone = Workload.of(np.array([prompt_tokens]), np.array([output_tokens]), np.array([0.0]))
-    told = simulate(twin, requests_of(lone)).requests
+    told_ttft_s, told_tpot_s = alone_in(twin, prompt_tokens, output_tokens)
     if output_tokens < 2:
-        return Speed(seen.ttft_s / float(told.ttft_s[0]), 1.0)
+        return Speed(seen.ttft_s / told_ttft_s, 1.0)
     tpot_s = (seen.second_s + (output_tokens - 2) * seen.gap_s) / (output_tokens - 1)
-    return Speed(seen.ttft_s / float(told.ttft_s[0]), tpot_s / float(told.tpot_s[0]))
+    return Speed(seen.ttft_s / told_ttft_s, tpot_s / told_tpot_s)
 
 
 def at_speed(twin: ClusterSpec, speed: Speed) -> ClusterSpec:

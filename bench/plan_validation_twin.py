@@ -72,11 +72,11 @@ def cluster_of(placement: Placement, profile: Profile, limits: Limits, mock: boo
         WorkerSpec(f"{role.value}-{i}", role, config, num_blocks, BLOCK_SIZE, times, False, prior=prior)
         for i, role in enumerate(roles)
     )
-    transfer = profile.linear.transfer
-    link = LinkSpec(1e10) if transfer is None else LinkSpec(transfer.bytes_per_s, transfer.latency_s)
     delays = profile.delays if placement.prefill else profile.colocated_delays
     slowdown = () if mock or profile.served is None else profile.served.slowdown
-    return ClusterSpec(workers, block_bytes, link, delays or profile.delays or Delays(), slowdown=slowdown)
+    return ClusterSpec(
+        workers, block_bytes, profile.link or LinkSpec(1e10), delays or profile.delays or Delays(), slowdown=slowdown
+    )
 
 
 def planned(path: Path) -> tuple[Placement, int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import resource
 import socket
@@ -18,6 +19,11 @@ WANTED_OPEN_FILES = 65536
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def machine_in_words() -> str:
+    """By which a profile that was measured here is known."""
+    return f"{platform.machine()}, {os.cpu_count()} processors"
 
 
 def available_bytes() -> int:

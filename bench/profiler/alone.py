@@ -14,6 +14,9 @@ import numpy as np
 
 from bench.load.prompts import Prompts
 from bench.load.target import Target
+from placement.simulator.cluster import ClusterSpec
+from placement.simulator.requests import requests_of
+from placement.simulator.simulate import simulate
 from placement.workload.workload import Workload
 
 WARM = 4
@@ -55,6 +58,13 @@ async def one_at_a_time(target: Target, prompt_tokens: int, output_tokens: int, 
     finally:
         await pool.close()
     return Seen(*(statistics.median(column) for column in zip(*rows[WARM:], strict=True)))
+
+
+def alone_in(twin: ClusterSpec, prompt_tokens: int, output_tokens: int) -> tuple[float, float]:
+    """TTFT and TPOT of such a request in the simulator, seconds."""
+    workload = Workload.of(np.array([prompt_tokens]), np.array([output_tokens]), np.array([0.0]))
+    told = simulate(twin, requests_of(workload)).requests
+    return float(told.ttft_s[0]), float(told.tpot_s[0])
 
 
 def step_totals(http_port: int) -> Totals:

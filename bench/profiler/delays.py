@@ -18,14 +18,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from bench.profiler.alone import Seen, one_at_a_time
+from bench.profiler.alone import Seen, alone_in, one_at_a_time
 from bench.profiler.cluster import running
 from placement.simulator.cluster import ClusterSpec, Delays, LinkSpec, WorkerSpec
-from placement.simulator.requests import requests_of
-from placement.simulator.simulate import simulate
-from placement.workload.workload import Workload
 from scheduling.batching import SchedulerConfig
 from scheduling.latency import LatencyCoefficients, LatencyModel, save_profile
 from scheduling.routing import Role
@@ -112,9 +107,8 @@ def _second_s(delays: Delays, known: Known, trip: Trip) -> float:
     workers = tuple(
         WorkerSpec(role.value, role, config, NUM_BLOCKS, BLOCK_SIZE, known) for role in (Role.PREFILL, Role.DECODE)
     )
-    workload = Workload.of(np.array([trip.prompt_tokens]), np.array([2]), np.array([0.0]))
-    result = simulate(ClusterSpec(workers, trip.block_bytes, trip.link, delays), requests_of(workload))
-    return float(result.requests.tpot_s[0])
+    _, tpot_s = alone_in(ClusterSpec(workers, trip.block_bytes, trip.link, delays), trip.prompt_tokens, 2)
+    return tpot_s
 
 
 def wake_up_s(tries: int = 100) -> float:

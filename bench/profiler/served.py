@@ -57,11 +57,11 @@ class Subject:
 def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) -> Served:
     """Starts a split and a colocated cluster, one after the other. Errors: ServerFailed, BadAnswer, TimeoutError."""
     with running({"split": [*subject.flags, "--prefill", "1", "--decode", "1"]}, log_dir) as started:
-        split = _alone(*started["split"], subject.prompt_tokens, requests)
-        long = _alone(*started["split"], subject.long_tokens, requests // 2)
+        split = _split_alone(*started["split"], subject.prompt_tokens, requests)
+        long = _split_alone(*started["split"], subject.long_tokens, requests // 2)
     workers = str(subject.most_workers)
     with running({"colocated": [*subject.flags, "--prefill", "0", "--decode", workers]}, log_dir) as started:
-        colocated = _alone(*started["colocated"], subject.prompt_tokens, requests)
+        colocated = _colocated_alone(*started["colocated"], subject.prompt_tokens, requests)
         together = [
             [
                 asyncio.run(_together(*started["colocated"], subject.prompt_tokens, num))
@@ -97,21 +97,22 @@ def slowdown_of(together: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(np.maximum.accumulate(np.median(rounds / rounds[:, :1], axis=0)).tolist())
 
 
-def _alone(server: Server, target: Target, prompt_tokens: int, requests: int) -> tuple[Seen, Known]:
-    """Two series: prompts of one token of output, whose steps are all prefills, and longer ones."""
+def _split_alone(server: Server, target: Target, prompt_tokens: int, requests: int) -> tuple[Seen, Known]:
+    """Each role counts steps of its own kind."""
+    before = _totals(server)
+    seen = asyncio.run(one_at_a_time(target, prompt_tokens, OUTPUT_TOKENS, requests))
+    after = _totals(server)
+    return seen, Known(_mean_step_s(before, after, "prefill"), _mean_step_s(before, after, "decode"))
+
+
+def _colocated_alone(server: Server, target: Target, prompt_tokens: int, requests: int) -> tuple[Seen, Known]:
+    """Two series: prompts of one token of output, whose steps are all prefills of one step each, and longer ones."""
     before = _totals(server)
     asyncio.run(one_at_a_time(target, prompt_tokens, 1, requests))
     between = _totals(server)
     seen = asyncio.run(one_at_a_time(target, prompt_tokens, OUTPUT_TOKENS, requests))
-    after = _totals(server)
-    role = "prefill" if "prefill" in after else "decode"
-    seconds, steps = _counted(before, between, role)
-    prefill_s = seconds / steps
-    seconds, steps = _counted(between, after, "decode")
-    if role == "decode":  # its prompts as well
-        prompts = steps / OUTPUT_TOKENS  # of one step each
-        seconds, steps = seconds - prompts * prefill_s, steps - prompts
-    return seen, Known(prefill_s, seconds / steps)
+    prefill_s, mean_s = _mean_step_s(before, between, "decode"), _mean_step_s(between, _totals(server), "decode")
+    return seen, Known(prefill_s, (OUTPUT_TOKENS * mean_s - prefill_s) / (OUTPUT_TOKENS - 1))
 
 
 def _totals(server: Server) -> Totals:
@@ -119,11 +120,11 @@ def _totals(server: Server) -> Totals:
     return step_totals(server.port)
 
 
-def _counted(before: Totals, after: Totals, role: str) -> tuple[float, float]:
+def _mean_step_s(before: Totals, after: Totals, role: str) -> float:
     seconds, steps = since(before, after, role)
     if steps < 1:
         raise ServerFailed(f"{role} workers told of no step within {STATUS_S:g} s; is the machine overloaded?")
-    return seconds, steps
+    return seconds / steps
 
 
 async def _together(server: Server, target: Target, prompt_tokens: int, num: int) -> float:
@@ -133,8 +134,7 @@ async def _together(server: Server, target: Target, prompt_tokens: int, num: int
     async with asyncio.timeout(TOGETHER_S + LIMIT_S), asyncio.TaskGroup() as group:
         for client in range(num):
             group.create_task(_keep_asking(target, prompt_tokens, client, until_s))
-    seconds, steps = _counted(before, await asyncio.to_thread(_totals, server), "decode")
-    return seconds / steps
+    return _mean_step_s(before, await asyncio.to_thread(_totals, server), "decode")
 
 
 async def _keep_asking(target: Target, prompt_tokens: int, client: int, until_s: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from bench.served.server import ServerFailed
 from deploy.arguments import above_zero, check_output, count, write_output
 from deploy.commands.serve import configure_logging
 from deploy.flags import add_worker_settings, serve_config, worker_flags
+from deploy.machine import machine_in_words
 from deploy.resolve import ResolvedServe, resolve
 from pdserve.clock import MonotonicClock
 from pdserve.exit import ExitCode, StartError
@@ -108,13 +108,11 @@ def _measure(args: argparse.Namespace, resolved: ResolvedServe) -> Profile:
     found = make_profile(subject, points, transfers, transport, complete=visits.complete)
     if args.no_delays:
         return found
-    transfer = found.linear.transfer
-    link = None if transfer is None else LinkSpec(transfer.bytes_per_s, transfer.latency_s)
     try:
         if args.mock_delays or resolved.devices[0] != "cpu":
-            delays = _delays(link)
+            delays = _delays(found.link)
             return replace(found, delays=delays.split, colocated_delays=delays.colocated)
-        served = _served(args, resolved, found, limits, link or LinkSpec(1e12))
+        served = _served(args, resolved, found, limits, found.link or LinkSpec(1e12))
     except KeyboardInterrupt:
         print("\nstopped: the profile is without delays", flush=True)
         return found
@@ -194,7 +192,7 @@ def _subject(args: argparse.Namespace, resolved: ResolvedServe, engine: BuiltEng
         device=resolved.devices[0],
         threads=int(resolved.worker.threads or 1),
         kernels=str(getattr(getattr(getattr(runner, "model", None), "kernels", None), "name", "gpu")),
-        machine=f"{platform.machine()}, {os.cpu_count()} processors",
+        machine=machine_in_words(),
         power_w=args.power_w,
         cost_per_hour=args.cost_per_hour,
     )

@@ -67,10 +67,8 @@ def _found(
     processes: Processes,
 ) -> Closer:
     """The search, and what follows from its answer."""
-    search = Search(question, serving, source)
 
     def searched(gpus: int) -> Outcome:
-        nonlocal search
         search = Search(question, serving, source)
         search.screen(listed(replace(space, gpus=gpus), serving.model))
         return run_search(search, processes, _Progress())
@@ -81,7 +79,7 @@ def _found(
         return Closer(outcome, (), True)
     moves = outcome.best.candidate.prefill is not None
     changes = [one for one in CHANGES if not args.no_what_if and (moves or one.network == 1.0)]
-    return look_closer(outcome, search, changes, processes)
+    return look_closer(outcome, question, serving, changes, processes)
 
 
 def _growing(searched: Callable[[int], Outcome], question: Question, space: Space) -> Outcome:

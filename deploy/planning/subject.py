@@ -118,10 +118,10 @@ def profile_of(args: argparse.Namespace, *, mock: bool = False) -> FromProfile |
         raise StartError(
             message if str(path) in message else f"--profile {path}: {message}", ExitCode.WORKLOAD
         ) from None
-    transfer = measured.linear.transfer
-    link = None if transfer is None else LinkSpec(transfer.bytes_per_s, transfer.latency_s)
     steps = LinearSteps(measured.linear) if mock else measured.step_times
-    return FromProfile(Measured(steps), link, measured.delays, measured.colocated_delays, measured.subject, True)
+    return FromProfile(
+        Measured(steps), measured.link, measured.delays, measured.colocated_delays, measured.subject, True
+    )
 
 
 def measured_shape(model: ModelShape, subject: Subject, path: Path) -> ModelShape:

@@ -6,15 +6,13 @@ What measures is bench/plan_validation.py; here is only what it is given, and wh
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.arguments import refuse
-from deploy.machine import available_bytes
+from deploy.machine import available_bytes, machine_in_words
 from deploy.planning.subject import THIS_MACHINE, FromProfile
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
@@ -124,7 +122,7 @@ class Validation:
 
 
 def _not_from_here(profile: FromProfile, args: argparse.Namespace) -> list[str]:
-    subject, here = profile.subject, f"{platform.machine()}, {os.cpu_count()} processors"
+    subject, here = profile.subject, machine_in_words()
     if subject is None:
         return (
             []

@@ -14,7 +14,7 @@ from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_fit import FITS, cross_validate, fit_linear, fit_piecewise, fit_transfer
 from placement.latency.fitted_points import FitError, StepPoint, by_regime, relative_errors
 from placement.latency.served import ServedSteps, piecewise
-from placement.simulator.cluster import Delays, LinearSteps, StepTimes
+from placement.simulator.cluster import Delays, LinearSteps, LinkSpec, StepTimes
 from scheduling.latency import LatencyModel, model_from_json, model_to_json
 
 FORMAT = 1
@@ -62,6 +62,12 @@ class Profile:
             return "linear"
         medians = {name: errors["all"].median for name, errors in self.held_out.items()}
         return min(medians, key=lambda name: medians[name]) if medians else "piecewise"
+
+    @property
+    def link(self) -> LinkSpec | None:
+        """What transfers took, as a link; None: they were not measured."""
+        transfer = self.linear.transfer
+        return None if transfer is None else LinkSpec(transfer.bytes_per_s, transfer.latency_s)
 
     @property
     def step_times(self) -> StepTimes:

@@ -14,8 +14,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from placement.search.build import Serving
 from placement.search.job import confirmed, do_job
-from placement.search.search import Answer, Outcome, Search
+from placement.search.search import Answer, Outcome, Question, Search
 from placement.search.whatif import Consequence, WhatIf, as_asked, consequence
 from placement.workload.source import WorkloadSource
 from placement.workload.spec import WorkloadSpec
@@ -112,9 +113,11 @@ def run_search(search: Search, processes: Processes, progress: Progress | None =
     return search.outcome(complete=True)
 
 
-def look_closer(outcome: Outcome, search: Search, changes: Sequence[WhatIf], processes: Processes) -> Closer:
+def look_closer(
+    outcome: Outcome, question: Question, serving: Serving, changes: Sequence[WhatIf], processes: Processes
+) -> Closer:
     """The confidence interval of the best, and what it serves after each change; Ctrl-C leaves out the rest."""
-    best, question, serving = outcome.best, search.question, search.serving
+    best = outcome.best
     if best is None:
         return Closer(outcome, (), True)
     again: Task = partial(confirmed, best, question, serving)

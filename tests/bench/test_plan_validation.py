@@ -15,15 +15,14 @@ from bench.plan_validation import goodput, main, parse, report
 from bench.plan_validation_figures import Figures, Pair, Targets, figures_of, measured, predicted, sent
 from bench.plan_validation_now import Speed, at_speed, speed_of
 from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
-from bench.profiler.alone import Seen
+from bench.profiler.alone import Seen, alone_in
 from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_points import StepPoint
 from placement.latency.fitted_profile import Profile, Subject, make_profile, profile_to_json
 from placement.latency.served import ServedSteps
-from placement.simulator.cluster import ClusterSpec, Delays
+from placement.simulator.cluster import Delays
 from placement.simulator.requests import requests_of
 from placement.simulator.simulate import simulate
-from placement.workload import Workload
 from scheduling.latency import LatencyCoefficients, LatencyModel, save_profile
 from scheduling.routing import Role
 
@@ -172,25 +171,18 @@ def test_lone_requests_tell_the_machines_speed_and_the_twin_takes_it() -> None:
     profile = Profile(LINEAR, steps=steps, delays=delays, colocated_delays=delays)
     for placement in (Placement(0, 1), Placement(1, 1)):
         twin = cluster_of(placement, profile, LIMITS, mock=False)
-        told = lone(twin)
+        told = alone_in(twin, 100, 9)
         speed = speed_of(Seen(2.0 * told[0], 1.5 * told[1], 1.5 * told[1]), twin, 100, 9)
         assert (speed.first, speed.later) == (pytest.approx(2.0), pytest.approx(1.5))
-        again = lone(at_speed(twin, speed))
+        again = alone_in(at_speed(twin, speed), 100, 9)
         if not placement.prefill:
             assert again == (pytest.approx(2.0 * told[0]), pytest.approx(1.5 * told[1]))
         assert again[0] == pytest.approx(2.0 * told[0]) and again[1] > told[1]
 
 
-def lone(twin: ClusterSpec) -> tuple[float, float]:
-    """TTFT and TPOT of a request that is alone."""
-    workload = Workload.of(np.array([100]), np.array([9]), np.array([0.0]))
-    told = simulate(twin, requests_of(workload)).requests
-    return float(told.ttft_s[0]), float(told.tpot_s[0])
-
-
 def test_a_mean_gap_is_made_of_the_second_token_and_the_later_ones() -> None:
     twin = cluster_of(Placement(0, 1), Profile(LINEAR), LIMITS, mock=True)
-    ttft_s, tpot_s = lone(twin)
+    ttft_s, tpot_s = alone_in(twin, 100, 9)
     speed = speed_of(Seen(ttft_s, 8.0 * tpot_s, 0.0), twin, 100, 9)
     assert speed == Speed(pytest.approx(1.0), pytest.approx(1.0))
     assert speed_of(Seen(3.0 * ttft_s, 0.0, 0.0), twin, 100, 1) == Speed(pytest.approx(3.0), 1.0)

@@ -75,7 +75,7 @@ def test_a_run_is_given_up_only_when_too_many_have_missed() -> None:
 def closer(processes: int) -> Closer:
     with Processes(SPEC, SOURCE, processes) as pool:
         asked_for = asked(4)
-        return look_closer(run_search(asked_for, pool), asked_for, CHANGES[:4], pool)
+        return look_closer(run_search(asked_for, pool), asked_for.question, asked_for.serving, CHANGES[:4], pool)
 
 
 def test_one_or_two_processes_give_the_same_answer_for_the_same_seed() -> None:
@@ -119,7 +119,7 @@ def test_an_interrupted_what_if_keeps_the_answer_and_those_that_are_done(monkeyp
     asked_for, pool = asked(2), Processes(SPEC, SOURCE, 1)
     outcome = run_search(asked_for, pool)
     monkeypatch.setattr(parallel, "consequence", interrupted_after(2, consequence))
-    found = look_closer(outcome, asked_for, CHANGES, pool)
+    found = look_closer(outcome, asked_for.question, asked_for.serving, CHANGES, pool)
     assert not found.complete and outcome.best is not None and found.outcome.best is not None
     assert found.outcome.best.rate == outcome.best.rate
     assert [one.change for one in found.what_if] == [AS_ASKED, *CHANGES[:2]]
@@ -166,7 +166,7 @@ def test_a_rate_that_is_carried_perhaps_by_chance_makes_the_search_go_on_to_a_su
 
 def test_the_confidence_of_a_rate_is_of_the_attainment_and_of_the_most() -> None:
     asked_for, pool = asked(8, rate=100.0), Processes(SPEC, SOURCE, 1)
-    best = look_closer(run_search(asked_for, pool), asked_for, (), pool).outcome.best
+    best = look_closer(run_search(asked_for, pool), asked_for.question, asked_for.serving, (), pool).outcome.best
     assert best is not None and best.goodput is not None and best.goodput.most is not None
     goodput, most = best.goodput, best.goodput.most
     assert goodput.rate == 100.0 == goodput.probes[0].rate

@@ -9,16 +9,24 @@ IN_WAITING, IN_RUNNING, IN_RESERVED = range(3)
 
 
 @compiled
-def append(worker: Records, seqs: Records, s: int, which: int) -> None:
-    """At the end."""
-    tail = worker.tail[which]
-    seqs[s].prev, seqs[s].next = tail, -1
-    if tail < 0:
+def _link(worker: Records, seqs: Records, s: int, before: int, after: int, which: int) -> None:
+    """Between these two neighbours; negative: it is the first, or the last."""
+    seqs[s].prev, seqs[s].next = before, after
+    if before < 0:
         worker.head[which] = s
     else:
-        seqs[tail].next = s
-    worker.tail[which] = s
+        seqs[before].next = s
+    if after < 0:
+        worker.tail[which] = s
+    else:
+        seqs[after].prev = s
     worker.count[which] += 1
+
+
+@compiled
+def append(worker: Records, seqs: Records, s: int, which: int) -> None:
+    """At the end."""
+    _link(worker, seqs, s, worker.tail[which], -1, which)
 
 
 @compiled
@@ -54,14 +62,7 @@ def insert_waiting(worker: Records, seqs: Records, s: int) -> None:
     after = head
     while earlier(seqs, after, s):
         after = seqs[after].next
-    before = seqs[after].prev
-    seqs[s].prev, seqs[s].next = before, after
-    seqs[after].prev = s
-    if before < 0:
-        worker.head[IN_WAITING] = s
-    else:
-        seqs[before].next = s
-    worker.count[IN_WAITING] += 1
+    _link(worker, seqs, s, seqs[after].prev, after, IN_WAITING)
 
 
 @compiled
@@ -70,13 +71,4 @@ def insert_running(worker: Records, seqs: Records, s: int) -> None:
     before, after = worker.tail[IN_RUNNING], -1
     while before >= 0 and seqs[before].place > seqs[s].place:
         before, after = seqs[before].prev, before
-    seqs[s].prev, seqs[s].next = before, after
-    if before < 0:
-        worker.head[IN_RUNNING] = s
-    else:
-        seqs[before].next = s
-    if after < 0:
-        worker.tail[IN_RUNNING] = s
-    else:
-        seqs[after].prev = s
-    worker.count[IN_RUNNING] += 1
+    _link(worker, seqs, s, before, after, IN_RUNNING)
