@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from placement.simulator.simulate import simulate
 from placement.workload import Workload, WorkloadSource, parse_workload_spec
 
 WARM_REQUESTS = 8
-KEPT = 0.1
+SKIPPED = 0.1  # of each run, its beginning
 TIMEOUT_S = 120.0
 FAILURES = (OSError, ValueError, ServerFailed, BadAnswer)  # OSError: TimeoutError too
 """What `run` raises, each with one line to show."""
@@ -65,37 +66,31 @@ def compare(
     source = WorkloadSource(parse_workload_spec(args.workload))
     found: Cells = {}
     now: Cells = {}
-    seed, number = secrets.randbelow(1 << 32), 0
-    for turn in range(args.rounds):
-        for rate in args.rates:
-            for placement, twin in twins.items():
-                server, target = started[str(placement)]
-                server.resume()
-                settings = Settings(
-                    Objective(), turn, seed, duration_s=args.duration, timeout_s=TIMEOUT_S, tell_slo=False
-                )
-                sample = source.build(rate=rate, num_requests=WARM_REQUESTS, seed=turn)
-                warm_up(target, sample, WARM_REQUESTS, TIMEOUT_S, seed + number)
-                speed = None if args.model is None else speed_now(target, twin, *_middle(sample))
-                run = run_at(target, source, rate, settings, number, lambda *_: None)
-                server.park()
-                if run.summary.interrupted:
-                    raise KeyboardInterrupt
-                number += 1
-                workload, order = sent(run.results)
-                skip_s = KEPT * args.duration
-                seen = measured(order, skip_s, targets)
-                told = predicted(order, simulate(twin, requests_of(workload)).requests, skip_s, targets)
-                found.setdefault((placement, rate), []).append((told, seen))
-                if speed is not None:
-                    again = simulate(at_speed(twin, speed), requests_of(workload)).requests
-                    cell = predicted(order, again, skip_s, targets), seen
-                    now.setdefault((placement, rate), []).append(cell)
-                    print(f"  lone requests took {speed.first:.2f} x the predicted TTFT, {speed.later:.2f} x TPOT",
-                          file=sys.stderr)  # fmt: skip
-                print(
-                    _run_line(turn, placement, rate, (told, seen), len(order), run.summary.late_p99_s), file=sys.stderr
-                )
+    seed = secrets.randbelow(1 << 32)
+    cells = product(range(args.rounds), args.rates, twins.items())
+    for number, (turn, rate, (placement, twin)) in enumerate(cells):
+        server, target = started[str(placement)]
+        server.resume()
+        settings = Settings(Objective(), turn, seed, duration_s=args.duration, timeout_s=TIMEOUT_S, tell_slo=False)
+        sample = source.build(rate=rate, num_requests=WARM_REQUESTS, seed=turn)
+        warm_up(target, sample, WARM_REQUESTS, TIMEOUT_S, seed + number)
+        speed = None if args.model is None else speed_now(target, twin, *_middle(sample))
+        run = run_at(target, source, rate, settings, number, lambda *_: None)
+        server.park()
+        if run.summary.interrupted:
+            raise KeyboardInterrupt
+        workload, order = sent(run.results)
+        skip_s = SKIPPED * args.duration
+        seen = measured(order, skip_s, targets)
+        told = predicted(order, simulate(twin, requests_of(workload)).requests, skip_s, targets)
+        found.setdefault((placement, rate), []).append((told, seen))
+        if speed is not None:
+            again = simulate(at_speed(twin, speed), requests_of(workload)).requests
+            cell = predicted(order, again, skip_s, targets), seen
+            now.setdefault((placement, rate), []).append(cell)
+            print(f"  lone requests took {speed.first:.2f} x the predicted TTFT, {speed.later:.2f} x TPOT",
+                  file=sys.stderr)  # fmt: skip
+        print(_run_line(turn, placement, rate, (told, seen), len(order), run.summary.late_p99_s), file=sys.stderr)
     return found, now
 
 
