@@ -73,7 +73,7 @@ def cluster_of(placement: Placement, profile: Profile, limits: Limits, mock: boo
         for i, role in enumerate(roles)
     )
     delays = profile.delays if placement.prefill else profile.colocated_delays
-    slowdown = () if mock or profile.served is None else profile.served.slowdown
+    slowdown = None if mock or profile.served is None else profile.served.slowdown
     return ClusterSpec(
         workers, block_bytes, profile.link or LinkSpec(1e10), delays or profile.delays or Delays(), slowdown=slowdown
     )

@@ -8,9 +8,10 @@ messages to write beside them, and on a CPU its caches and cores are others' too
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +24,14 @@ from bench.profiler.cluster import running
 from bench.profiler.delays import BLOCK_SIZE, REQUESTS, Known, Measured, Trip, delays_of, wake_up_s
 from bench.served.server import Server, ServerFailed
 from placement.latency.served import ServedSteps
-from placement.simulator.cluster import LinkSpec, StepTimes
+from placement.simulator.cluster import LinkSpec, Slowdown, StepTimes
 from placement.workload.workload import Workload
 
 OUTPUT_TOKENS = 16
-TOGETHER_TOKENS = 32  # of output
-TOGETHER_S, TOGETHER_ROUNDS = 2.5, 3
+TOGETHER_S, TOGETHER_ROUNDS = 2.0, 3
+Busy = tuple[int, int]
+"""Prefill and decode workers that compute."""
+TOGETHER: tuple[Busy, ...] = ((1, 0), (0, 1), (2, 0), (0, 2), (1, 1))
 LIMIT_S = 60.0
 
 
@@ -51,29 +54,27 @@ class Subject:
     chunk_tokens: int  # of a step
     prompt_tokens: int  # of requests; one chunk
     long_tokens: int  # of others, for what grows with the context
-    most_workers: int  # that are tried at once
+    most_output_tokens: int
+    at_once: float  # workers that have cores of their own: the machine's cores / a worker's threads
 
 
 def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) -> Served:
     """Starts a split and a colocated cluster, one after the other. Errors: ServerFailed, BadAnswer, TimeoutError."""
+    with running({"colocated": [*subject.flags, "--prefill", "0", "--decode", "1"]}, log_dir) as started:
+        colocated = _colocated_alone(*started["colocated"], subject.prompt_tokens, requests)
     with running({"split": [*subject.flags, "--prefill", "1", "--decode", "1"]}, log_dir) as started:
         split = _split_alone(*started["split"], subject.prompt_tokens, requests)
         long = _split_alone(*started["split"], subject.long_tokens, requests // 2)
-    workers = str(subject.most_workers)
-    with running({"colocated": [*subject.flags, "--prefill", "0", "--decode", workers]}, log_dir) as started:
-        colocated = _colocated_alone(*started["colocated"], subject.prompt_tokens, requests)
-        together = [
-            [
-                asyncio.run(_together(*started["colocated"], subject.prompt_tokens, num))
-                for num in range(1, subject.most_workers + 1)
-            ]
-            for _ in range(TOGETHER_ROUNDS)
-        ]
+    with running({"together": [*subject.flags, "--prefill", "2", "--decode", "2"]}, log_dir) as started:
+        server, target = started["together"]
+        asyncio.run(_all_ask(target, subject.prompt_tokens, [1, 1, OUTPUT_TOKENS, OUTPUT_TOKENS]))  # unmeasured: warm
+        rounds = [{busy: _together(server, target, subject, busy) for busy in TOGETHER} for _ in range(TOGETHER_ROUNDS)]
     trip = Trip(subject.prompt_tokens, subject.kv_bytes_per_token * BLOCK_SIZE, subject.link)
     served = {subject.prompt_tokens: split[1], subject.long_tokens: long[1]}
     extras = [_extra(known, expected(subject, tokens)) for tokens, known in served.items()]
     steps = ServedSteps(
-        *(max(0.0, statistics.fmean(column)) for column in zip(*extras, strict=True)), slowdown_of(together)
+        *(max(0.0, statistics.fmean(column)) for column in zip(*extras, strict=True)),
+        slowdown_of(rounds, subject.at_once),
     )
     return Served(steps, delays_of(colocated, split, wake_up_s(), trip))
 
@@ -91,10 +92,20 @@ def _extra(served: Known, alone: Known) -> tuple[float, float]:
     return served.prefill_s - alone.prefill_s, served.decode_s - alone.decode_s
 
 
-def slowdown_of(together: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Rounds of mean steps while 1, 2, ... workers compute -> factors; more workers never make a step shorter."""
-    rounds = np.array(together)
-    return tuple(np.maximum.accumulate(np.median(rounds / rounds[:, :1], axis=0)).tolist())
+def slowdown_of(rounds: Sequence[Mapping[Busy, Known]], at_once: float) -> Slowdown:
+    """What each costs the other, beyond the wait for a core; never less than nothing. Medians over rounds."""
+
+    def cost(kind: str, alone: Busy, beside: Busy) -> float:
+        ratios = [getattr(one[beside], kind) / getattr(one[alone], kind) for one in rounds]
+        return max(0.0, statistics.median(ratios) / max(1.0, sum(beside) / at_once) - 1.0)
+
+    return Slowdown(
+        at_once,
+        cost("prefill_s", (1, 0), (2, 0)),
+        cost("prefill_s", (1, 0), (1, 1)),
+        cost("decode_s", (0, 1), (1, 1)),
+        cost("decode_s", (0, 1), (0, 2)),
+    )
 
 
 def _split_alone(server: Server, target: Target, prompt_tokens: int, requests: int) -> tuple[Seen, Known]:
@@ -127,25 +138,40 @@ def _mean_step_s(before: Totals, after: Totals, role: str) -> float:
     return seconds / steps
 
 
-async def _together(server: Server, target: Target, prompt_tokens: int, num: int) -> float:
-    """Mean step while `num` workers have one request each, again and again."""
-    before = await asyncio.to_thread(_totals, server)
+def _together(server: Server, target: Target, subject: Subject, busy: Busy) -> Known:
+    """Mean steps while so many prefill and decode workers are busy; nan of a role that is not.
+
+    A prefill worker is busy with prompts of one token of output, two clients each, so that it never rests; a decode
+    worker with one long output after the other, whose own prompts are too few to matter.
+    """
+    prefill, decode = busy
+    clients = [1] * (2 * prefill) + [subject.most_output_tokens] * decode
+    before = _totals(server)
+    asyncio.run(_all_ask(target, subject.prompt_tokens, clients))
+    after = _totals(server)
+    return Known(
+        _mean_step_s(before, after, "prefill") if prefill else math.nan,
+        _mean_step_s(before, after, "decode") if decode else math.nan,
+    )
+
+
+async def _all_ask(target: Target, prompt_tokens: int, output_tokens: Sequence[int]) -> None:
+    """A client for each of them, for TOGETHER_S."""
     until_s = time.perf_counter() + TOGETHER_S
     async with asyncio.timeout(TOGETHER_S + LIMIT_S), asyncio.TaskGroup() as group:
-        for client in range(num):
-            group.create_task(_keep_asking(target, prompt_tokens, client, until_s))
-    return _mean_step_s(before, await asyncio.to_thread(_totals, server), "decode")
+        for client, tokens in enumerate(output_tokens):
+            group.create_task(_keep_asking(target, prompt_tokens, tokens, client, until_s))
 
 
-async def _keep_asking(target: Target, prompt_tokens: int, client: int, until_s: float) -> None:
+async def _keep_asking(target: Target, prompt_tokens: int, output_tokens: int, client: int, until_s: float) -> None:
     num = 1000  # prompts, each used once
-    workload = Workload.of(np.full(num, prompt_tokens), np.full(num, TOGETHER_TOKENS), np.zeros(num))
+    workload = Workload.of(np.full(num, prompt_tokens), np.full(num, output_tokens), np.zeros(num))
     prompts = Prompts(workload, target.vocab_size, time.time_ns() % (1 << 40) + client, target.wants_text)
     pool = target.pool()
     try:
         for index in range(num):
             if time.perf_counter() > until_s:
                 return
-            await pool.ask(target.request(prompts.of(index), TOGETHER_TOKENS))
+            await pool.ask(target.request(prompts.of(index), output_tokens))
     finally:
         await pool.close()

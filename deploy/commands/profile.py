@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 BUDGET_S = 120.0
 PROMPT_TOKENS = 256  # of the requests through served workers, at most
-MOST_WORKERS = 4  # of these at once
+LONG_OUTPUT_TOKENS = 512  # of those that keep a decode worker busy, at most
 _SHOWN = ("prefill", "decode", "mixed", "all")
 
 
@@ -148,18 +148,19 @@ def _served(
     from bench.profiler.served import measure_served
 
     assert found.subject is not None
-    workers = (os.cpu_count() or 1) // (resolved.worker.threads or 1) + 1
+    prompt_tokens = min(PROMPT_TOKENS, limits.chunk_tokens, limits.max_model_len // 2)
     subject = ServedSubject(
         [args.model, *worker_flags(vars(args))],
         found.step_times,
         link,
         found.subject.kv_bytes_per_token,
         limits.chunk_tokens,
-        min(PROMPT_TOKENS, limits.chunk_tokens, limits.max_model_len // 2),
+        prompt_tokens,
         min(4 * PROMPT_TOKENS, limits.max_model_len // 2),
-        min(MOST_WORKERS, workers),
+        min(LONG_OUTPUT_TOKENS, limits.max_model_len - prompt_tokens),
+        (os.cpu_count() or 1) / (resolved.worker.threads or 1),
     )
-    print(f"served: one request at a time through a split cluster, then up to {subject.most_workers} workers at once")
+    print("served: one request at a time, colocated and split, then two workers at once")
     with _log_dir("the model", "--mock-delays") as log_dir:
         return measure_served(subject, log_dir)
 
@@ -239,10 +240,15 @@ def report(profile: Profile) -> list[str]:
             )
             lines.append(f"  delays, {what}: {shown}")
     if (served := profile.served) is not None:
-        factors = ", ".join(f"{factor:.2f}" for factor in served.slowdown)
         lines.append(
             f"  served: {1e3 * served.prefill_extra_s:.3g} ms more a step of prompts, "
-            f"{1e3 * served.decode_extra_s:.3g} ms more any other; x {factors} while 1, 2, ... workers compute"
+            f"{1e3 * served.decode_extra_s:.3g} ms more any other"
+        )
+        beside = served.slowdown
+        lines.append(
+            f"  beside another worker: prompts {beside.prompts_by_prompts:.0%} longer by prompts, "
+            f"{beside.prompts_by_decodes:.0%} by decodes; decodes {beside.decodes_by_prompts:.0%} by prompts, "
+            f"{beside.decodes_by_decodes:.0%} by decodes; cores for {beside.at_once:.3g} workers"
         )
     lines.append(f"  simulators will use: {profile.best_fit}; swap is not measured: the engine has none")
     return lines

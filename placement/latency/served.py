@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from placement.latency.fitted import PiecewiseSteps, Regime
+from placement.simulator.cluster import Slowdown
 from scheduling.latency import LatencyCoefficients
 
 
@@ -14,11 +15,7 @@ class ServedSteps:
 
     prefill_extra_s: float  # a step of prompts alone takes so much longer: it mostly comes after a rest
     decode_extra_s: float  # any other: there is always one before it
-    slowdown: tuple[float, ...]  # `ClusterSpec.slowdown`
-
-    def __post_init__(self) -> None:
-        if not self.slowdown or self.slowdown[0] != 1.0:
-            raise ValueError(f"slowdown is {list(self.slowdown)}; it must begin with 1, for a worker alone")
+    slowdown: Slowdown
 
     def applied(self, steps: PiecewiseSteps) -> PiecewiseSteps:
         """The same steps, served."""

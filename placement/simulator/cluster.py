@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -66,6 +67,38 @@ class Delays:
 
 
 @dataclass(frozen=True, slots=True)
+class Slowdown:
+    """Workers that compute at the same instant on one machine slow one another down.
+
+    A step takes max(1, computing / at_once) * (1 + the sum of what each other that computes costs it) times as long as
+    alone. A prompt's step wants arithmetic, a decode memory: costs go by who slows whom.
+    """
+
+    at_once: float  # workers that have cores of their own: the machine's cores / the threads of a worker
+    prompts_by_prompts: float  # what a step with prompt tokens loses to each other worker in such a step
+    prompts_by_decodes: float  # the same to each in a step of decodes alone
+    decodes_by_prompts: float
+    decodes_by_decodes: float
+
+    def __post_init__(self) -> None:
+        if not self.at_once > 0.0:
+            raise ValueError(f"at_once is {self.at_once}; it must be above 0")
+        for name in ("prompts_by_prompts", "prompts_by_decodes", "decodes_by_prompts", "decodes_by_decodes"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+
+    def factor(self, prompts: bool, others_prompts: int, others_decodes: int) -> float:
+        """How many times as long a step takes beside so many others; `prompts`: it has prompt tokens."""
+        waiting = max(1.0, (1 + others_prompts + others_decodes) / self.at_once)
+        by_prompts, by_decodes = (
+            (self.prompts_by_prompts, self.prompts_by_decodes)
+            if prompts
+            else (self.decodes_by_prompts, self.decodes_by_decodes)
+        )
+        return waiting * (1.0 + by_prompts * others_prompts + by_decodes * others_decodes)
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterSpec:
     """The whole cluster."""
 
@@ -77,8 +110,7 @@ class ClusterSpec:
     round_robin: bool = False  # instead of the least predicted latency
     max_in_flight: int = 1024  # at the router; one more is rejected
     status_s: float = 1.0  # between two accounts that a worker gives of itself
-    slowdown: tuple[float, ...] = ()
-    """How many times as long a step takes while 1, 2, ... workers compute, all on one machine; empty: always alone."""
+    slowdown: Slowdown | None = None  # of workers that share one machine; None: each has its own
 
     def __post_init__(self) -> None:
         names = [worker.worker_id for worker in self.workers]
@@ -88,8 +120,6 @@ class ClusterSpec:
             raise ValueError("a cluster needs a decode worker")
         if len({worker.block_size for worker in self.workers}) != 1:
             raise ValueError("all workers must have one block size")
-        if not all(factor > 0.0 for factor in self.slowdown):
-            raise ValueError(f"slowdown is {self.slowdown}; every factor must be above 0")
 
     @property
     def gpus(self) -> float:

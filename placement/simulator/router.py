@@ -30,7 +30,7 @@ class SimRouter:
         self.spec = spec
         self.events = events
         self.links = Links(spec.link, events)
-        self._machine = Machine(spec.slowdown, events) if spec.slowdown else None
+        self._machine = None if spec.slowdown is None else Machine(spec.slowdown, events)
         self.handoffs = Handoffs(
             events, self.links, spec.delays.message_s, spec.block_bytes, self._on_committed, self._on_freed
         )

@@ -142,7 +142,8 @@ class SimWorker:
         counts.decode_tokens += batch.decode_sequences
         counts.peak_blocks = max(counts.peak_blocks, self.scheduler.blocks.num_referenced)
         if self._machine is not None:
-            self._job = self._machine.begin(seconds, lambda took_s: self._computed(batch, took_s))
+            has_prompts = batch.prefill_tokens > 0
+            self._job = self._machine.begin(seconds, has_prompts, lambda took_s: self._computed(batch, took_s))
             return
         self._count(batch, seconds)  # already: the compiled twin does, and a status may come before the end
         self._events.after(seconds, self._complete, batch)

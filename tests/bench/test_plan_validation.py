@@ -20,7 +20,7 @@ from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_points import StepPoint
 from placement.latency.fitted_profile import Profile, Subject, make_profile, profile_to_json
 from placement.latency.served import ServedSteps
-from placement.simulator.cluster import Delays
+from placement.simulator.cluster import Delays, Slowdown
 from placement.simulator.requests import requests_of
 from placement.simulator.simulate import simulate
 from scheduling.latency import LatencyCoefficients, LatencyModel, save_profile
@@ -120,7 +120,7 @@ def test_a_profile_of_the_real_engines_delays_is_not_for_the_mock_one(
     path = tmp_path / "profile.json"
     point = StepPoint(8, 36.0, 0, 8, 1e-3, 0.1, 3)
     subject = Subject("m", 64, 1, "float32", "cpu", 1, "native step", "here")
-    made = replace(make_profile(subject, [point]), served=ServedSteps(0.0, 0.0, (1.0,)))
+    made = replace(make_profile(subject, [point]), served=ServedSteps(0.0, 0.0, Slowdown(2.0, 0.0, 0.0, 0.0, 0.0)))
     path.write_text(json.dumps(profile_to_json(made)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["plan_validation", "--profile", str(path)])

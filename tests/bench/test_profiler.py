@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import math
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
 
 from bench.profiler import served
 from bench.profiler.alone import Seen, parse_totals, since
-from bench.profiler.delays import MOCK, STEP_S, Trip, delays_of, wake_up_s
+from bench.profiler.delays import MOCK, STEP_S, Known, Trip, delays_of, wake_up_s
 from bench.profiler.shapes import Limits, Shape, shapes
 from bench.profiler.steps import Visits, steps_of
 from deploy.cli import main
@@ -71,15 +72,25 @@ def test_delays_are_never_negative() -> None:
 
 def test_what_the_workers_count_is_told_from_what_an_engine_alone_would_take() -> None:
     times = LinearSteps(LatencyModel(LatencyCoefficients(1e-3, 1e-5, 0.0, 1e-6)))
-    subject = served.Subject(
-        [], times, LinkSpec(1e12), 64, chunk_tokens=100, prompt_tokens=100, long_tokens=250, most_workers=2
-    )
+    subject = served.Subject([], times, LinkSpec(1e12), 64, 100, 100, 250, 64, 2.0)
     known = served.expected(subject, 250)  # chunks of 100, 100 and 50
     contexts = [251 + i for i in range(served.OUTPUT_TOKENS - 1)]
     assert known.prefill_s == pytest.approx(1e-3 + 1e-5 * 250 / 3 + 1e-6 * (100 + 200 + 250) / 3)
     assert known.decode_s == pytest.approx(1e-3 + 1e-6 * sum(contexts) / len(contexts))
-    rounds = [[2e-3, 1.9e-3, 3e-3], [4e-3, 3e-3, 6e-3], [1e-3, 9e-3, 9e-3]]  # the machine's speed is another in each
-    assert served.slowdown_of(rounds) == pytest.approx((1.0, 1.0, 1.5))
+
+
+def test_what_workers_cost_one_another_is_told_from_rounds_of_another_speed_each() -> None:
+    def of(speed: float, prompts: float, mixed: Known, decodes: float) -> dict[served.Busy, Known]:
+        nan = math.nan
+        took = {(1, 0): Known(30.0, nan), (0, 1): Known(nan, 3.0), (2, 0): Known(prompts, nan), (1, 1): mixed,
+                (0, 2): Known(nan, decodes)}  # fmt: skip
+        return {busy: Known(speed * one.prefill_s, speed * one.decode_s) for busy, one in took.items()}
+
+    rounds = [of(1.0, 36.0, Known(33.0, 3.3), 2.9), of(2.0, 36.0, Known(33.0, 3.3), 2.9), of(1.0, 90.0, Known(9, 9), 9)]
+    found = served.slowdown_of(rounds, at_once=2.0)
+    assert astuple(found) == pytest.approx((2.0, 0.2, 0.1, 0.1, 0.0))
+    one_core = served.slowdown_of(rounds, at_once=1.0)  # two take turns: that alone is twice as long
+    assert astuple(one_core) == (1.0, 0.0, 0.0, 0.0, 0.0)
 
 
 PAGE = """# TYPE pdserve_step_seconds histogram
@@ -104,10 +115,10 @@ def test_serving_the_mock_engine_adds_to_its_steps(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(served, "TOGETHER_S", 0.3)
     monkeypatch.setattr(served, "TOGETHER_ROUNDS", 1)
     flags = ["--mock", str(tmp_path / "mock.json"), "--max-num-batched-tokens", "256"]
-    subject = served.Subject(flags, LinearSteps(model), LinkSpec(1e10), 64, 256, 128, 512, 2)
+    subject = served.Subject(flags, LinearSteps(model), LinkSpec(1e10), 64, 256, 128, 512, 16, 64.0)
     found = served.measure_served(subject, tmp_path, requests=4)
     assert found.steps.prefill_extra_s > 0.0 and found.steps.decode_extra_s > 0.0  # a mock step is never early
-    assert len(found.steps.slowdown) == 2 and 1.0 == found.steps.slowdown[0] <= found.steps.slowdown[1]
+    assert found.steps.slowdown.at_once == 64.0 and found.steps.slowdown.prompts_by_prompts < 0.5  # mock steps sleep
     assert found.delays.split.message_s > 0.0 and found.delays.colocated.front_s >= 0.0
 
 

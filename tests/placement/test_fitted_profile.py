@@ -23,7 +23,7 @@ from placement.latency.fitted_profile import (
 )
 from placement.latency.imports import foreign_steps
 from placement.latency.served import ServedSteps
-from placement.simulator.cluster import Delays, LinearSteps
+from placement.simulator.cluster import Delays, LinearSteps, Slowdown
 from scheduling.latency import load_profile, model_from_json
 
 SUBJECT = Subject("demo", 4096, 1 << 20, "float32", "cpu", 1, "native step", "x86_64, 2 processors", None, 0.5)
@@ -56,7 +56,7 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
 
 def test_served_steps_are_longer_by_what_serving_adds(tmp_path: Path) -> None:
     alone = make_profile(SUBJECT, points())
-    served = replace(alone, served=ServedSteps(2e-3, 5e-4, (1.0, 1.2)))
+    served = replace(alone, served=ServedSteps(2e-3, 5e-4, Slowdown(2.0, 0.2, 0.1, 0.3, 0.4)))
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(profile_to_json(served)))
     assert load_measured_profile(path) == served
@@ -82,6 +82,11 @@ def test_a_file_with_coefficients_only_is_still_a_profile() -> None:
     assert profile_to_json(profile) == old | {"transfer": None}
 
 
+NO_CORES = {
+    "at_once": 0, "prompts_by_prompts": 0, "prompts_by_decodes": 0, "decodes_by_prompts": 0, "decodes_by_decodes": 0
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("keys", "value", "told"),
     [
@@ -95,7 +100,12 @@ def test_a_file_with_coefficients_only_is_still_a_profile() -> None:
         (["delays", "front_s"], None, "measured: delays: front_s is None"),
         (["transfers", 0], {"bytes": 3}, "measured: transfers 0: seconds is missing"),
         (["error", "linear"], [], "measured: error: expected an object, found list"),
-        (["served"], {"prefill_extra_s": 0, "decode_extra_s": 0, "slowdown": [2]}, "measured: served: slowdown is"),
+        (
+            ["served"],
+            {"prefill_extra_s": 0, "decode_extra_s": 0, "slowdown": [2]},
+            "served: slowdown: expected an object",
+        ),
+        (["served"], {"prefill_extra_s": 0, "decode_extra_s": 0, "slowdown": NO_CORES}, "slowdown: at_once is 0.0"),
     ],
 )
 def test_an_error_names_file_key_and_value(keys: list[Any], value: object, told: str) -> None:

@@ -14,6 +14,7 @@ from placement.simulator.cluster import (
     LinearSteps,
     LinkSpec,
     RoleChange,
+    Slowdown,
     WorkerDown,
     WorkerSpec,
     WorkerUp,
@@ -113,9 +114,8 @@ def test_a_role_change_drains_first() -> None:
 
 
 def test_workers_of_one_machine_slow_one_another_down() -> None:
-    spec = ClusterSpec(
-        (worker("a", Role.DECODE), worker("b", Role.DECODE)), 1 << 16, LinkSpec(1e9), slowdown=(1.0, 1.5)
-    )
+    half = Slowdown(9.0, 0.5, 0.0, 0.0, 0.0)  # prompts lose half to another's prompts
+    spec = ClusterSpec((worker("a", Role.DECODE), worker("b", Role.DECODE)), 1 << 16, LinkSpec(1e9), slowdown=half)
     result = simulate(spec, [SimRequest(0.0, 100, 1), SimRequest(0.0, 100, 1), SimRequest(1.0, 100, 1)])
     alone_s = BASE_S + 100 * TOKEN_S
     assert result.requests.ttft_s == pytest.approx([1.5 * alone_s, 1.5 * alone_s, alone_s])
@@ -132,7 +132,7 @@ def cases(draw: st.DrawFn) -> tuple[ClusterSpec, list[SimRequest], list[ClusterE
         workers, 1 << 14, LinkSpec(draw(st.sampled_from([1e6, 1e9])), 1e-4),
         Delays(0.001, draw(st.sampled_from([0.0, 0.002])), 1e-4, 1e-4),
         RoutingConfig(local_prefill_max_tokens=draw(st.sampled_from([0, 50]))), round_robin=draw(st.booleans()),
-        slowdown=draw(st.sampled_from([(), (1.0, 1.3, 2.0)])),
+        slowdown=draw(st.sampled_from([None, Slowdown(2.0, 0.3, 0.1, 0.2, 0.4)])),
     )  # fmt: skip
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     arrivals = np.cumsum(rng.exponential(draw(st.sampled_from([0.002, 0.05])), draw(st.integers(1, 40))))
