@@ -30,8 +30,10 @@ from placement.workload.workload import Workload
 OUTPUT_TOKENS = 16
 TOGETHER_S, TOGETHER_ROUNDS = 2.0, 3
 Busy = tuple[int, int]
-"""Prefill and decode workers that compute."""
-TOGETHER: tuple[Busy, ...] = ((1, 0), (0, 1), (2, 0), (0, 2), (1, 1))
+"""How many workers compute prompts, and how many decodes."""
+CLUSTERS = {"split": ["--prefill", "1", "--decode", "1"], "pair": ["--prefill", "0", "--decode", "2"]}
+TOGETHER: Mapping[str, tuple[Busy, ...]] = {"split": ((1, 0), (0, 1), (1, 1)), "pair": ((2, 0), (0, 2))}
+ROLES = {"split": ("prefill", "decode"), "pair": ("decode", "decode")}  # of who computes prompts, and decodes
 LIMIT_S = 60.0
 
 
@@ -41,6 +43,14 @@ class Served:
 
     steps: ServedSteps
     delays: Measured
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Of workers that compute prompts and of those that decode; nan where there are none."""
+
+    step_s: tuple[float, float]  # mean
+    share: tuple[float, float]  # of the time that a busy worker computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +72,16 @@ def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) ->
     """Starts a split and a colocated cluster, one after the other. Errors: ServerFailed, BadAnswer, TimeoutError."""
     with running({"colocated": [*subject.flags, "--prefill", "0", "--decode", "1"]}, log_dir) as started:
         colocated = _colocated_alone(*started["colocated"], subject.prompt_tokens, requests)
-    with running({"split": [*subject.flags, "--prefill", "1", "--decode", "1"]}, log_dir) as started:
-        split = _split_alone(*started["split"], subject.prompt_tokens, requests)
-        long = _split_alone(*started["split"], subject.long_tokens, requests // 2)
-    with running({"together": [*subject.flags, "--prefill", "2", "--decode", "2"]}, log_dir) as started:
-        server, target = started["together"]
-        asyncio.run(_all_ask(target, subject.prompt_tokens, [1, 1, OUTPUT_TOKENS, OUTPUT_TOKENS]))  # unmeasured: warm
-        rounds = [{busy: _together(server, target, subject, busy) for busy in TOGETHER} for _ in range(TOGETHER_ROUNDS)]
+    clusters = {name: [*subject.flags, *workers] for name, workers in CLUSTERS.items()}
+    with running(clusters, log_dir) as started:
+        for server, _ in started.values():
+            server.park()
+        server, target = started["split"]
+        server.resume()
+        split = _split_alone(server, target, subject.prompt_tokens, requests)
+        long = _split_alone(server, target, subject.long_tokens, requests // 2)
+        server.park()
+        rounds = [_round(started, subject) for _ in range(1 + TOGETHER_ROUNDS)][1:]  # the first warms up
     trip = Trip(subject.prompt_tokens, subject.kv_bytes_per_token * BLOCK_SIZE, subject.link)
     served = {subject.prompt_tokens: split[1], subject.long_tokens: long[1]}
     extras = [_extra(known, expected(subject, tokens)) for tokens, known in served.items()]
@@ -92,19 +105,23 @@ def _extra(served: Known, alone: Known) -> tuple[float, float]:
     return served.prefill_s - alone.prefill_s, served.decode_s - alone.decode_s
 
 
-def slowdown_of(rounds: Sequence[Mapping[Busy, Known]], at_once: float) -> Slowdown:
-    """What each costs the other, beyond the wait for a core; never less than nothing. Medians over rounds."""
+def slowdown_of(rounds: Sequence[Mapping[Busy, Together]], at_once: float) -> Slowdown:
+    """What each costs the other while both compute, beyond the wait for a core; never less than nothing."""
 
-    def cost(kind: str, alone: Busy, beside: Busy) -> float:
-        ratios = [getattr(one[beside], kind) / getattr(one[alone], kind) for one in rounds]
-        return max(0.0, statistics.median(ratios) / max(1.0, sum(beside) / at_once) - 1.0)
+    def cost(role: int, alone: Busy, beside: Busy, other: int) -> float:
+        found = []
+        for one in rounds:
+            longer = one[beside].step_s[role] / one[alone].step_s[role] / max(1.0, sum(beside) / at_once) - 1.0
+            found.append(longer / one[beside].share[other])
+        return max(0.0, statistics.median(found))
 
+    prompts, decodes = 0, 1
     return Slowdown(
         at_once,
-        cost("prefill_s", (1, 0), (2, 0)),
-        cost("prefill_s", (1, 0), (1, 1)),
-        cost("decode_s", (0, 1), (1, 1)),
-        cost("decode_s", (0, 1), (0, 2)),
+        cost(prompts, (1, 0), (2, 0), prompts),
+        cost(prompts, (1, 0), (1, 1), decodes),
+        cost(decodes, (0, 1), (1, 1), prompts),
+        cost(decodes, (0, 1), (0, 2), decodes),
     )
 
 
@@ -138,21 +155,32 @@ def _mean_step_s(before: Totals, after: Totals, role: str) -> float:
     return seconds / steps
 
 
-def _together(server: Server, target: Target, subject: Subject, busy: Busy) -> Known:
-    """Mean steps while so many prefill and decode workers are busy; nan of a role that is not.
+def _round(started: Mapping[str, tuple[Server, Target]], subject: Subject) -> dict[Busy, Together]:
+    """Every combination once; the cluster that has nothing to do is held stopped."""
+    found = {}
+    for name, (server, target) in started.items():
+        server.resume()
+        found |= {busy: _together(server, target, subject, name, busy) for busy in TOGETHER[name]}
+        server.park()
+    return found
 
-    A prefill worker is busy with prompts of one token of output, two clients each, so that it never rests; a decode
-    worker with one long output after the other, whose own prompts are too few to matter.
+
+def _together(server: Server, target: Target, subject: Subject, name: str, busy: Busy) -> Together:
+    """So many workers compute prompts of one token of output, so many long outputs.
+
+    Long prompts: the fewer requests, the less the front and the clients, who want the same cores, are in what is seen.
     """
-    prefill, decode = busy
-    clients = [1] * (2 * prefill) + [subject.most_output_tokens] * decode
+    clients = [1] * busy[0] + [subject.most_output_tokens] * busy[1]
     before = _totals(server)
-    asyncio.run(_all_ask(target, subject.prompt_tokens, clients))
+    began_s = time.perf_counter()
+    asyncio.run(_all_ask(target, subject.long_tokens, clients))
+    took_s = time.perf_counter() - began_s
     after = _totals(server)
-    return Known(
-        _mean_step_s(before, after, "prefill") if prefill else math.nan,
-        _mean_step_s(before, after, "decode") if decode else math.nan,
-    )
+    step_s, share = [], []
+    for role, num in zip(ROLES[name], busy, strict=True):
+        step_s.append(_mean_step_s(before, after, role) if num else math.nan)
+        share.append(since(before, after, role)[0] / took_s / max(1, num))
+    return Together((step_s[0], step_s[1]), (share[0], share[1]))
 
 
 async def _all_ask(target: Target, prompt_tokens: int, output_tokens: Sequence[int]) -> None:

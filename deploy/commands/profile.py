@@ -149,6 +149,7 @@ def _served(
 
     assert found.subject is not None
     prompt_tokens = min(PROMPT_TOKENS, limits.chunk_tokens, limits.max_model_len // 2)
+    long_tokens = min(4 * PROMPT_TOKENS, limits.max_model_len // 2)
     subject = ServedSubject(
         [args.model, *worker_flags(vars(args))],
         found.step_times,
@@ -156,8 +157,8 @@ def _served(
         found.subject.kv_bytes_per_token,
         limits.chunk_tokens,
         prompt_tokens,
-        min(4 * PROMPT_TOKENS, limits.max_model_len // 2),
-        min(LONG_OUTPUT_TOKENS, limits.max_model_len - prompt_tokens),
+        long_tokens,
+        min(LONG_OUTPUT_TOKENS, limits.max_model_len - long_tokens),
         (os.cpu_count() or 1) / (resolved.worker.threads or 1),
     )
     print("served: one request at a time, colocated and split, then two workers at once")

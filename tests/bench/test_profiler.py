@@ -11,7 +11,8 @@ import pytest
 
 from bench.profiler import served
 from bench.profiler.alone import Seen, parse_totals, since
-from bench.profiler.delays import MOCK, STEP_S, Known, Trip, delays_of, wake_up_s
+from bench.profiler.delays import MOCK, STEP_S, Trip, delays_of, wake_up_s
+from bench.profiler.served import Together
 from bench.profiler.shapes import Limits, Shape, shapes
 from bench.profiler.steps import Visits, steps_of
 from deploy.cli import main
@@ -80,17 +81,16 @@ def test_what_the_workers_count_is_told_from_what_an_engine_alone_would_take() -
 
 
 def test_what_workers_cost_one_another_is_told_from_rounds_of_another_speed_each() -> None:
-    def of(speed: float, prompts: float, mixed: Known, decodes: float) -> dict[served.Busy, Known]:
+    def of(speed: float, prompts: float, mixed: tuple[float, float], decodes: float) -> dict[served.Busy, Together]:
         nan = math.nan
-        took = {(1, 0): Known(30.0, nan), (0, 1): Known(nan, 3.0), (2, 0): Known(prompts, nan), (1, 1): mixed,
-                (0, 2): Known(nan, decodes)}  # fmt: skip
-        return {busy: Known(speed * one.prefill_s, speed * one.decode_s) for busy, one in took.items()}
+        took = {(1, 0): (30.0, nan), (0, 1): (nan, 3.0), (2, 0): (prompts, nan), (1, 1): mixed, (0, 2): (nan, decodes)}
+        return {busy: Together((speed * p, speed * d), (0.5, 1.0)) for busy, (p, d) in took.items()}
 
-    rounds = [of(1.0, 36.0, Known(33.0, 3.3), 2.9), of(2.0, 36.0, Known(33.0, 3.3), 2.9), of(1.0, 90.0, Known(9, 9), 9)]
-    found = served.slowdown_of(rounds, at_once=2.0)
-    assert astuple(found) == pytest.approx((2.0, 0.2, 0.1, 0.1, 0.0))
-    one_core = served.slowdown_of(rounds, at_once=1.0)  # two take turns: that alone is twice as long
-    assert astuple(one_core) == (1.0, 0.0, 0.0, 0.0, 0.0)
+    rounds = [of(1.0, 36.0, (33.0, 3.3), 2.9), of(2.0, 36.0, (33.0, 3.3), 2.9), of(1.0, 90.0, (9.0, 9.0), 9.0)]
+    # Prefill workers computed for half of the time: what they cost while they did is twice what was seen.
+    assert astuple(served.slowdown_of(rounds, at_once=2.0)) == pytest.approx((2.0, 0.4, 0.1, 0.2, 0.0))
+    # On one core two take turns: that alone is twice as long.
+    assert astuple(served.slowdown_of(rounds, at_once=1.0)) == (1.0, 0.0, 0.0, 0.0, 0.0)
 
 
 PAGE = """# TYPE pdserve_step_seconds histogram
