@@ -17,7 +17,7 @@ from placement.simulator.requests import requests_of
 from placement.simulator.results import RequestColumns, SimulationResult
 from placement.simulator.simulate import simulate
 from placement.workload.source import WorkloadSource
-from placement.workload.transform import sped_up
+from placement.workload.transform import clipped, sped_up
 from placement.workload.workload import Workload
 
 
@@ -43,16 +43,23 @@ def run_of(candidate: Candidate, cluster: ClusterSpec, source: WorkloadSource, s
     Of replicas one is run, with its share of the rate.
     """
     simulated = Simulated(cluster)
+    context = min(worker.scheduler.max_model_len for worker in cluster.workers)
 
     def run(rate: float, num_requests: int, give_up: GiveUp) -> SimulationResult:
-        return simulated.run(traffic(source, rate / candidate.replicas, num_requests, seed), give_up)
+        return simulated.run(traffic(source, rate / candidate.replicas, num_requests, seed, context), give_up)
 
     return run
 
 
-def traffic(source: WorkloadSource, rate: float, num_requests: int, seed: int) -> Workload:
-    """Requests at exactly that mean rate: of 600 drawn, the mean is 4 % off, and so would be the goodput."""
+def traffic(source: WorkloadSource, rate: float, num_requests: int, seed: int, context: int | None = None) -> Workload:
+    """Requests at exactly that mean rate: of 600 drawn, the mean is 4 % off, and so would be the goodput.
+
+    With a `context`, what does not fit in is cut: of hundreds of thousands drawn a few are longer than all of which
+    the context was taken, and the compiled simulator takes none.
+    """
     drawn = source.build(rate=rate, num_requests=num_requests, seed=seed)
+    if context is not None and int(drawn.prompt_tokens.max()) >= context:
+        drawn = clipped(drawn, context - 1, context)
     return sped_up(drawn, rate * float(drawn.arrival_s[-1]) / len(drawn)) if drawn.arrival_s[-1] > 0.0 else drawn
 
 

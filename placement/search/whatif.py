@@ -88,7 +88,7 @@ def consequence(
     """Steady goodput of one placement after one change; the context grows with the requests."""
     slo = Slo(question.slo.ttft_s * change.ttft, question.slo.tpot_s * change.tpot, question.slo.attainment)
     longest = math.ceil(serving.max_model_len * max(1.0, change.prompts, change.outputs))
-    serving = replace(serving, max_model_len=longest)
+    context, serving = serving.max_model_len, replace(serving, max_model_len=longest)
     sample = changed(source.build(rate=1.0, num_requests=4000, seed=question.seed), change)
     try:
         cluster = cluster_of(candidate, serving)
@@ -100,7 +100,7 @@ def consequence(
     simulated = Simulated(cluster)
 
     def run(rate: float, num_requests: int, give_up: GiveUp) -> SimulationResult:
-        workload = traffic(source, rate / candidate.replicas, num_requests, question.seed)
+        workload = traffic(source, rate / candidate.replicas, num_requests, question.seed, context)
         return simulated.run(changed(workload, change), give_up)
 
     goodput = find_goodput(run, slo, bounds.rate, question.effort)
