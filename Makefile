@@ -35,8 +35,11 @@ $(OLDEST_GRPC)/.stamp: $(VENV)/.stamp
 demo: env
 	$(BIN)/pdserve demo
 
+# Clusters are started by one of these processes, one after another; others run the rest (tests/conftest.py).
+TEST_PROCESSES ?= 2
+
 test: env
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES)
 
 check: env
 	$(BIN)/ruff format --check .
