@@ -29,6 +29,7 @@ from pdserve.v1 import inference_pb2_grpc
 
 START_TIMEOUT_S = 120.0
 VOCAB = 512
+KV_BYTES = "64M"  # of each worker: the default is gigabytes, and the system takes a second or two to hand them out
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def running_server(directory: Path, model: Path | str, *flags: str, stop: bool =
     ready_file, log = directory / "ready.json", directory / "serve.log"
     ready_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "deploy.cli", "serve", *([str(model)] if model else []), "--grpc", "127.0.0.1:0",
-               "--http", "127.0.0.1:0", "--ready-file", str(ready_file), *flags]  # fmt: skip
+               "--http", "127.0.0.1:0", "--ready-file", str(ready_file), "--kv-bytes", KV_BYTES, *flags]  # fmt: skip
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:

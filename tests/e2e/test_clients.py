@@ -39,7 +39,7 @@ def server(serve_in: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     config = json.loads((model / "tokenizer_config.json").read_text())
     config["chat_template"] = "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}" + config["chat_template"]
     (model / "tokenizer_config.json").write_text(json.dumps(config))
-    flags = ("--served-model-name", "demo", "--dtype", "float32", "--kv-bytes", "64M", "--threads", "1")
+    flags = ("--served-model-name", "demo", "--dtype", "float32", "--threads", "1")
     with serve_in(directory, model, *flags, "--tool-call-parser", "hermes") as running:
         yield running
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ SHAPES = {
         *("--decode", "2", "--max-num-batched-tokens", "64", "--max-num-seqs", "16"),
         *("--block-size", "4", "--no-enable-prefix-caching"),
     ),
-    "colocated": ("--prefill", "0", "--decode", "1"),
+    "colocated, small chunks": (
+        *("--prefill", "0", "--decode", "1"),
+        *("--block-size", "8", "--max-num-batched-tokens", "64"),
+    ),
 }
 
 
@@ -58,56 +61,63 @@ def first_real_difference(ours: Sequence[int], theirs: Sequence[int], gaps: Sequ
     return None
 
 
+@pytest.fixture(scope="module", params=SHAPES)
+def cluster(
+    request: pytest.FixtureRequest, serve_in: Callable[..., Any], tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Any]:  # fmt: skip
+    """One of each shape, for all tests of tokens."""
+    flags = ("--dtype", "float32", *SHAPES[request.param])
+    with serve_in(tmp_path_factory.mktemp("exact"), tiny_model, *flags) as server:
+        yield server
+
+
 @pytest.mark.e2e
-@pytest.mark.parametrize("shape", SHAPES)
 def test_tokens_equal_transformers_alone_and_in_company(
-    serve: Callable[..., Any],
-    tiny_model: Path,
-    greedy: list[tuple[list[int], list[int], list[float]]],
-    make_request: Callable[..., Any],
-    shape: str,
+    cluster: Any, greedy: list[tuple[list[int], list[int], list[float]]], make_request: Callable[..., Any]
 ) -> None:
-    with serve(tiny_model, "--dtype", "float32", *SHAPES[shape]) as server:
-        requests = [make_request(ids, OUTPUT_TOKENS, logprobs=2) for ids, _, _ in greedy]
-        alone = server.generate_all(requests, 1)
-        crowded = server.generate_all(requests * 3, 32)
-        for (ids, theirs, gaps), answer in zip(greedy, alone, strict=True):
-            assert first_real_difference(answer.tokens, theirs, gaps) is None, f"prompt of {len(ids)} tokens"
-            assert answer.complete.finish_reason == pb.FINISH_REASON_LENGTH
-            assert answer.complete.usage.prompt_tokens == len(ids)
-            timing = answer.complete.timing
-            split = server.workers("prefill") != []
-            assert (timing.prefill_worker != timing.decode_worker) == split
-            phases = timing.queue_s + timing.prefill_s + timing.transfer_s + timing.decode_wait_s + timing.decode_s
-            end_to_end = timing.ttft_s + timing.tpot_s * (OUTPUT_TOKENS - 1)
-            assert abs(phases - end_to_end) < 1e-3
-        assert [a.tokens for a in crowded] == [a.tokens for a in alone] * 3, "company changed tokens"
-        workers = {a.complete.timing.prefill_worker for a in crowded} | {
-            a.complete.timing.decode_worker for a in crowded
-        }
-        assert workers == {worker["id"] for worker in server.ready["workers"]}, "a worker got nothing to do"
-        server.wait_all_blocks_free()
+    requests = [make_request(ids, OUTPUT_TOKENS, logprobs=2) for ids, _, _ in greedy]
+    alone = cluster.generate_all(requests, 1)
+    crowded = cluster.generate_all(requests * 3, 32)
+    for (ids, theirs, gaps), answer in zip(greedy, alone, strict=True):
+        assert first_real_difference(answer.tokens, theirs, gaps) is None, f"prompt of {len(ids)} tokens"
+        assert answer.complete.finish_reason == pb.FINISH_REASON_LENGTH
+        assert answer.complete.usage.prompt_tokens == len(ids)
+        timing = answer.complete.timing
+        split = cluster.workers("prefill") != []
+        assert (timing.prefill_worker != timing.decode_worker) == split
+        phases = timing.queue_s + timing.prefill_s + timing.transfer_s + timing.decode_wait_s + timing.decode_s
+        end_to_end = timing.ttft_s + timing.tpot_s * (OUTPUT_TOKENS - 1)
+        assert abs(phases - end_to_end) < 1e-3
+    assert [a.tokens for a in crowded] == [a.tokens for a in alone] * 3, "company changed tokens"
+    workers = {a.complete.timing.prefill_worker for a in crowded} | {a.complete.timing.decode_worker for a in crowded}
+    assert workers == {worker["id"] for worker in cluster.ready["workers"]}, "a worker got nothing to do"
+    cluster.wait_all_blocks_free()
+
+
+@pytest.fixture(scope="module")
+def sampled() -> list[list[list[int]]]:
+    """The first cluster's tokens, once there are any."""
+    return []
 
 
 @pytest.mark.e2e
-def test_seeded_sampling_is_the_same_split_and_colocated_alone_and_crowded(
-    serve: Callable[..., Any], tiny_model: Path, make_request: Callable[..., Any], make_prompts: Any
+def test_seeded_sampling_is_the_same_in_every_shape_alone_and_crowded(
+    cluster: Any, sampled: list[list[list[int]]], make_request: Callable[..., Any], make_prompts: Any
 ) -> None:
-    prompts = make_prompts(2, (5, 40, 150, 400))
+    """Each prompt under each of the samplings below; alone is asked of the first cluster only."""
     samplings = [
         pb.SamplingParams(temperature=0.8, seed=1),
         pb.SamplingParams(temperature=1.2, top_p=0.9, top_k=40, min_p=0.01, seed=2**64 - 1),
         pb.SamplingParams(temperature=0.7, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.4, seed=3),
         pb.SamplingParams(repetition_penalty=1.2, logit_bias={7: 1.0, 9: -100.0}),
     ]
+    prompts = make_prompts(2, (5, 40, 150, 400))
     requests = [make_request(ids, 20, sampling=sampling) for ids in prompts for sampling in samplings]
-    tokens = []
-    for flags in (("--prefill", "1"), ("--prefill", "0", "--block-size", "8", "--max-num-batched-tokens", "64")):
-        with serve(tiny_model, "--dtype", "float32", *flags) as server:
-            tokens.append([answer.tokens for answer in server.generate_all(requests, 1)])
-            tokens.append([answer.tokens for answer in server.generate_all(requests, 16)])
-    assert tokens[0] == tokens[1] == tokens[2] == tokens[3]
-    assert len({tuple(one) for one in tokens[0]}) == len(requests)
+    if not sampled:
+        sampled.append([answer.tokens for answer in cluster.generate_all(requests, 1)])
+    assert [answer.tokens for answer in cluster.generate_all(requests, 16)] == sampled[0]
+    assert len({tuple(one) for one in sampled[0]}) == len(requests)
 
 
 @pytest.mark.e2e

@@ -42,7 +42,7 @@ SCHEMA = {"name": "weather", "schema": Weather.model_json_schema(), "strict": Tr
 @pytest.fixture(scope="module")
 def server(serve_in: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One prefill and one decode worker; every prompt is handed off."""
-    flags = ("--served-model-name", "demo", "--dtype", "float32", "--kv-bytes", "64M", "--threads", "1",
+    flags = ("--served-model-name", "demo", "--dtype", "float32", "--threads", "1",
              "--local-prefill-max-tokens", "0")  # fmt: skip
     with serve_in(tmp_path_factory.mktemp("structured"), DEMO, *flags) as running:
         yield running
