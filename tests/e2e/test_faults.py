@@ -113,13 +113,14 @@ def test_a_killed_worker_ends_its_requests_quickly_and_the_rest_serve_on(
     profile.write_text(json.dumps({"base_s": 0.004, **coefficients}))
     flags = ("--prefill", "2", "--decode", "2", "--kv-transport", transport, "--no-enable-prefix-caching", *MOCK)
     with serve("", "--mock", str(profile), *flags) as server:
-        expected = [server.generate(make_request(prompts[i], 60)).tokens for i in range(16)]
+        requests = [make_request(prompts[i], 60) for i in range(16)]
+        expected = [answer.tokens for answer in server.generate_all(requests, 8)]
         for victim in ("prefill-0", "decode-0"):
-            failed = fail_under_load(server, victim, [make_request(prompts[i], 60) for i in range(16)], expected)
+            failed = fail_under_load(server, victim, requests, expected)
             assert failed, "nothing ran on the victim: the test shows nothing"
             assert {code for code, _ in failed} == {grpc.StatusCode.UNAVAILABLE}
             assert max(seconds for _, seconds in failed) < 2.0
-            assert [server.generate(make_request(prompts[i], 60)).tokens for i in range(8)] == expected[:8]
+            assert [answer.tokens for answer in server.generate_all(requests[:8], 4)] == expected[:8]
             server.wait_all_blocks_free()
             assert not [name for name in server.metrics() if f'worker="{victim}"' in name], "its series stay"
 

@@ -24,7 +24,7 @@ pytestmark = [
 
 MARK = "PDSERVE_TEST_RAY"  # inherited by every process that a server starts, through however many others
 OUTPUT_TOKENS = 16
-LONG_TOKENS = 600
+LONG_TOKENS = 1000
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ def test_a_cluster_through_ray_is_the_same_cluster(
 
 def ends_after_a_kill(server: Any, request: Any, victim: str) -> tuple[list[End], float]:
     """Six long requests, a worker killed once all of them run; how each ended, and when the kill was."""
-    running = [LongRequest(server, request) for _ in range(6)]
-    with ThreadPoolExecutor(len(running)) as pool:
+    with ThreadPoolExecutor(6) as pool:
+        running = list(pool.map(lambda _: LongRequest(server, request), range(6)))  # at once
         ends = [pool.submit(one.end) for one in running]
         killed_s = time.monotonic()
         server.kill(victim)

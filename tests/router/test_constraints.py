@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 
 import grpc
@@ -214,6 +215,8 @@ def test_a_trial_that_never_answers_is_killed_and_the_next_is_tried(monkeypatch,
             await trials.check(Constraint(K.REGEX, "a"), "regex")
             (trier,) = trials._idle
             trier.send_signal(signal.SIGSTOP)
+            # all its threads: they run on until the one that gets the signal has been given a core
+            await asyncio.to_thread(os.waitid, os.P_PID, trier.pid, os.WSTOPPED | os.WNOWAIT)
             monkeypatch.setattr("router.validation.constraint.ANSWER_LIMIT_S", 0.3)
             with pytest.raises(CapacityError, match=r"not tried within 0.3 s"):
                 await trials.check(Constraint(K.CHOICE, json.dumps(["v" * size])), "choice")
