@@ -13,47 +13,68 @@ from placement.compiled import compiled_lean as compiled
 from placement.simulator.fast.records import Records
 
 PREFILL_ROLE, DECODE_ROLE = 0, 1
-TOKENS, ROOM, HELD, CHUNK, LATENCY = range(5)  # from LATENCY on the four coefficients, those of a stand-in if unknown
+TOKENS, CHUNK, LATENCY = range(3)  # from LATENCY on the four coefficients, those of a stand-in if unknown
 _NUM_ROWS = LATENCY + 4
+BLOCK = 16  # columns of which the least is noted together
+_FIELD = 1 << 28  # a rank is two whole numbers in one
+
+
+class Table(NamedTuple):
+    """Workers of one role, and room for a choice among them."""
+
+    rows: Any  # [rows, workers] floats
+    rooms: Any  # [workers] free blocks, whole numbers
+    known: Any  # [workers] whether its latency is
+    ranks: Any  # [workers] whole numbers: of two that are predicted the same, the smaller is chosen
+    indices: Any  # [workers] in the cluster
+    scores: Any  # [workers, to whole blocks]: what is chosen by, the least
+    least: Any  # [blocks]
 
 
 class Board(NamedTuple):
-    """`prefill` and `decode`: [rows, workers of the role]; their indices in the cluster; room for predictions."""
+    """Of each role."""
 
-    prefill: Any
-    decode: Any
-    prefill_indices: Any
-    decode_indices: Any
-    seconds: Any
+    prefill: Table
+    decode: Table
 
 
 def board_of(world: Records, workers: Records) -> Board:
     """From workers that have nothing yet; gives each its column."""
-    tables, indices = [], []
-    for role in (PREFILL_ROLE, DECODE_ROLE):
-        of_role = np.flatnonzero(workers["role"] == role)
-        workers["column"][of_role] = np.arange(len(of_role))
-        table = np.zeros((_NUM_ROWS, len(of_role)))
-        table[ROOM], table[CHUNK] = workers["num_blocks"][of_role], workers["budget"][of_role]
-        table[LATENCY:] = workers["coefficients"][of_role].T
-        world["num_known"][role] = (workers["coefficients"][of_role] != 0.0).any(axis=1).sum()
-        tables.append(table)
-        indices.append(of_role)
-    return Board(tables[0], tables[1], indices[0], indices[1], np.empty(len(workers)))
+    return Board(_table(world, workers, PREFILL_ROLE), _table(world, workers, DECODE_ROLE))
+
+
+def _table(world: Records, workers: Records, role: int) -> Table:
+    of_role = np.flatnonzero(workers["role"] == role)
+    workers["column"][of_role] = np.arange(len(of_role))
+    rows = np.zeros((_NUM_ROWS, len(of_role)))
+    rows[CHUNK] = workers["budget"][of_role]
+    rows[LATENCY:] = workers["coefficients"][of_role].T
+    known = (workers["coefficients"][of_role] != 0.0).any(axis=1).astype(np.int64)
+    world["num_known"][role] = known.sum()
+    chunks = np.unique(workers["budget"][of_role])
+    world["chunk"][role] = chunks[0] if len(chunks) == 1 else 0
+    rooms = workers["num_blocks"][of_role].astype(np.int64)
+    ranks = np.zeros(len(of_role), np.int64) if role == PREFILL_ROLE else _FIELD - rooms
+    blocks = -(-len(of_role) // BLOCK)
+    scores = np.full(blocks * BLOCK, (1 << 63) - 1)
+    return Table(rows, rooms, known, ranks, of_role, scores, np.zeros(blocks, np.int64))
 
 
 @compiled
 def note_load(worker: Records, board: Board) -> None:
     """`WorkerLedger.load`: uncomputed tokens, free blocks. What it sums over the news is kept up to date instead."""
-    table = board.prefill if worker.role == PREFILL_ROLE else board.decode
     if worker.has_status == 0:
         tokens, room = worker.ledger_tokens, worker.num_blocks - worker.ledger_blocks
     else:
         tokens = min(worker.ledger_tokens, worker.reported_uncomputed + worker.news_tokens)
         room = worker.reported_free - worker.news_room - worker.reported_promised
-    table[TOKENS, worker.column] = tokens
-    table[ROOM, worker.column] = room
-    table[HELD, worker.column] = worker.num_held
+    if worker.role == PREFILL_ROLE:  # fewest tokens, then fewest sequences
+        table, rank = board.prefill, tokens * _FIELD + worker.num_held
+    else:  # fewest sequences, then most room
+        table, rank = board.decode, 2 * _FIELD * worker.num_held + _FIELD - room
+    table.rows[TOKENS, worker.column] = tokens
+    table.rooms[worker.column] = room
+    table.ranks[worker.column] = rank
 
 
 @compiled
@@ -66,10 +87,12 @@ def is_known(worker: Records) -> bool:
 @compiled
 def note_latency(w: Records, worker: Records, board: Board) -> None:
     """The status that was on its way tells of another latency."""
-    w.num_known[worker.role] -= 1 if is_known(worker) else 0
-    for k in range(4):
-        worker.coefficients[k] = worker.sent_coefficients[k]
-    w.num_known[worker.role] += 1 if is_known(worker) else 0
+    if worker.observes == 0:
+        return
     table = board.prefill if worker.role == PREFILL_ROLE else board.decode
+    column = worker.column
+    w.num_known[worker.role] -= table.known[column]
     for k in range(4):
-        table[LATENCY + k, worker.column] = worker.coefficients[k]
+        worker.coefficients[k] = table.rows[LATENCY + k, column] = worker.sent_coefficients[k]
+    table.known[column] = 1 if is_known(worker) else 0
+    w.num_known[worker.role] += table.known[column]

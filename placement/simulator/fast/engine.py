@@ -5,15 +5,15 @@ from __future__ import annotations
 from placement.compiled import compiled_lean as compiled
 from placement.simulator.fast import handoff_target as target
 from placement.simulator.fast import handoffs as ho
+from placement.simulator.fast.ahead import Ahead, catch_up, look_ahead
 from placement.simulator.fast.estimator import observe
-from placement.simulator.fast.events import Queue, push, push_at
+from placement.simulator.fast.events import Queue, push, set_due
 from placement.simulator.fast.forming import form
-from placement.simulator.fast.lists import insert_waiting
+from placement.simulator.fast.lists import IN_RUNNING, insert_waiting
 from placement.simulator.fast.records import (
     ABORT,
     ADD,
     COMMIT,
-    COMPLETE,
     END,
     FIRST_TOKEN,
     FULL,
@@ -35,7 +35,8 @@ from placement.simulator.fast.steps import batch_s
 @compiled
 def turn(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, seqs: Records, hands: Records,
-    steady: Steady, batch: Records, scratch: Records, reserved: Records, index: int,
+    steady: Steady, ahead: Ahead, batch: Records, scratch: Records, reserved: Records, params: Records,
+    index: int,
 ) -> None:  # fmt: skip
     """`SimWorker._turn`."""
     worker = workers[index]
@@ -75,14 +76,18 @@ def turn(
             pairs += seq.chunk * (start + end + 1)
             context += end
     num_decodes += worker.steady
-    seconds = batch_s(worker, tokens, pairs / 2, num_decodes, context)
-    observe(worker, tokens, num_decodes, context, seconds)
+    seconds = batch_s(params[worker.params], tokens, pairs / 2, num_decodes, context)
+    if worker.observes == 1:
+        observe(worker, tokens, num_decodes, context, seconds)
     worker.steps += 1
     worker.busy_s += seconds
     worker.prefill_tokens += tokens
     worker.decode_tokens += num_decodes
     worker.peak = max(worker.peak, worker.num_blocks - worker.free)
-    push_at(queue, w, w.now_s + seconds, COMPLETE, index, 0)
+    if n == 0 and worker.count[IN_RUNNING] == 0 and w.ahead == 1:
+        look_ahead(queue, w, worker, steady, ahead, params[worker.params], index, seconds)
+    else:
+        set_due(queue, w, index, w.now_s + seconds, 1)
 
 
 @compiled
@@ -100,10 +105,13 @@ def _add(w: Records, worker: Records, seqs: Records, s: int) -> None:
 @compiled
 def complete(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, seqs: Records, hands: Records,
-    steady: Steady, batch: Records, index: int,
+    steady: Steady, ahead: Ahead, batch: Records, index: int,
 ) -> None:  # fmt: skip
     """`SimWorker._complete`, and `SimRouter.on_updates` and `_on_updates` for what it tells."""
     worker = workers[index]
+    if worker.ahead > 0:
+        catch_up(w, worker, requests, seqs, steady, ahead, index)
+        worker.ahead = 0
     worker.stepping = 0
     heard_s = w.now_s + w.delays[MESSAGE]
     note_gap(worker, requests, seqs, steady, index, heard_s)

@@ -1,7 +1,11 @@
 """The compiled event queue: in order of time, those of one instant in the order given.
 
 Most events come a constant after the one that gives them, a message's way or an engine's pause, so that those of one
-delay are given in order: each such delay has a lane, a ring. The heap has only what remains: steps, arrivals, links.
+delay are given in order: each such delay has a lane, a ring. The end of a step is the only one of its worker, and may
+be set anew: a tournament over the workers. The heap has only what remains: arrivals, links, statuses.
+
+A `sure` event has the place among those of its instant that the real code gives it. One that is not, of steps taken
+ahead (`ahead`), has it unless something else comes at that instant to the last bit: then `world.unclear` is set.
 """
 
 from __future__ import annotations
@@ -12,25 +16,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from placement.compiled import compiled_lean as compiled
-from placement.simulator.fast.records import NUM_LANES, Records, event
+from placement.simulator.fast.records import COMPLETE, NUM_LANES, TURN_AT, Records, due, event
 
 
 class Queue(NamedTuple):
-    """Sizes are powers of 2; nothing is more than half full when an event begins (`World.crowded`)."""
+    """Sizes are powers of 2; heap and lanes are at most half full when an event begins (`World.crowded`)."""
 
     heap: Any  # of `event`
     lanes: Any  # [NUM_LANES, size] of `event`
+    dues: Any  # [size] of `due`: of each worker
+    first: Any  # [2 * size] workers: the first of this node's two, and from `size` on each itself
 
 
-def queue_of(size: int) -> Queue:
+def queue_of(size: int, num_workers: int) -> Queue:
     """Room for more than `size` events of each kind."""
     size = 1 << (2 * size + 1).bit_length()
-    return Queue(np.empty(size, event), np.empty((NUM_LANES, size), event))
+    leaves = 1 << num_workers.bit_length()
+    dues = np.zeros(leaves, due)
+    dues["time_s"] = np.inf
+    first = np.concatenate((np.zeros(leaves, np.int64), np.arange(leaves)))
+    for node in range(leaves - 1, 0, -1):
+        first[node] = first[2 * node]
+    return Queue(np.empty(size, event), np.empty((NUM_LANES, size), event), dues, first)
 
 
 def grown(queue: Queue, w: Records) -> Queue:
     """The same events, with twice the room."""
-    larger = queue_of(len(queue.heap))
+    larger = queue_of(len(queue.heap), 1)._replace(dues=queue.dues, first=queue.first)
     larger.heap[: len(queue.heap)] = queue.heap
     for lane in range(NUM_LANES):
         rows = np.arange(w["head"][lane], w["tail"][lane])
@@ -91,24 +103,78 @@ def _drop_first(heap: Records, w: Records) -> None:
 
 
 @compiled
+def _sooner(dues: Records, a: int, b: int) -> bool:
+    if dues[a].time_s != dues[b].time_s:
+        return bool(dues[a].time_s < dues[b].time_s)
+    return bool(dues[a].given < dues[b].given)
+
+
+@compiled
+def set_due(queue: Queue, w: Records, worker: int, time_s: float, sure: int) -> None:
+    """The end of a worker's step: its first, or sooner than it was."""
+    dues, first = queue.dues, queue.first
+    w.given += 1
+    dues[worker].time_s, dues[worker].given, dues[worker].sure = max(time_s, w.now_s), w.given, sure
+    node = (len(dues) + worker) >> 1
+    while node > 0 and (first[node] == worker or _sooner(dues, worker, first[node])):
+        first[node] = worker
+        node >>= 1
+
+
+@compiled
+def drop_due(queue: Queue, worker: int) -> None:
+    """None any more."""
+    dues, first = queue.dues, queue.first
+    dues[worker].time_s = math.inf
+    node = len(dues) + worker
+    best = worker
+    while node > 1:
+        other = first[node ^ 1]
+        if _sooner(dues, other, best):
+            best = other
+        node >>= 1
+        first[node] = best
+
+
+@compiled
+def _tell_tie(queue: Queue, w: Records, before_s: float) -> None:
+    """What was just taken was not sure: is it alone at its instant?"""
+    tie = before_s == w.now_s or queue.dues[queue.first[1]].time_s == w.now_s
+    if w.heap_size > 0:
+        tie = tie or queue.heap[0].time_s == w.now_s
+    for lane in range(NUM_LANES):
+        if w.head[lane] < w.tail[lane]:
+            tie = tie or queue.lanes[lane, w.head[lane] & (len(queue.heap) - 1)].time_s == w.now_s
+    if tie:
+        w.unclear = 1
+
+
+@compiled
 def pop(queue: Queue, w: Records) -> tuple[int, int, int]:
     """What comes next: kind -1 for nothing; the clock is set."""
-    found, heap, mask = -1, queue.heap, len(queue.heap) - 1
-    time_s, given = math.inf, 0
-    if w.heap_size > 0:
+    heap, mask, before_s = queue.heap, len(queue.heap) - 1, w.now_s
+    found, worker = NUM_LANES + 1, queue.first[1]
+    time_s, given = queue.dues[worker].time_s, queue.dues[worker].given
+    if w.heap_size > 0 and (heap[0].time_s < time_s or (heap[0].time_s == time_s and heap[0].given < given)):
         found, time_s, given = NUM_LANES, heap[0].time_s, heap[0].given
     for lane in range(NUM_LANES):
         if w.head[lane] < w.tail[lane]:
-            first = queue.lanes[lane, w.head[lane] & mask]
-            if first.time_s < time_s or (first.time_s == time_s and first.given < given):
-                found, time_s, given = lane, first.time_s, first.given
-    if found < 0:
+            head = queue.lanes[lane, w.head[lane] & mask]
+            if head.time_s < time_s or (head.time_s == time_s and head.given < given):
+                found, time_s, given = lane, head.time_s, head.given
+    if time_s == math.inf:
         return -1, 0, 0
     w.now_s = time_s
     if found < NUM_LANES:
         at = queue.lanes[found, w.head[found] & mask]
         w.head[found] += 1
         return at.kind, at.a, at.b
-    kind, a, b = heap[0].kind, heap[0].a, heap[0].b
-    _drop_first(heap, w)
+    if found == NUM_LANES:
+        kind, a, b = heap[0].kind, heap[0].a, heap[0].b
+        _drop_first(heap, w)
+    else:
+        kind, a, b = COMPLETE, worker, 0
+        drop_due(queue, worker)
+    if kind == TURN_AT or (kind == COMPLETE and queue.dues[worker].sure == 0):
+        _tell_tie(queue, w, before_s)
     return kind, a, b

@@ -10,7 +10,6 @@ from placement.simulator.fast.records import (
     ABORT_ACK,
     ABORT_TO_SOURCE,
     COMMIT,
-    COMMIT_TOLD,
     COMMITTED,
     MESSAGE,
     QUARANTINE,
@@ -80,7 +79,6 @@ def commit_if_whole(
     put(queue, w, workers, commands, requests[i].decode, COMMIT, 2 * i + 1)
     h.target_freed = 1
     push(queue, w, MESSAGE, COMMITTED, i, 0)
-    push(queue, w, MESSAGE, COMMIT_TOLD, i, 0)
 
 
 @compiled

@@ -46,7 +46,10 @@ def put(queue: Queue, w: Records, workers: Records, commands: Records, index: in
     else:
         commands[worker.command_tail].next = row
     worker.command_tail = row
-    if worker.stepping == 0 and worker.woken == 0:
+    if worker.ahead > 0:
+        if worker.touched == 0:
+            worker.touched, w.touched = w.touched + 2, index
+    elif worker.stepping == 0 and worker.woken == 0:
         worker.woken = 1
         push(queue, w, WAKE, TURN, index, 0)
 

@@ -8,6 +8,7 @@ from placement.compiled import compiled_lean as compiled
 from placement.simulator.fast import engine, ledger, links, routing
 from placement.simulator.fast import handoff_target as target
 from placement.simulator.fast import handoffs as ho
+from placement.simulator.fast.ahead import Ahead, interrupt
 from placement.simulator.fast.board import Board
 from placement.simulator.fast.events import Queue, pop, push, push_at
 from placement.simulator.fast.records import (
@@ -18,8 +19,6 @@ from placement.simulator.fast.records import (
     ABORT_TO_TARGET,
     ADD,
     ARRIVE,
-    BEGIN,
-    COMMIT_TOLD,
     COMMITTED,
     COMPLETE,
     END,
@@ -36,8 +35,10 @@ from placement.simulator.fast.records import (
     STATUS,
     STATUS_DUE,
     SUBMIT,
+    SUBMIT_BOTH,
     SUBMIT_TO,
     TURN,
+    TURN_AT,
     Records,
 )
 from placement.simulator.fast.steady import Steady
@@ -55,8 +56,9 @@ class Space(NamedTuple):
 
 @compiled
 def run_events(
-    world: Records, workers: Records, requests: Records, seqs: Records, hands: Records, pairs: Records,
-    queue: Queue, commands: Records, flows: Records, space: Space, steady: Steady, board: Board,
+    world: Records, workers: Records, requests: Records, seqs: Records, hands: Records, params: Records,
+    queue: Queue, commands: Records, flows: Records, busy: Records, space: Space, steady: Steady, ahead: Ahead,
+    board: Board,
 ) -> None:  # fmt: skip
     """From where it stands until nothing is left, or too many miss, or an array is half full (`world.crowded`)."""
     w = world[0]
@@ -64,35 +66,56 @@ def run_events(
     if w.given == 0:
         routing.admit_next(queue, w, requests)
         push_at(queue, w, w.now_s + w.status_s, STATUS_DUE, 0, 0)
-    while w.failed == 0 and w.missed <= w.misses and w.crowded == 0:
+    while w.failed == 0 and w.missed <= w.misses and w.crowded + w.unclear == 0:
         kind, a, b = pop(queue, w)
         if kind < 0:
             break
         w.num_events += 1
         if kind == COMPLETE:
-            engine.complete(queue, w, workers, commands, requests, seqs, hands, steady, batches[a], a)
-        elif kind == TURN:
-            engine.turn(queue, w, workers, commands, requests, seqs, hands, steady, batches[a], scratch, reserved, a)
+            engine.complete(queue, w, workers, commands, requests, seqs, hands, steady, ahead, batches[a], a)
+        elif kind in (TURN, TURN_AT):
+            engine.turn(
+                queue,
+                w,
+                workers,
+                commands,
+                requests,
+                seqs,
+                hands,
+                steady,
+                ahead,
+                batches[a],
+                scratch,
+                reserved,
+                params,
+                a,
+            )
         elif kind == ARRIVE:
             push(queue, w, FRONT, SUBMIT, a, 0)
             routing.admit_next(queue, w, requests)
         elif kind == SUBMIT:
             routing.submit(queue, w, workers, requests, seqs, board, a)
+        elif kind == SUBMIT_BOTH:  # three events that are given one after the other, and come so
+            w.num_events += 2
+            for s in (2 * a + 1, 2 * a):
+                routing.submit_to(w, workers, requests, seqs, s)
+                ho.put(queue, w, workers, commands, seqs[s].worker, ADD, s)
+            ho.begin(queue, w, hands, a, b)
         elif kind == SUBMIT_TO:
             routing.submit_to(w, workers, requests, seqs, a)
             ho.put(queue, w, workers, commands, seqs[a].worker, ADD, a)
-        elif kind == BEGIN:
-            ho.begin(queue, w, hands, a, b)
         elif kind == FIRST_TOKEN:
             ledger.settle(workers, seqs, board, a, w.now_s, True)
         elif kind == END:
             routing.finish(queue, w, workers, requests, seqs, board, a)
         elif kind == SETTLE:
             ledger.settle(workers, seqs, board, a, w.now_s, False)
-        elif kind == COMMITTED:
+        elif kind == COMMITTED:  # to the router, then to the source
+            w.num_events += 1
             if requests[a].running == 1:
                 ledger.settle(workers, seqs, board, 2 * a + 1, w.now_s, False)
                 requests[a].committed_s = w.now_s
+            ho.on_commit_told(queue, w, workers, commands, requests, hands, a)
         elif kind == FREED:
             ledger.release(workers, seqs, board, 2 * a)
         elif kind == ABORT_AT:
@@ -102,15 +125,12 @@ def run_events(
             target.on_offer(queue, w, hands, a)
         elif kind == READY:
             if target.on_ready(hands, a, b):
-                pair = requests[a].prefill * len(workers) + requests[a].decode
-                links.move(queue, w, pairs, flows, pair, a, b)
+                links.move(queue, w, workers, busy, flows, requests[a].prefill, requests[a].decode, a, b)
             ho.settle(w, hands, a)
         elif kind == LAST_WORD:
             target.on_last_word(queue, w, workers, commands, requests, hands, a)
         elif kind == RESERVE:
             ho.on_reserved(queue, w, hands, a)
-        elif kind == COMMIT_TOLD:
-            ho.on_commit_told(queue, w, workers, commands, requests, hands, a)
         elif kind == ABORT_TO_SOURCE:
             ho.abort_source(queue, w, workers, commands, requests, hands, a, False)
         elif kind == ABORT_TO_TARGET:
@@ -118,15 +138,17 @@ def run_events(
         elif kind == ABORT_ACK:
             ho.on_abort_ack(queue, w, workers, commands, requests, hands, a)
         elif kind == LINK_START:
-            links.start(queue, w, workers, pairs, active, flows, a)
+            links.start(queue, w, workers, busy, active, flows, a)
         elif kind == LINK_END:
-            if a == w.round:
-                num_ended = links.finish(queue, w, workers, pairs, active, flows, ended)
+            if b == w.round:
+                num_ended = links.finish(queue, w, workers, busy, active, flows, ended)
                 for i in range(num_ended):
                     flow = flows[ended[i]]
                     flow.next, w.free_flow = w.free_flow, ended[i]
                     target.on_received(queue, w, workers, commands, requests, hands, flow.request, flow.blocks)
         elif kind == STATUS_DUE:
-            routing.report(queue, w, workers, requests, seqs, steady)
+            routing.report(queue, w, workers, requests, seqs, steady, ahead)
         elif kind == STATUS:
             ledger.note_status(w, workers[a], seqs, board)
+        if w.touched >= 0:
+            interrupt(queue, w, workers, requests, seqs, steady, ahead)

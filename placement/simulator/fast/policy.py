@@ -1,22 +1,28 @@
-"""`scheduling.routing`, compiled: whom the router chooses. `unsupported` saw to it that every worker can hold all."""
+"""`scheduling.routing`, compiled: whom the router chooses. `unsupported` saw to it that every worker can hold all.
+
+What is least is found in two passes without branches over all workers, for wide registers, then among the few equals.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 from placement.compiled import compiled_lean as compiled
 from placement.simulator.fast.board import (
+    BLOCK,
     CHUNK,
     DECODE_ROLE,
-    HELD,
     LATENCY,
     PREFILL_ROLE,
-    ROOM,
     TOKENS,
     Board,
-    is_known,
+    Table,
 )
 from placement.simulator.fast.records import Records
+
+_NONE = (1 << 63) - 1
 
 
 @compiled
@@ -24,107 +30,165 @@ def choose(w: Records, workers: Records, board: Board, prompt: int, output: int)
     """`LeastPredictedLatency.choose` or `RoundRobin.choose`: (prefill worker or -1, decode worker)."""
     turn, prefill = w.turn, -1
     w.turn += 1
+    prefills, decodes = board.prefill, board.decode
     if w.round_robin == 1:
-        if prompt > w.local and len(board.prefill_indices) > 0:
-            prefill = int(board.prefill_indices[turn % len(board.prefill_indices)])
-        return prefill, int(board.decode_indices[turn % len(board.decode_indices)])
-    if prompt > w.local and len(board.prefill_indices) > 0:
-        prefill = _least_prefill(w, workers, board, prompt)
-    size = workers[board.decode_indices[0]].size
+        if prompt > w.local and len(prefills.indices) > 0:
+            prefill = int(prefills.indices[turn % len(prefills.indices)])
+        return prefill, int(decodes.indices[turn % len(decodes.indices)])
+    if prompt > w.local and len(prefills.indices) > 0:
+        _predict(w, prefills, PREFILL_ROLE, prompt)
+        prefill = int(prefills.indices[_first_of(prefills, _least(prefills), w.turn)])
+    size = workers[decodes.indices[0]].size
     need = (prompt + min(output, w.growth) + size - 1) // size
-    return prefill, _best_decode(w, workers, board, prompt, need, prefill < 0)
+    return prefill, int(decodes.indices[_best_decode(w, decodes, prompt, need, prefill < 0)])
+
+
+# ---- predictions ----
 
 
 @compiled
-def _prefill_s(table: Records, i: int, prompt: float, chunk: float) -> float:
-    """`LatencyModel.prefill_s`."""
+def _own(prompt: float, chunk: float) -> tuple[float, float]:
+    """`LatencyModel.prefill_s`: steps and context of a prompt."""
     full = np.floor(prompt / chunk)
     rest = prompt - full * chunk
     steps = full + (1.0 if rest > 0.0 else 0.0)
-    context = chunk * full * (full + 1.0) / 2.0 + (prompt if rest > 0.0 else 0.0)
-    return float(steps * table[LATENCY, i] + prompt * table[LATENCY + 1, i] + context * table[LATENCY + 3, i])
+    return steps, chunk * full * (full + 1.0) / 2.0 + (prompt if rest > 0.0 else 0.0)
 
 
 @compiled
-def _predict(table: Records, seconds: Records, prompt: float) -> None:
-    """`predicted_ttft_s` for each worker of a table, in `seconds`; without branches, for wide registers."""
-    for i in range(table.shape[1]):
-        chunk, queued = table[CHUNK, i], table[TOKENS, i]
-        joint_steps = np.floor((queued + prompt + chunk - 1.0) / chunk)
-        own_steps = np.floor((prompt + chunk - 1.0) / chunk)
-        base_s = table[LATENCY, i]
-        waits_s = (joint_steps - own_steps) * base_s + queued * (table[LATENCY + 1, i] + table[LATENCY + 3, i])
-        seconds[i] = _prefill_s(table, i, prompt, chunk) + waits_s
-
-
-@compiled
-def _stand_in(
-    workers: Records, table: Records, indices: Records, num_known: int, seconds: Records, prompt: int
-) -> None:
-    """`_as_fast_as_others`: those unknown get the latency of the median of those known, or nothing if there is none."""
-    n, median, chunk = len(indices), -1, table[CHUNK, 0]
-    for i in range(n):
-        if is_known(workers[indices[i]]):
-            seconds[i] = _prefill_s(table, i, float(prompt), chunk)
-    for i in range(n):  # the one with num_known // 2 known ones before it, ties in order, as a stable sort has it
-        if not is_known(workers[indices[i]]):
-            continue
-        before = 0
-        for k in range(n):
-            if (seconds[k] < seconds[i] or (seconds[k] == seconds[i] and k < i)) and is_known(workers[indices[k]]):
-                before += 1
-        if before == num_known // 2:
-            median = i
-            break
-    for i in range(n):
-        if not is_known(workers[indices[i]]):
-            for k in range(LATENCY, LATENCY + 4):
-                table[k, i] = 0.0 if median < 0 else table[k, median]
-
-
-@compiled
-def _least_prefill(w: Records, workers: Records, board: Board, prompt: int) -> int:
-    table, n, seconds = board.prefill, len(board.prefill_indices), board.seconds
-    if w.num_known[PREFILL_ROLE] < n:
-        _stand_in(workers, table, board.prefill_indices, w.num_known[PREFILL_ROLE], seconds, prompt)
-    _predict(table, seconds, float(prompt))
-    start = w.turn % n
-    best = start
-    for k in range(start + 1, start + n):
-        i = k if k < n else k - n
-        if seconds[i] > seconds[best]:
-            continue
-        better = seconds[i] < seconds[best]
-        if not better:
-            tokens, best_tokens = table[TOKENS, i], table[TOKENS, best]
-            better = tokens < best_tokens or (tokens == best_tokens and table[HELD, i] < table[HELD, best])
-        if better:
-            best = i
-    return int(board.prefill_indices[best])
-
-
-@compiled
-def _best_decode(w: Records, workers: Records, board: Board, prompt: int, need: int, computes: bool) -> int:
-    table, n, seconds = board.decode, len(board.decode_indices), board.seconds
-    if computes:
-        if w.num_known[DECODE_ROLE] < n:
-            _stand_in(workers, table, board.decode_indices, w.num_known[DECODE_ROLE], seconds, prompt)
-        _predict(table, seconds, float(prompt))
+def _predict(w: Records, table: Table, role: int, prompt: int) -> None:
+    """`predicted_ttft_s` for each worker of a table, as scores: whole numbers in the same order."""
+    if w.num_known[role] < len(table.indices):
+        _stand_in(table, w.num_known[role], prompt)
+    if w.chunk[role] > 0:
+        _predict_all(table, float(prompt), float(w.chunk[role]))
     else:
-        for i in range(n):
-            seconds[i] = 0.0
-    start = w.turn % n
-    best = start
-    best_lack = max(0.0, need - table[ROOM, best])
-    for k in range(start + 1, start + n):
-        i = k if k < n else k - n
-        lack = max(0.0, need - table[ROOM, i])
-        if lack > best_lack:
+        for i in range(len(table.indices)):
+            table.scores[i] = _score(_predict_one(table, i, float(prompt), table.rows[CHUNK, i]))
+
+
+@compiled
+def _score(seconds: float) -> int:
+    """A whole number; they are in the order of the seconds, and equal where those are."""
+    bits: Any = np.float64(seconds + 0.0).view(np.int64)  # of two zeros the positive one
+    return bits ^ ((bits >> 63) & _NONE)  # type: ignore[no-any-return]
+
+
+@compiled
+def _predict_one(table: Table, i: int, prompt: float, chunk: float) -> float:
+    steps, context = _own(prompt, chunk)
+    queued, base_s = table.rows[TOKENS, i], table.rows[LATENCY, i]
+    token_s, context_s = table.rows[LATENCY + 1, i], table.rows[LATENCY + 3, i]
+    more = np.floor((queued + prompt + chunk - 1.0) / chunk) - np.floor((prompt + chunk - 1.0) / chunk)
+    alone_s = steps * base_s + prompt * token_s + context * context_s
+    return float(alone_s + (more * base_s + queued * (token_s + context_s)))
+
+
+@compiled
+def _predict_all(table: Table, prompt: float, chunk: float) -> None:
+    """The same where one chunk is that of all, and without a division for each."""
+    steps, context = _own(prompt, chunk)
+    own_steps, inverse = np.floor((prompt + chunk - 1.0) / chunk), 1.0 / chunk
+    more_tokens = prompt + chunk - 0.5  # half a token from where the next step begins: rounding cannot reach it
+    waiting, base, scores = table.rows[TOKENS], table.rows[LATENCY], table.scores
+    of_token, of_context = table.rows[LATENCY + 1], table.rows[LATENCY + 3]
+    for i in range(len(table.indices)):
+        queued, base_s, token_s, context_s = waiting[i], base[i], of_token[i], of_context[i]
+        more = np.floor((queued + more_tokens) * inverse) - own_steps
+        alone_s = steps * base_s + prompt * token_s + context * context_s
+        scores[i] = _score(alone_s + (more * base_s + queued * (token_s + context_s)))
+
+
+@compiled
+def _stand_in(table: Table, num_known: int, prompt: int) -> None:
+    """`_as_fast_as_others`: those unknown get the latency of the median of those known, or nothing if there is none."""
+    rows, known = table.rows, table.known
+    median = _median(table, num_known // 2, prompt) if num_known > 0 else -1
+    for i in range(len(known)):
+        if known[i] == 0:
+            for k in range(LATENCY, LATENCY + 4):
+                rows[k, i] = 0.0 if median < 0 else rows[k, median]
+
+
+@compiled
+def _median(table: Table, rank: int, prompt: int) -> int:
+    """The column that `rank` of those known come before, in order of a prompt's seconds; ties in order."""
+    rows, known, scores = table.rows, table.known, table.scores
+    steps, context = _own(float(prompt), rows[CHUNK, 0])
+    for i in range(len(known)):
+        scores[i] = _score(
+            steps * rows[LATENCY, i] + float(prompt) * rows[LATENCY + 1, i] + context * rows[LATENCY + 3, i]
+        )
+    low, high = -_NONE, _NONE
+    while low < high:  # the least score that more than `rank` do not exceed
+        middle, below = (low & high) + ((low ^ high) >> 1), 0
+        for i in range(len(known)):
+            below += known[i] if scores[i] <= middle else 0
+        if below > rank:
+            high = middle
+        else:
+            low = middle + 1
+    for i in range(len(known)):
+        rank -= known[i] if scores[i] < low else 0
+    for i in range(len(known)):
+        if known[i] == 1 and scores[i] == low:
+            if rank == 0:
+                return i
+            rank -= 1
+    return -1
+
+
+# ---- the least of them ----
+
+
+@compiled
+def _least(table: Table) -> int:
+    """The least score; `table.least` of each block."""
+    scores, least = table.scores, table.least
+    all_least = _NONE
+    for block in range(len(least)):
+        of_block = _NONE
+        for i in range(block * BLOCK, (block + 1) * BLOCK):
+            of_block = min(of_block, scores[i])
+        least[block] = of_block
+        all_least = min(all_least, of_block)
+    return all_least
+
+
+@compiled
+def _first_of(table: Table, score: int, turn: int) -> int:
+    """The column of this score, the least: of the least rank, then the first of those from `turn` on, and round."""
+    scores, least, n = table.scores, table.least, len(table.indices)
+    best, best_rank, best_after = -1, 0, 0
+    start = turn % n
+    for block in range(len(least)):
+        if least[block] != score:
             continue
-        better = lack < best_lack or seconds[i] < seconds[best]
-        if not better and seconds[i] == seconds[best]:
-            held, best_held = table[HELD, i], table[HELD, best]
-            better = held < best_held or (held == best_held and table[ROOM, i] > table[ROOM, best])
-        if better:
-            best, best_lack = i, lack
-    return int(board.decode_indices[best])
+        for i in range(block * BLOCK, min((block + 1) * BLOCK, n)):
+            if scores[i] != score:
+                continue
+            rank, after = table.ranks[i], i - start if i >= start else i - start + n
+            if best < 0 or rank < best_rank or (rank == best_rank and after < best_after):
+                best, best_rank, best_after = i, rank, after
+    return best
+
+
+@compiled
+def _best_decode(w: Records, table: Table, prompt: int, need: int, computes: bool) -> int:
+    scores, rooms, n = table.scores, table.rooms, len(table.indices)
+    ranks = scores if computes else table.ranks
+    if computes:
+        _predict(w, table, DECODE_ROLE, prompt)
+    for i in range(n):
+        scores[i] = ranks[i] if rooms[i] >= need else _NONE
+    score = _least(table)
+    if score == _NONE:  # nobody has room: who lacks least
+        most = rooms[0]
+        for i in range(n):
+            most = max(most, rooms[i])
+        if computes:
+            _predict(w, table, DECODE_ROLE, prompt)
+        for i in range(n):
+            scores[i] = ranks[i] if rooms[i] == most else _NONE
+        score = _least(table)
+    return _first_of(table, score, w.turn)

@@ -20,9 +20,10 @@ T_WAITING, T_RESERVED, T_RECEIVING, T_COMMITTED, T_ABORTED = range(5)
 ADD, COMMIT, QUARANTINE, ABORT = range(4)
 # Events.
 (
-    ARRIVE, SUBMIT, STATUS_DUE, STATUS, SUBMIT_TO, BEGIN, TURN, COMPLETE, OFFER, READY, LAST_WORD, RESERVE, COMMIT_TOLD,
+    ARRIVE, SUBMIT, STATUS_DUE, STATUS, SUBMIT_BOTH, SUBMIT_TO, TURN, COMPLETE, OFFER, READY, LAST_WORD, RESERVE,
     ABORT_TO_SOURCE, ABORT_TO_TARGET, ABORT_ACK, SETTLE, COMMITTED, FREED,
     FIRST_TOKEN, END, LINK_START, LINK_END, ABORT_AT,
+    TURN_AT,  # a turn that had to be put between events given before it
 ) = range(24)  # fmt: skip
 
 # Delays with a lane of events each: a message's way, between two steps, an idle engine's, the router's, a link's.
@@ -32,83 +33,105 @@ NUM_LANES = 5
 NEVER = -1.0  # no instant yet
 NUM_PARAMS = 120  # of a worker's step times; measured curves need the most
 
+# Of what is one per request there are millions: narrow fields, those of 8 bytes first so that all lie aligned.
 request = np.dtype(
     [
-        ("arrival_s", "f8"), ("prompt", "i8"), ("output", "i8"), ("prefill", "i8"), ("decode", "i8"), ("first_s", "f8"),
-        ("last_s", "f8"), ("tokens", "i8"), ("prefill_s", "f8"),
-        ("committed_s", "f8"), ("wait_s", "f8"), ("gap_s", "f8"),
-        ("outcome", "i8"), ("running", "i8"), ("missed", "i8"),
+        ("arrival_s", "f8"), ("first_s", "f8"), ("last_s", "f8"), ("prefill_s", "f8"), ("committed_s", "f8"),
+        ("wait_s", "f8"), ("gap_s", "f8"),
+        ("prompt", "i4"), ("output", "i4"), ("prefill", "i4"), ("decode", "i4"), ("tokens", "i4"),
+        ("outcome", "i1"), ("running", "i1"), ("missed", "i1"), ("unused", "i1"),
     ]
 )  # fmt: skip
 """One request; `prefill` and `decode` are workers, -1 for none."""
 
 sequence = np.dtype(
     [
-        ("state", "i8"), ("mode", "i8"), ("worker", "i8"), ("arrival_s", "f8"), ("order", "i8"), ("tokens", "i8"),
-        ("given", "i8"), ("most", "i8"), ("computed", "i8"), ("blocks", "i8"), ("ready", "i8"), ("in_step", "i8"),
-        ("first_step_s", "f8"), ("committed_s", "f8"), ("prev", "i8"), ("next", "i8"), ("chunk", "i8"),
-        ("place", "i8"),  # among those running
-        ("base", "i8"), ("since", "i8"),  # while steady: tokens less steps of its worker; the step it is settled until
-        # the router's account of it
-        ("held", "i8"), ("sent_s", "f8"), ("uncomputed", "i8"), ("room", "i8"), ("settled_s", "f8"), ("news", "i8"),
-        ("news_prev", "i8"), ("news_next", "i8"),
+        ("arrival_s", "f8"), ("first_step_s", "f8"), ("committed_s", "f8"),
+        ("tokens", "i4"), ("given", "i4"), ("most", "i4"), ("computed", "i4"), ("blocks", "i4"), ("ready", "i4"),
+        ("chunk", "i4"), ("worker", "i4"), ("order", "i4"), ("prev", "i4"), ("next", "i4"),
+        ("place", "i4"),  # among those running
+        ("base", "i4"), ("since", "i4"),  # while steady: tokens less steps of its worker; the step it is settled until
+        ("state", "i1"), ("mode", "i1"), ("in_step", "i1"),
         # what the step in flight tells of it
-        ("told_first", "i8"), ("told_ready", "i8"), ("told_end", "i8"), ("told_holds", "i8"), ("told_queue_s", "f8"),
-        ("told_first_s", "f8"),
+        ("told_first", "i1"), ("told_end", "i1"), ("told_holds", "i1"),
+        # the router's account of it
+        ("held", "i1"), ("news", "i1"),
+        ("sent_s", "f8"), ("settled_s", "f8"), ("told_queue_s", "f8"), ("told_first_s", "f8"),
+        ("uncomputed", "i4"), ("room", "i4"), ("news_prev", "i4"), ("news_next", "i4"),
+        ("told_ready", "i4"), ("unused", "i4"),
     ]
 )  # fmt: skip
 """Request i has sequence 2i on its prefill worker and 2i + 1 on its decode worker."""
 
+# Of a worker, what one step touches lies together: with 1,000 of them a step finds its own in no near cache.
 worker = np.dtype(
     [
-        ("role", "i8"), ("num_blocks", "i8"), ("free", "i8"), ("size", "i8"), ("budget", "i8"), ("seats", "i8"),
-        ("mixed", "i8"), ("watermark", "i8"), ("max_len", "i8"),
-        ("max_queue", "i8"), ("kind", "i8"), ("params", "f8", (NUM_PARAMS,)),
-        ("stepping", "i8"), ("woken", "i8"), ("orders", "i8"), ("growing", "i8"),
+        ("free", "i4"), ("size", "i4"), ("budget", "i4"), ("seats", "i4"), ("mixed", "i4"), ("watermark", "i4"),
+        ("num_blocks", "i4"), ("params", "i4"),  # a row of the step times
+        ("stepping", "i4"), ("woken", "i4"), ("growing", "i4"),
         # lists: waiting, running, reserved
-        ("head", "i8", (3,)), ("tail", "i8", (3,)), ("count", "i8", (3,)),
-        ("command_head", "i8"), ("command_tail", "i8"),
-        ("batch", "i8"), ("decodes", "i8"), ("places", "i8"),
+        ("head", "i4", (3,)), ("tail", "i4", (3,)), ("count", "i4", (3,)),
+        ("command_head", "i4"), ("command_tail", "i4"),
+        ("batch", "i4"), ("decodes", "i4"), ("places", "i4"), ("peak", "i4"),
         # those that are steady, and the instant at which the last step is heard of
-        ("steady", "i8"), ("steady_base", "i8"), ("next_end", "i8"), ("num_gaps", "i8"), ("heard_s", "f8"),
-        # counts
-        ("steps", "i8"), ("busy_s", "f8"), ("prefill_tokens", "i8"), ("decode_tokens", "i8"), ("peak", "i8"),
+        ("steady", "i4"), ("next_end", "i4"), ("num_gaps", "i4"), ("steps", "i4"),
+        ("ahead", "i4"), ("at", "i4"),  # steps known ahead, 0: none; which of them is under way, or ended last
+        ("touched", "i4"),  # 0: it is not; else the next one such, + 2
+        ("observes", "i4"),  # whether anybody reads what its estimator learns
+        ("steady_base", "i8"), ("heard_s", "f8"), ("busy_s", "f8"), ("prefill_tokens", "i8"), ("decode_tokens", "i8"),
+        # ledger
+        ("role", "i4"), ("has_status", "i4"), ("num_held", "i4"), ("news_head", "i4"), ("column", "i4"),
+        ("orders", "i4"), ("max_len", "i4"), ("max_queue", "i4"),
+        ("known_s", "f8"), ("reported_free", "i8"), ("reported_promised", "i8"), ("reported_uncomputed", "i8"),
+        ("ledger_tokens", "i8"), ("ledger_blocks", "i8"),
+        ("news_room", "i8"), ("news_tokens", "i8"),  # of all news; of those sent since `known_s`
         # estimator
         ("matrix", "f8", (4, 4)), ("right", "f8", (4,)), ("observed", "i8"), ("prior", "f8", (4,)),
-        # ledger
-        ("has_status", "i8"), ("reported_free", "i8"), ("reported_promised", "i8"), ("reported_uncomputed", "i8"),
-        ("coefficients", "f8", (4,)), ("known_s", "f8"), ("ledger_tokens", "i8"), ("ledger_blocks", "i8"),
-        ("num_held", "i8"), ("news_head", "i8"),
-        ("column", "i8"), ("news_room", "i8"), ("news_tokens", "i8"),  # of all news; of those sent since `known_s`
+        ("coefficients", "f8", (4,)),  # as the router knows them
         # the status on its way
         ("sent_free", "i8"), ("sent_promised", "i8"), ("sent_uncomputed", "i8"), ("sent_coefficients", "f8", (4,)),
         # links
-        ("out_sharing", "i8"), ("in_sharing", "i8"),
+        ("out_sharing", "i4"), ("in_sharing", "i4"), ("links", "i4"),  # from it: the first, -1 for none
+        ("unused", "i4"),
     ]
 )  # fmt: skip
 
 handoff = np.dtype(
     [
-        ("live", "i8"), ("blocks", "i8"), ("source", "i8"), ("ready", "i8"), ("announced", "i8"), ("token", "i8"),
-        ("quiet", "i8"), ("source_done", "i8"), ("source_freed", "i8"),
-        ("target", "i8"), ("offered", "i8"), ("known", "i8"),
-        ("received", "i8"), ("in_flight", "i8"), ("target_token", "i8"),
-        ("target_done", "i8"), ("target_freed", "i8"),
+        ("blocks", "i4"), ("ready", "i4"), ("announced", "i4"), ("known", "i4"), ("received", "i4"),
+        ("in_flight", "i4"),
+        ("live", "i1"), ("source", "i1"), ("token", "i1"), ("quiet", "i1"), ("source_done", "i1"),
+        ("source_freed", "i1"), ("target", "i1"), ("offered", "i1"), ("target_token", "i1"), ("target_done", "i1"),
+        ("target_freed", "i1"), ("unused", "i1"),
     ]
 )  # fmt: skip
 """One per request."""
 
-link = np.dtype([("head", "i8"), ("tail", "i8"), ("rate", "f8")])
-"""One per pair of workers; a queue of transfers."""
+link = np.dtype(
+    [
+        ("rate", "f8"),
+        ("left", "f8"),  # bytes of the transfer at its head
+        ("source", "i4"),
+        ("target", "i4"),
+        ("head", "i4"),
+        ("tail", "i4"),
+        ("next", "i4"),
+        ("unused", "i4"),
+    ]
+)
+"""From one worker to another, while anything is to be moved: a queue of transfers; `next` from the same worker."""
 
-event = np.dtype([("time_s", "f8"), ("given", "i8"), ("kind", "i8"), ("a", "i8"), ("b", "i8")])
+event = np.dtype([("time_s", "f8"), ("given", "i8"), ("kind", "i4"), ("a", "i4"), ("b", "i8")])
 """What kind, and of whom."""
+
+due = np.dtype([("time_s", "f8"), ("given", "i8"), ("sure", "i8")])
+"""The end of a worker's step; never: none is under way."""
 
 command = np.dtype([("kind", "i8"), ("s", "i8"), ("next", "i8")])
 """To an engine, about a sequence; `next` to the same engine."""
 
-flow = np.dtype([("request", "i8"), ("blocks", "i8"), ("next", "i8"), ("left", "f8")])
-"""A transfer, bytes left; `next` on the same link."""
+flow = np.dtype([("request", "i4"), ("blocks", "i4"), ("next", "i8"), ("left", "f8")])
+"""A transfer, bytes in all; `next` on the same link."""
 
 world = np.dtype(
     [
@@ -116,7 +139,9 @@ world = np.dtype(
         ("turn", "i8"), ("round", "i8"),
         ("heap_size", "i8"), ("head", "i8", (NUM_LANES,)), ("tail", "i8", (NUM_LANES,)),  # of the event queue
         ("num_commands", "i8"), ("free_command", "i8"), ("num_flows", "i8"), ("free_flow", "i8"),
+        ("num_links", "i8"), ("free_link", "i8"),
         ("crowded", "i8"),  # 1: an array is half full
+        ("ahead", "i8"), ("unclear", "i8"),  # steps are taken ahead; 1: and something came at the very instant of one
         ("known_s", "f8"), ("moved_bytes", "f8"), ("failed", "i8"),
         ("num_active", "i8"),
         # when to give up
@@ -126,7 +151,8 @@ world = np.dtype(
         ("max_in_flight", "i8"), ("growth", "i8"), ("local", "i8"), ("round_robin", "i8"),
         ("used", "i8", (4,)), ("rows", "f8", (4, 5)), ("fitted", "f8", (4,)),  # where a status is computed
         ("num_known", "i8", (2,)),  # workers of each role whose latency is known
-
+        ("chunk", "i8", (2,)),  # of all workers of a role; 0: they differ
+        ("touched", "i8"),  # workers with steps known ahead to whom this event gave a command: the first, -1 for none
     ]
 )  # fmt: skip
 """One record."""

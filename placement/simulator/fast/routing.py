@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from placement.compiled import compiled_lean as compiled
 from placement.simulator.fast import ledger
+from placement.simulator.fast.ahead import Ahead, catch_up
 from placement.simulator.fast.board import Board
 from placement.simulator.fast.estimator import coefficients
 from placement.simulator.fast.events import Queue, push, push_at
@@ -11,7 +12,6 @@ from placement.simulator.fast.policy import choose
 from placement.simulator.fast.records import (
     ABORT_AT,
     ARRIVE,
-    BEGIN,
     DECODE,
     FULL,
     MESSAGE,
@@ -19,6 +19,7 @@ from placement.simulator.fast.records import (
     PREFILL,
     STATUS,
     STATUS_DUE,
+    SUBMIT_BOTH,
     SUBMIT_TO,
     Records,
 )
@@ -36,14 +37,19 @@ def admit_next(queue: Queue, w: Records, requests: Records) -> None:
 
 
 @compiled
-def report(queue: Queue, w: Records, workers: Records, requests: Records, seqs: Records, steady: Steady) -> None:
+def report(
+    queue: Queue, w: Records, workers: Records, requests: Records, seqs: Records, steady: Steady, ahead: Ahead
+) -> None:
     """`SimRouter.report_statuses`, and the next one."""
     for index in range(len(workers)):
         worker = workers[index]
+        if worker.ahead > 0:
+            catch_up(w, worker, requests, seqs, steady, ahead, index)
         worker.sent_free = worker.free
         worker.sent_promised = promised_blocks(worker, seqs, steady, index)
         worker.sent_uncomputed = uncomputed_tokens(worker, seqs)
-        coefficients(w, worker, worker.sent_coefficients)
+        if worker.observes == 1:
+            coefficients(w, worker, worker.sent_coefficients)
         push(queue, w, MESSAGE, STATUS, index, 0)
     if w.next < len(requests) or w.running > 0 or w.handoffs > 0:
         push_at(queue, w, w.now_s + w.status_s, STATUS_DUE, 0, 0)
@@ -73,13 +79,13 @@ def submit(queue: Queue, w: Records, workers: Records, requests: Records, seqs: 
     room = blocks_for(workers[decode], prompt + min(output, w.growth))
     ledger.hold(workers, seqs, board, 2 * i + 1, decode, w.now_s, prompt if prefill < 0 else 0, room)
     seqs[2 * i + 1].mode = FULL if prefill < 0 else DECODE
-    push(queue, w, MESSAGE, SUBMIT_TO, 2 * i + 1, 0)
-    if prefill >= 0:
+    if prefill < 0:
+        push(queue, w, MESSAGE, SUBMIT_TO, 2 * i + 1, 0)
+    else:
         blocks = blocks_for(workers[prefill], prompt)
         ledger.hold(workers, seqs, board, 2 * i, prefill, w.now_s, prompt, blocks)
         seqs[2 * i].mode = PREFILL
-        push(queue, w, MESSAGE, SUBMIT_TO, 2 * i, 0)
-        push(queue, w, MESSAGE, BEGIN, i, blocks)
+        push(queue, w, MESSAGE, SUBMIT_BOTH, i, blocks)
 
 
 @compiled

@@ -9,11 +9,12 @@ import numpy as np
 from pdserve.errors import InvariantViolation
 from placement.simulator.cluster import ClusterSpec
 from placement.simulator.fast import records
-from placement.simulator.fast.board import board_of
+from placement.simulator.fast.ahead import ahead_rows, settle_all
+from placement.simulator.fast.board import PREFILL_ROLE, board_of
 from placement.simulator.fast.events import grown, queue_of
 from placement.simulator.fast.kernel import Space, run_events
 from placement.simulator.fast.records import NEVER, Records
-from placement.simulator.fast.steady import settle_all, steady_rows
+from placement.simulator.fast.steady import steady_rows
 from placement.simulator.fast.steps import encode
 from placement.simulator.give_up import GiveUp
 from placement.simulator.requests import Outcome
@@ -21,6 +22,8 @@ from placement.simulator.results import RequestColumns, SimulationResult
 from placement.simulator.worker import WorkerCounts
 from placement.workload.workload import Workload
 from scheduling.routing import Role
+
+_MOST = 1 << 30  # more than any context or queue has
 
 
 class Unsupported(ValueError):
@@ -55,12 +58,10 @@ def simulate_fast(cluster: ClusterSpec, workload: Workload, give_up: GiveUp | No
     """
     if why := unsupported(cluster, workload):
         raise Unsupported(f"the compiled simulator does not model {why}")
-    world, workers, pairs = _cluster(cluster)
-    requests, seqs, hands = _requests(workload)
     limits = give_up or GiveUp(math.inf, math.inf, 0, len(workload))
-    world["ttft_s"], world["tpot_s"], world["first"] = limits.ttft_s, limits.tpot_s, limits.first
-    world["misses"] = limits.misses
-    _run(cluster, world, workers, requests, seqs, hands, pairs)
+    world, workers, requests = _simulated(cluster, workload, limits, ahead=True)
+    if world["unclear"][0]:
+        world, workers, requests = _simulated(cluster, workload, limits, ahead=False)
     if world["failed"][0]:
         raise Unsupported("the compiled simulator does not model a worker's queue that is full")
     if world["missed"][0] > limits.misses:
@@ -72,35 +73,49 @@ def simulate_fast(cluster: ClusterSpec, workload: Workload, give_up: GiveUp | No
     return _result(cluster, world[0], workers, requests)
 
 
+def _simulated(
+    cluster: ClusterSpec, workload: Workload, limits: GiveUp, *, ahead: bool
+) -> tuple[Records, Records, Records]:
+    """What the world, its workers and the requests have come to; `ahead` changes no result, where not `unclear`."""
+    world, workers, params = _cluster(cluster)
+    requests, seqs, hands = _requests(workload)
+    world["ttft_s"], world["tpot_s"], world["first"] = limits.ttft_s, limits.tpot_s, limits.first
+    world["misses"], world["ahead"], world["touched"] = limits.misses, ahead, -1
+    _run(cluster, world, workers, requests, seqs, hands, params)
+    return world, workers, requests
+
+
 def _run(
     cluster: ClusterSpec, world: Records, workers: Records, requests: Records, seqs: Records, hands: Records,
-    pairs: Records,
+    params: Records,
 ) -> None:  # fmt: skip
     """`run_events` until it ends; what a run needs beside its state, and grows."""
     num, seats = len(workers), 1 + max(spec.scheduler.max_num_seqs for spec in cluster.workers)
     most = 4 * (num + seats + 16)  # that one event gives, but for the end of many transfers at once
-    queue = queue_of(most)
-    commands, flows = (np.empty(len(queue.heap), kind) for kind in (records.command, records.flow))
+    queue = queue_of(most, num)
+    commands, flows, links = (np.empty(len(queue.heap), kind) for kind in (records.command, records.flow, records.link))
     space = Space(*(np.empty(shape, np.int64) for shape in (
-        (num, seats), 4 * seats + 16, seats, len(pairs) + 1, len(pairs) + 1
+        (num, seats), 4 * seats + 16, seats, num * num + 1, num * num + 1
     )))  # fmt: skip
     steady = steady_rows(num, seats, cluster.workers[0].block_size)
-    board = board_of(world[0], workers)
+    ahead, board = ahead_rows(num), board_of(world[0], workers)
     while True:
-        run_events(world, workers, requests, seqs, hands, pairs, queue, commands, flows, space, steady, board)
+        run_events(
+            world, workers, requests, seqs, hands, params, queue, commands, flows, links, space, steady, ahead, board
+        )
         if not world["crowded"][0]:
             break
         world["crowded"] = 0
         queue = grown(queue, world[0])
-        commands, flows = (np.concatenate((one, np.empty_like(one))) for one in (commands, flows))
-    settle_all(workers, requests, seqs, steady)
+        commands, flows, links = (np.concatenate((one, np.empty_like(one))) for one in (commands, flows, links))
+    settle_all(world[0], workers, requests, seqs, steady, ahead)
 
 
 def _requests(workload: Workload) -> tuple[Records, Records, Records]:
     num = len(workload)
     requests = np.zeros(num, records.request)
     requests["arrival_s"], requests["prompt"] = workload.arrival_s, workload.prompt_tokens
-    requests["output"] = workload.output_tokens
+    requests["output"] = np.minimum(workload.output_tokens, _MOST)
     requests["prefill"] = requests["decode"] = -1
     requests["committed_s"] = requests["first_s"] = NEVER
     seqs = np.zeros(2 * num, records.sequence)
@@ -110,16 +125,21 @@ def _requests(workload: Workload) -> tuple[Records, Records, Records]:
 def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records]:
     num = len(cluster.workers)
     workers = np.zeros(num, records.worker)
+    params: list[Records] = []
+    row_of: dict[int, int] = {}  # by the identity of the step times: most workers share theirs
     for row, spec in zip(workers, cluster.workers, strict=True):
-        kind, params = encode(spec.step_times) or (0, np.zeros(records.NUM_PARAMS))
+        if id(spec.step_times) not in row_of:
+            row_of[id(spec.step_times)] = len(params)
+            params.append(encode(spec.step_times))
         config = spec.scheduler
         mixed = config.mixed_prefill_tokens
         values = {
             "role": 0 if spec.role is Role.PREFILL else 1, "num_blocks": spec.num_blocks, "free": spec.num_blocks,
             "size": spec.block_size, "budget": config.max_num_batched_tokens, "seats": config.max_num_seqs,
             "mixed": -1 if mixed is None else mixed, "watermark": config.watermark_blocks(spec.num_blocks),
-            "max_len": config.max_model_len, "max_queue": config.max_queued_sequences, "kind": kind, "params": params,
-            "head": -1, "tail": -1, "command_head": -1, "news_head": -1,
+            "max_len": config.max_model_len, "max_queue": min(config.max_queued_sequences, _MOST),
+            "params": row_of[id(spec.step_times)],
+            "head": -1, "tail": -1, "command_head": -1, "news_head": -1, "links": -1,
         }  # fmt: skip
         for name, value in values.items():
             row[name] = value
@@ -130,6 +150,10 @@ def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records]:
             )  # fmt: skip
             row["prior"], row["coefficients"] = numbers, numbers
             row["has_status"], row["reported_free"], row["known_s"] = 1, spec.num_blocks, -0.05
+    local = (
+        not any(spec.role is Role.PREFILL for spec in cluster.workers) or cluster.routing.local_prefill_max_tokens > 0
+    )
+    workers["observes"] = ((workers["role"] == PREFILL_ROLE) | local) & (not cluster.round_robin)
     world = np.zeros(1, records.world)
     delays, routing = cluster.delays, cluster.routing
     settings: dict[str, float] = {
@@ -139,11 +163,9 @@ def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records]:
     }  # fmt: skip
     for name, setting in settings.items():
         world[name] = setting
-    world["free_command"] = world["free_flow"] = -1
+    world["free_command"] = world["free_flow"] = world["free_link"] = -1
     world["delays"] = delays.message_s, delays.step_s, delays.wake_s, delays.front_s, cluster.link.latency_s
-    pairs = np.zeros(num * num, records.link)
-    pairs["head"] = pairs["tail"] = -1
-    return world, workers, pairs
+    return world, workers, np.array(params)
 
 
 def _result(cluster: ClusterSpec, world: Records, workers: Records, requests: Records) -> SimulationResult:
@@ -163,8 +185,8 @@ def _result(cluster: ClusterSpec, world: Records, workers: Records, requests: Re
     wait_s = np.minimum(requests["wait_s"], left_s - transfer_s)
     tpot_s = left_s / np.maximum(requests["tokens"] - 1, 1)
     columns = RequestColumns(
-        arrival_s=requests["arrival_s"].copy(), prompt_tokens=requests["prompt"].copy(),
-        output_tokens=requests["tokens"].copy(), outcome=requests["outcome"].copy(),
+        arrival_s=requests["arrival_s"].copy(), prompt_tokens=requests["prompt"].astype(np.int64),
+        output_tokens=requests["tokens"].astype(np.int64), outcome=requests["outcome"].astype(np.int64),
         ttft_s=only_served(ttft_s), tpot_s=only_served(tpot_s),
         e2e_s=only_served(requests["last_s"] - requests["arrival_s"]), queue_s=only_served(ttft_s - prefill_s),
         prefill_s=only_served(prefill_s), transfer_s=only_served(transfer_s), decode_wait_s=only_served(wait_s),

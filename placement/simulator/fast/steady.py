@@ -19,7 +19,8 @@ from placement.simulator.fast.lists import IN_RUNNING, insert_running, remove
 from placement.simulator.fast.records import PREFILL, RUNNING, Records
 
 MAX_GAPS = 64
-_KEY = 1 << 32  # a member is its last step * _KEY + its sequence
+KEY_BITS = 32
+KEY = 1 << KEY_BITS  # a member is its last step * KEY + its sequence
 
 
 class Steady(NamedTuple):
@@ -70,7 +71,7 @@ def join(worker: Records, seqs: Records, steady: Steady, index: int, s: int) -> 
     worker.next_end = min(worker.next_end, end)
     worker.steady_base += seq.base
     steady.growing[index, _phase(worker, seq)] += 1
-    steady.members[index, worker.steady] = end * _KEY + s
+    steady.members[index, worker.steady] = end * KEY + s
     worker.steady += 1
 
 
@@ -88,7 +89,7 @@ def note_gap(worker: Records, requests: Records, seqs: Records, steady: Steady, 
     worker.heard_s = heard_s
     if worker.num_gaps == MAX_GAPS:
         for k in range(worker.steady):
-            settle(worker, requests, seqs, steady, index, steady.members[index, k] % _KEY, worker.steps)
+            settle(worker, requests, seqs, steady, index, steady.members[index, k] & (KEY - 1), worker.steps)
         worker.num_gaps = 0
 
 
@@ -112,27 +113,17 @@ def settle(
 
 
 @compiled
-def settle_all(workers: Records, requests: Records, seqs: Records, steady: Steady) -> None:
-    """At the end of a run that was given up."""
-    for index in range(len(workers)):
-        worker = workers[index]
-        for k in range(worker.steady):
-            s = steady.members[index, k] % _KEY
-            settle(worker, requests, seqs, steady, index, s, worker.steps - worker.stepping)
-
-
-@compiled
 def _recall(worker: Records, requests: Records, seqs: Records, steady: Steady, index: int, until: int) -> None:
     """Back to those running: whoever has its last step by step `until`. No step is under way."""
     worker.next_end = 1 << 30
     k = 0
     while k < worker.steady:
         member = steady.members[index, k]
-        if member // _KEY > until:
-            worker.next_end = min(worker.next_end, member // _KEY)
+        if member >> KEY_BITS > until:
+            worker.next_end = min(worker.next_end, member >> KEY_BITS)
             k += 1
             continue
-        s = member % _KEY
+        s = member & (KEY - 1)
         settle(worker, requests, seqs, steady, index, s, worker.steps)
         worker.steady -= 1
         worker.steady_base -= seqs[s].base
@@ -161,6 +152,6 @@ def promised_steady(worker: Records, seqs: Records, steady: Steady, index: int) 
     """Their share of `promised_blocks`."""
     total = 0
     for k in range(worker.steady):
-        seq = seqs[steady.members[index, k] % _KEY]
+        seq = seqs[steady.members[index, k] & (KEY - 1)]
         total += max(0, _blocks(worker, seq.most - 1) - _blocks(worker, seq.base + worker.steps - 1))
     return total
