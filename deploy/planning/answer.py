@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from placement.search.candidate import Candidate
 from placement.search.goodput import Attainment
-from placement.search.search import Answer, Outcome, Question
+from placement.search.search import Answer, Outcome, Question, Scaled
 from placement.search.whatif import Consequence
 
 _SHOWN = 8
@@ -20,7 +20,7 @@ def answer_line(outcome: Outcome, question: Question) -> str:
     if best is None:
         reasons = [answer.reason for answer in outcome.answers[:1]] or list(outcome.unfit[:1])
         why = f": {reasons[0]}" if reasons and outcome.complete else ""
-        carry = "" if question.rate is None else f" of {question.rate:g} requests/s"
+        carry = "" if question.rate is None else f" of {figure(question.rate)} requests/s"
         found = (
             "no placement within the budget" if outcome.complete else "interrupted before any placement was seen that"
         )
@@ -29,13 +29,18 @@ def answer_line(outcome: Outcome, question: Question) -> str:
     assert goodput is not None
     if question.rate is not None:
         return (
-            f"{candidate}: carries {question.rate:g} requests/s with {target}, on {price(candidate)}; "
+            f"{candidate}: carries {figure(question.rate)} requests/s with {target}, on {price(candidate)}; "
             f"bound by {best.reason}"
         )
     return (
-        f"{candidate}: {goodput.rate:.3g} requests/s ({goodput.rate / candidate.gpus:.3g} per GPU) with {target}; "
-        f"95 % confidence {goodput.low:.3g} to {goodput.high:.3g}; bound by {best.reason}"
+        f"{candidate}: {figure(goodput.rate)} requests/s ({figure(goodput.rate / candidate.gpus)} per GPU) with {target}; "
+        f"95 % confidence {figure(goodput.low)} to {figure(goodput.high)}; bound by {best.reason}"
     )
+
+
+def figure(rate: float) -> str:
+    """Three digits; large ones whole, with commas."""
+    return f"{rate:,.0f}" if rate >= 1000.0 else f"{rate:.3g}"
 
 
 def price(candidate: Candidate) -> str:
@@ -51,10 +56,25 @@ def price(candidate: Candidate) -> str:
 
 def more_lines(outcome: Outcome, question: Question) -> list[str]:
     """What belongs beside the answer."""
+    scaled = [] if outcome.scaled is None else [_scaled_line(outcome.scaled, question)]
     if question.rate is not None:
-        return _how_sure(outcome, question, question.rate)
+        return _how_sure(outcome, question, question.rate) + scaled
     other = _other_kind(outcome)
-    return [] if other is None else [other]
+    return ([] if other is None else [other]) + scaled
+
+
+def _scaled_line(scaled: Scaled, question: Question) -> str:
+    """What was simulated of a cluster too large to search, and what was only multiplied."""
+    part = scaled.part.sure or scaled.part.best
+    load = "budget" if question.rate is None else f"load, {figure(question.rate / scaled.copies)} requests/s"
+    found = "none serves" if part is None else f"best {part.candidate}"
+    said = f"scaled: the search was for 1/{scaled.copies} of the {load} ({found})"
+    if scaled.num_joined or scaled.num_whole:
+        joined = (
+            f"{scaled.num_joined} simulations of several such parts as one cluster and " if scaled.num_joined else ""
+        )
+        return f"{said}; then {joined}{scaled.num_whole} of the whole"
+    return f"{said}; the whole was not simulated: it is that part, {scaled.copies} times, each with its own requests"
 
 
 def _how_sure(outcome: Outcome, question: Question, rate: float) -> list[str]:
@@ -64,11 +84,11 @@ def _how_sure(outcome: Outcome, question: Question, rate: float) -> list[str]:
     if best is not None and best.goodput is not None:
         goodput, sure = best.goodput, best.surely_good(target)
         decided = "met with that confidence" if sure else "TOO CLOSE TO CALL"
-        lines.append(f"at {rate:g} requests/s {share(goodput.probes[0])} meet both targets: {decided}")
+        lines.append(f"at {figure(rate)} requests/s {share(goodput.probes[0])} meet both targets: {decided}")
         if goodput.most is not None:
             lines.append(
-                f"at most it carries {goodput.most:.3g} requests/s; 95 % confidence {goodput.low:.3g} to "
-                f"{goodput.high:.3g}"
+                f"at most it carries {figure(goodput.most)} requests/s; 95 % confidence {figure(goodput.low)} to "
+                f"{figure(goodput.high)}"
             )
         if not sure and outcome.sure is not None and outcome.sure.goodput is not None:
             surer = outcome.sure
@@ -104,9 +124,9 @@ def _other_kind(outcome: Outcome) -> str | None:
     kind = "split" if colocated else "colocated"
     found = max(others, key=lambda one: one.rate)
     if found.goodput is None or found.rate <= 0.0:
-        return f"no {kind} placement serves more than {max(ceiling(one) for one in others):.3g} requests/s"
+        return f"no {kind} placement serves more than {figure(max(ceiling(one) for one in others))} requests/s"
     close = "; too close to call" if found.goodput.high > best.goodput.low else ""
-    return f"best {kind}: {found.candidate}: {found.rate:.3g} requests/s, {found.rate / best.rate - 1:+.0%}{close}"
+    return f"best {kind}: {found.candidate}: {figure(found.rate)} requests/s, {found.rate / best.rate - 1:+.0%}{close}"
 
 
 def ceiling(answer: Answer) -> float:
@@ -118,7 +138,9 @@ def ceiling(answer: Answer) -> float:
 
 def table(outcome: Outcome, question: Question) -> list[str]:
     """The best placements, each with what binds it."""
-    rows = [f"{len(outcome.answers)} placements looked at, {len(outcome.unfit)} do not fit in memory"
+    looked_at = outcome if outcome.scaled is None else outcome.scaled.part
+    of_part = "" if outcome.scaled is None else " for one part"
+    rows = [f"{len(looked_at.answers)} placements looked at{of_part}, {len(outcome.unfit)} do not fit in memory"
             + ("" if outcome.complete else "; interrupted, not all were simulated")]  # fmt: skip
     for answer in outcome.answers[:_SHOWN]:
         rows.append(f"  {_figure(answer, question):>13}  {answer.candidate}  ({answer.reason})")
@@ -131,9 +153,12 @@ def _figure(answer: Answer, question: Question) -> str:
     if question.rate is not None:
         most = "up to " if answer.rate == 0.0 and answer.goodput.probes[0].half_width == 0.0 else ""
         return f"{most}{100 * answer.goodput.probes[0].share:.1f} %"
-    return f"{answer.rate:.3g}/s" if answer.rate > 0.0 else f"under {ceiling(answer):.3g}/s"
+    return f"{figure(answer.rate)}/s" if answer.rate > 0.0 else f"under {figure(ceiling(answer))}/s"
 
 
-def what_if_lines(what_if: Sequence[Consequence]) -> list[str]:
-    """One for each change."""
-    return [f"  if {one.change.name}: {one.rate:.3g} requests/s, bound by {one.binding}" for one in what_if]
+def what_if_lines(what_if: Sequence[Consequence], copies: int = 1) -> list[str]:
+    """One for each change; `copies`: of how many parts that were looked at alone."""
+    of_parts = "" if copies == 1 else f" ({copies} parts)"
+    return [
+        f"  if {one.change.name}: {figure(one.rate)} requests/s{of_parts}, bound by {one.binding}" for one in what_if
+    ]

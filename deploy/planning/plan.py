@@ -5,21 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 
 from deploy.arguments import check_output, write_output
 from deploy.planning.answer import answer_line, more_lines, table, what_if_lines
-from deploy.planning.question import MOST_GPUS, check_flags, listed, question_of, space_of
+from deploy.planning.question import check_flags, listed, question_of, space_of
+from deploy.planning.sizes import Sizes
 from deploy.planning.subject import profile_of, serving_of, workload_of
 from deploy.planning.validate import Validation
 from pdserve.exit import ExitCode, StartError
 from placement.search.build import Serving
-from placement.search.candidate import Candidate, Pool
-from placement.search.parallel import Closer, Processes, look_closer, run_search
+from placement.search.parallel import Closer, Processes, run_search
 from placement.search.plan_file import plan_to_json
-from placement.search.search import DEARER, Outcome, Price, Question, Search
+from placement.search.scale import run_scaled, scaled_closer
+from placement.search.search import Outcome, Question, Search
 from placement.search.space import Space
 from placement.search.whatif import AS_ASKED, CHANGES
 from placement.workload.source import WorkloadSource
@@ -46,10 +45,9 @@ def run_plan(args: argparse.Namespace) -> int:
     outcome, best = found.outcome, found.outcome.best
     answer = "\n".join([answer_line(outcome, question), *more_lines(outcome, question)])
     print("\n".join([answer, *table(outcome, question)]))
-    what_if = found.what_if
-    print(
-        "".join(f"{line}\n" for line in what_if_lines([one for one in what_if if one.change is not AS_ASKED])), end=""
-    )
+    copies = 1 if outcome.scaled is None else outcome.scaled.copies
+    for line in what_if_lines([one for one in found.what_if if one.change is not AS_ASKED], copies):
+        print(line)
     if not found.complete:
         print("interrupted: not every what-if was looked at")
     _write(args, found, question, serving, answer)
@@ -68,49 +66,20 @@ def _found(
 ) -> Closer:
     """The search, and what follows from its answer."""
 
-    def searched(gpus: int) -> Outcome:
+    def searched(question: Question, space: Space) -> Outcome:
         search = Search(question, serving, source)
-        search.screen(listed(replace(space, gpus=gpus), serving.model))
+        search.screen(listed(space, serving.model))
         return run_search(search, processes, _Progress())
 
-    growing = args.gpus is None and args.rate is not None
-    outcome = _growing(searched, question, space) if growing else searched(space.gpus)
+    def enlarged(part: Outcome, copies: int) -> Outcome:
+        return run_scaled(part, copies, question, space, serving, processes)
+
+    outcome = Sizes(question, space, searched, enlarged, given=args.gpus is not None).find()
     if outcome.best is None or not outcome.complete:
         return Closer(outcome, (), True)
     moves = outcome.best.candidate.prefill is not None
     changes = [one for one in CHANGES if not args.no_what_if and (moves or one.network == 1.0)]
-    return look_closer(outcome, question, serving, changes, processes)
-
-
-def _growing(searched: Callable[[int], Outcome], question: Question, space: Space) -> Outcome:
-    """The least for a rate where no number of GPUs is given: twice as many until it is surely carried.
-
-    But not for ever: a share so near to the target that nothing is sure stays so. Interrupted, what was known before.
-    """
-    gpus = 8
-    outcome = searched(gpus)
-    while outcome.complete and gpus < MOST_GPUS and not _settled(outcome, gpus):
-        gpus *= 2
-        outcome = _known(outcome, searched(gpus))
-    if outcome.best is None or not outcome.complete or question.price is Price.GPUS:
-        return outcome
-    # Of cheap GPUs more than that may still cost less.
-    least = min(
-        question.price.of(Candidate(None, Pool(gpu, 1), 1)) for gpu in (*space.prefill_gpus, *space.decode_gpus)
-    )
-    affordable = min(MOST_GPUS, int(question.price.of(outcome.best.candidate) / least))
-    return _known(outcome, searched(affordable)) if affordable > gpus else outcome
-
-
-def _settled(outcome: Outcome, gpus: int) -> bool:
-    """Whether more than `gpus` need not be tried."""
-    best = outcome.best
-    return outcome.sure is not None or (best is not None and gpus >= DEARER * best.candidate.gpus)
-
-
-def _known(before: Outcome, after: Outcome) -> Outcome:
-    """The larger search, or the smaller one's answer where the larger was interrupted."""
-    return after if after.complete or before.best is None else replace(before, complete=False)
+    return scaled_closer(outcome, question, serving, changes, processes)
 
 
 def _write(args: argparse.Namespace, found: Closer, question: Question, serving: Serving, answer: str) -> None:

@@ -16,11 +16,12 @@ from placement.latency.shape import ModelShape
 from placement.search.bounds import Slo
 from placement.search.candidate import Candidate
 from placement.search.goodput import Effort
+from placement.search.scale import MOST_COPIES, PART_GPUS
 from placement.search.search import Price, Question
 from placement.search.space import Affinity, Space, candidates
 
 MODE = "plan"
-MOST_GPUS = 4096  # that are tried for a rate when --gpus does not say
+MOST_GPUS = PART_GPUS * MOST_COPIES  # that a budget may allow, or a rate ask for, when --gpus does not say
 _COMPAT_ONLY = ("backend", "requests", "max_rate_per_gpu", "resolution", "nodes")
 _QUICK = Effort(min_requests=300, max_requests=1200, min_seconds=20.0, tolerance=0.04, max_probes=8)
 

@@ -45,8 +45,8 @@ class Pool:
 class Candidate:
     """One placement; without a prefill pool it is colocated: decode workers compute prompts, chunk by chunk.
 
-    With `replicas` it stands so many times, each in one node with its own share of the requests (DistServe's
-    algorithm 2); a request's KV never leaves its replica.
+    With `replicas` it stands so many times, each with its own router and share of the requests; a request's KV never
+    leaves its replica. (In DistServe's algorithm 2 each is in one node.)
     """
 
     prefill: Pool | None
@@ -84,7 +84,8 @@ class Candidate:
 
     def __str__(self) -> str:
         if self.prefill is None:
-            return f"colocated {self.decode}, chunk {self.chunk_tokens}"
+            alone = f"colocated {self.decode}"
+            return f"{alone if self.replicas == 1 else f'{self.replicas} x ({alone})'}, chunk {self.chunk_tokens}"
         split = f"prefill {self.prefill} + decode {self.decode}"
         split = split if self.replicas == 1 else f"{self.replicas} x ({split})"
         local = f", prompts up to {self.local_prefill_tokens} on decode" if self.local_prefill_tokens else ""

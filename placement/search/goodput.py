@@ -137,7 +137,7 @@ def find_goodput(
             low, good = rate, result
         else:
             high, bad = rate, result
-    sure_low, sure_high = _interval(probes, slo.attainment, low, upper)
+    sure_low, sure_high = interval(probes, slo.attainment, low, upper)
     return Goodput(low, sure_low, sure_high, tuple(probes), good, bad)
 
 
@@ -149,17 +149,17 @@ def confirm(run: Run, slo: Slo, goodput: Goodput, upper: float, effort: Effort) 
     for sign in (-1.0, 1.0):
         step = 2 * effort.tolerance
         for _ in range(4):
-            low, high = _interval(probes, slo.attainment, goodput.rate, upper)
+            low, high = interval(probes, slo.attainment, goodput.rate, upper)
             rate = goodput.rate * (1.0 + sign * step)
             if (sign < 0 and rate <= low) or (sign > 0 and rate >= high):
                 break
             probes.append(look(run, rate, slo, effort)[0])
             step *= 2.0
-    low, high = _interval(probes, slo.attainment, goodput.rate, upper)
+    low, high = interval(probes, slo.attainment, goodput.rate, upper)
     return replace(goodput, low=low, high=high, probes=tuple(probes))
 
 
-def _interval(probes: list[Attainment], target: float, rate: float, upper: float) -> tuple[float, float]:
+def interval(probes: list[Attainment], target: float, rate: float, upper: float) -> tuple[float, float]:
     """The highest rate up to `rate` that is surely good, and the lowest above it that is surely bad."""
     good = [probe.rate for probe in probes if probe.rate <= rate and probe.surely_good(target)]
     bad = [probe.rate for probe in probes if probe.rate > rate and probe.surely_bad(target)]

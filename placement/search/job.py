@@ -20,6 +20,8 @@ from placement.workload.source import WorkloadSource
 from placement.workload.transform import clipped, sped_up
 from placement.workload.workload import Workload
 
+_FEW = 1000  # requests: enough to see of what kind they are
+
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
@@ -51,6 +53,13 @@ def run_of(candidate: Candidate, cluster: ClusterSpec, source: WorkloadSource, s
     return run
 
 
+def compiled(candidate: Candidate, serving: Serving, source: WorkloadSource) -> bool:
+    """Whether the compiled simulator can run it; the real code takes a thousand times as long."""
+    cluster = cluster_of(candidate, serving)
+    context = min(worker.scheduler.max_model_len for worker in cluster.workers)
+    return not unsupported(cluster, traffic(source, 1.0, _FEW, 0, context))
+
+
 def traffic(source: WorkloadSource, rate: float, num_requests: int, seed: int, context: int | None = None) -> Workload:
     """Requests at exactly that mean rate: of 600 drawn, the mean is 4 % off, and so would be the goodput.
 
@@ -76,7 +85,7 @@ def do_job(job: Job, question: Question, serving: Serving, source: WorkloadSourc
         goodput = Goodput(question.rate, 0.0, bounds.rate, (found,), result)
     else:
         goodput = find_goodput(run, question.slo, bounds.rate, effort, worth=lambda rate: rate > job.floor)
-    answer = _answer(candidate, bounds, goodput, cluster, question)
+    answer = answer_of(candidate, bounds, goodput, cluster, question)
     if question.rate is None and job.floor > 0.0 and goodput.rate < job.floor:
         least = min((probe.rate for probe in goodput.probes if probe.verdict is not Verdict.GOOD), default=bounds.rate)
         return replace(answer, reason=f"given up: less than {least:.3g}/s; {answer.reason}")
@@ -101,7 +110,9 @@ def confirmed(answer: Answer, question: Question, serving: Serving, source: Work
     return replace(answer, goodput=known, reason=why)
 
 
-def _answer(candidate: Candidate, bounds: Bounds, goodput: Goodput, cluster: ClusterSpec, question: Question) -> Answer:
+def answer_of(
+    candidate: Candidate, bounds: Bounds, goodput: Goodput, cluster: ClusterSpec, question: Question
+) -> Answer:
     why = binding_of(goodput.beyond, question.slo, bounds.binding, colocated=candidate.prefill is None)
     used = None if goodput.at_rate is None else utilisation_of(goodput.at_rate, cluster)
     return Answer(candidate, bounds, replace(goodput, beyond=None), why, used)

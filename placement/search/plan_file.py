@@ -33,6 +33,10 @@ def plan_to_json(
         },
         "asked": {"rate": question.rate, "price": question.price.value, **about},
         "complete": outcome.complete,
+        "scaled": None if outcome.scaled is None else {
+            "copies": outcome.scaled.copies, "num_joined": outcome.scaled.num_joined,
+            "num_whole": outcome.scaled.num_whole,
+        },
         "what_if": [{"change": one.change.name, "rate": one.rate, "binding": one.binding} for one in what_if],
         "front": {
             price.value: [_step(answer, price) for answer in front(outcome.answers, price)] for price in Price

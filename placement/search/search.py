@@ -85,6 +85,17 @@ class Outcome:
     answers: tuple[Answer, ...]  # every candidate that fits, best first
     unfit: tuple[str, ...]  # why others do not fit
     complete: bool  # False: interrupted
+    scaled: Scaled | None = None  # of a cluster too large to search
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """How a large cluster was found (scale.py)."""
+
+    part: Outcome  # the search for one part
+    copies: int
+    num_joined: int = 0  # simulations of some parts as one cluster
+    num_whole: int = 0  # simulations of the whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +164,7 @@ class Search:
     def take(self, answer: Answer) -> None:
         """One job is done. Only the best keeps its run: a run is megabytes."""
         if answer.goodput is not None and answer.rate == 0.0 and self.question.rate is not None:
-            self._failed.setdefault(_shape(answer.candidate), []).append(answer.candidate)
+            self._failed.setdefault(shape_of(answer.candidate), []).append(answer.candidate)
         if self.question.rate is not None and answer.surely_good(self.question.slo.attainment):
             self._sure = min((one for one in (self._sure, answer) if one is not None), key=self._rank)
         loser: Answer | None = answer
@@ -214,7 +225,7 @@ class Search:
             return f"no cheaper than {self._sure.candidate}"
         if self._best is not None and self._too_dear(candidate):
             return f"more than {DEARER:g} times the price of {self._best.candidate}"
-        failed = self._failed.get(_shape(candidate), ()) if self._failed else ()
+        failed = self._failed.get(shape_of(candidate), ()) if self._failed else ()
         bigger = next((one for one in failed if _within(candidate, one)), None)
         return "" if bigger is None else f"{bigger} is not enough"
 
@@ -228,6 +239,7 @@ def _within(candidate: Candidate, other: Candidate) -> bool:
     )
 
 
-def _shape(candidate: Candidate) -> tuple[object, ...]:
+def shape_of(candidate: Candidate) -> tuple[object, ...]:
+    """All but the numbers of workers and replicas."""
     pools = tuple(replace(pool, workers=1) for pool in candidate.pools)
     return (candidate.prefill is None, pools, candidate.chunk_tokens, candidate.local_prefill_tokens)
