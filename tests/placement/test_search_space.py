@@ -77,8 +77,9 @@ def test_only_split_only_colocated_and_local_prefill() -> None:
     assert all(one.prefill is not None for one in found)
 
 
-def test_a_space_that_is_too_large_says_so() -> None:
-    with pytest.raises(ValueError, match="more than 500,000 placements"):
+def test_a_space_that_is_too_large_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("placement.search.space.MAX_CANDIDATES", 5_000)
+    with pytest.raises(ValueError, match="more than 5,000 placements"):
         list(candidates(space(128, full=False, tps=(1,), chunks=tuple(range(1, 101))), MODEL))
 
 
