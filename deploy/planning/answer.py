@@ -32,8 +32,9 @@ def answer_line(outcome: Outcome, question: Question) -> str:
             f"{candidate}: carries {figure(question.rate)} requests/s with {target}, on {price(candidate)}; "
             f"bound by {best.reason}"
         )
+    each = figure(goodput.rate / candidate.gpus)
     return (
-        f"{candidate}: {figure(goodput.rate)} requests/s ({figure(goodput.rate / candidate.gpus)} per GPU) with {target}; "
+        f"{candidate}: {figure(goodput.rate)} requests/s ({each} per GPU) with {target}; "
         f"95 % confidence {figure(goodput.low)} to {figure(goodput.high)}; bound by {best.reason}"
     )
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from deploy.arguments import check_output, write_output
 from deploy.planning.answer import answer_line, more_lines, table, what_if_lines
@@ -35,7 +38,7 @@ def run_plan(args: argparse.Namespace) -> int:
     spec, source = workload_of(args.workload)
     serving = serving_of(args, source, profile)
     validation = None if args.validate is None else Validation.of(args, space, profile)
-    with Processes(spec, source, args.processes) as processes:
+    with Processes(spec, source, args.processes) as processes, _sigterm_is_ctrl_c():
         try:
             found = _found(args, question, space, serving, source, processes)
         except BrokenProcessPool:
@@ -56,6 +59,16 @@ def run_plan(args: argparse.Namespace) -> int:
     return ExitCode.OK if best is not None else ExitCode.FAILED
 
 
+@contextmanager
+def _sigterm_is_ctrl_c() -> Iterator[None]:
+    """So that it ends the search with what is known, and leaves nothing behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _found(
     args: argparse.Namespace,
     question: Question,
@@ -68,7 +81,10 @@ def _found(
 
     def searched(question: Question, space: Space) -> Outcome:
         search = Search(question, serving, source)
-        search.screen(listed(space, serving.model))
+        try:
+            search.screen(listed(space, serving.model))
+        except KeyboardInterrupt:
+            return search.outcome(complete=False)
         return run_search(search, processes, _Progress())
 
     def enlarged(part: Outcome, copies: int) -> Outcome:

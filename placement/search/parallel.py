@@ -141,8 +141,8 @@ def look_closer(
 
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """Ctrl-C is held back, and a process that is started here never hears it: the parent alone answers it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Ctrl-C and SIGTERM are held back, and a process that is started here never hears them: the parent answers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
