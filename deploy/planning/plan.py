@@ -14,7 +14,7 @@ from deploy.arguments import check_output, write_output
 from deploy.planning.answer import answer_line, more_lines, table, what_if_lines
 from deploy.planning.question import check_flags, listed, question_of, space_of
 from deploy.planning.sizes import Sizes
-from deploy.planning.subject import profile_of, serving_of, workload_of
+from deploy.planning.subject import FromProfile, goes_by_another_name, profile_of, serving_of, workload_of
 from deploy.planning.validate import Validation
 from pdserve.exit import ExitCode, StartError
 from placement.search.build import Serving
@@ -46,7 +46,8 @@ def run_plan(args: argparse.Namespace) -> int:
                 "a process of the search was killed, for want of memory? --processes 1 needs least"
             ) from None
     outcome, best = found.outcome, found.outcome.best
-    answer = "\n".join([answer_line(outcome, question), *more_lines(outcome, question)])
+    lines = [answer_line(outcome, question), *more_lines(outcome, question), *_other_name(serving, profile)]
+    answer = "\n".join(lines)
     print("\n".join([answer, *table(outcome, question)]))
     copies = 1 if outcome.scaled is None else outcome.scaled.copies
     for line in what_if_lines([one for one in found.what_if if one.change is not AS_ASKED], copies):
@@ -57,6 +58,15 @@ def run_plan(args: argparse.Namespace) -> int:
     if best is not None and validation is not None and outcome.complete and found.complete:
         validation.run(outcome, question, serving)
     return ExitCode.OK if best is not None else ExitCode.FAILED
+
+
+def _other_name(serving: Serving, profile: FromProfile | None) -> list[str]:
+    """Step times of a model that is called otherwise, but whose sizes are equal, are taken; not in silence."""
+    subject = None if profile is None else profile.subject
+    if subject is None or not goes_by_another_name(serving.model, subject):
+        return []
+    known = "weights and KV are" if subject.weight_bytes else "KV is (of its weights the profile says nothing)"
+    return [f"step times are of {subject.model}, not of {serving.model.name}: their {known} of the same size"]
 
 
 @contextmanager

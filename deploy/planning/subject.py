@@ -23,6 +23,8 @@ from placement.workload.spec import WorkloadSpec, parse_workload_spec
 
 _SAMPLE = 20_000
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+_WEIGHTS_NEAR = 0.05  # norms, biases: what a shape does not count
+_MANY_TOKENS = 1e6  # in a step: they reach every expert
 THIS_MACHINE = "this-machine"
 
 
@@ -124,13 +126,28 @@ def profile_of(args: argparse.Namespace, *, mock: bool = False) -> FromProfile |
     )
 
 
+def goes_by_another_name(model: ModelShape, subject: Subject) -> bool:
+    """Whether what was measured is called otherwise than what is planned for."""
+    return Path(subject.model).name.lower() != model.name.lower()
+
+
 def measured_shape(model: ModelShape, subject: Subject, path: Path) -> ModelShape:
-    """The model in the precision that was measured. Errors: ConfigError where another model was measured."""
+    """The model in the precision that was measured. Errors: ConfigError where another model was measured.
+
+    By another name it may be the same one: so its sizes must be equal.
+    """
     size = _BYTES.get(subject.dtype, 2.0)
     shape = replace(model, bytes_per_weight=size, bytes_per_kv=size)
+    other = goes_by_another_name(model, subject)
+    read = shape.read_weight_bytes(_MANY_TOKENS)
+    if other and subject.weight_bytes and abs(read / subject.weight_bytes - 1.0) > _WEIGHTS_NEAR:
+        raise ConfigError(
+            [f"--profile {path} is of {subject.model}, a step of which reads {subject.weight_bytes:,} bytes of weights "
+             f"in {subject.dtype}; one of --model {model.name} reads {read:,.0f}"]
+        )  # fmt: skip
     if shape.kv_bytes_per_token == subject.kv_bytes_per_token:
         return shape
-    if Path(subject.model).name.lower() != model.name.lower():
+    if other:
         raise ConfigError(
             [f"--profile {path} is of {subject.model}, whose KV has {subject.kv_bytes_per_token:,} bytes a token in "
              f"{subject.dtype}; that of --model {model.name} has {shape.kv_bytes_per_token:,.0f}"]

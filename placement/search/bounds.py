@@ -18,6 +18,9 @@ from placement.simulator.cluster import StepTimes
 from placement.workload.workload import Workload
 
 
+_SHORTEST_S = 1e-9  # a fit may say 0 where it was not measured
+
+
 @dataclass(frozen=True, slots=True)
 class Slo:
     """Both must be met by this share of the requests."""
@@ -147,7 +150,7 @@ def _decode(times: StepTimes, most: int, chunk: int, lengths: LengthStats, slo: 
         return _Lane(math.inf, "decode tpot", math.inf)
 
     def step_s(batch: int) -> float:
-        return times.batch_s(0, 0.0, batch, int(batch * lengths.context_mean))
+        return max(_SHORTEST_S, times.batch_s(0, 0.0, batch, int(batch * lengths.context_mean)))
 
     full = most / step_s(most) / steps
     within = [batch / step_s(batch) / steps for batch in range(1, most + 1) if step_s(batch) <= slo.tpot_s]
@@ -167,7 +170,8 @@ def _colocated(times: StepTimes, most: int, chunk: int, lengths: LengthStats, sl
         if not room:
             break
         pairs = batch / steps * lengths.pairs_mean
-        step_s = times.batch_s(max(1, int(tokens)), pairs, batch, int(batch * lengths.context_mean + tokens))
+        context = int(batch * lengths.context_mean + tokens)
+        step_s = max(_SHORTEST_S, times.batch_s(max(1, int(tokens)), pairs, batch, context))
         full = max(full, batch / steps / step_s)
         if step_s <= slo.tpot_s:
             within = max(within, batch / steps / step_s)

@@ -1,0 +1,80 @@
+"""What cannot be asked of `pdserve plan` and `simulate`: one line and an exit code for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "code", "said"),
+    [
+        ("plan", {"gpus": "0"}, 2, "--gpus: '0' must be a whole number"),
+        ("plan", {"gpus": None}, 2, "--gpus is missing"),
+        ("plan", {"model": None}, 2, "--model is missing"),
+        ("plan", {"model": "no-such"}, 4, "--model is 'no-such'"),
+        ("plan", {"workload": "azure-con"}, 2, "--workload is 'azure-con'"),
+        ("plan", {"workload": "/no/such.csv"}, 5, "/no/such.csv"),
+        ("plan", {"workload": "input=0,output=3"}, 2, "--workload input is '0'"),
+        ("plan", {"gpu": "h1000"}, 2, "--gpu: GPU type 'h1000' is not known"),
+        ("plan", {"decode_gpu": "h100,x"}, 2, "--decode-gpu: GPU type 'x' is not known"),
+        ("plan", {"tp": "1,zwei"}, 2, "--tp: 'zwei' must be a whole number"),
+        ("plan", {"pp": "0"}, 2, "--pp: '0' must be a whole number"),
+        ("plan", {"chunk": "a"}, 2, "--chunk: 'a' must be a whole number"),
+        ("plan", {"local_prefill_max_tokens": "-1"}, 2, "--local-prefill-max-tokens"),
+        ("plan", {"rate": "inf"}, 2, "--rate: 'inf' must be a number above 0"),
+        ("plan", {"price": "gpus"}, 2, "--price means nothing without --rate"),
+        ("plan", {"price": "euro", "rate": 1}, 2, "--price: invalid choice: 'euro'"),
+        ("plan", {"max_cost": "0"}, 2, "--max-cost: '0' must be a number above 0"),
+        (
+            "plan",
+            {"cost_per_hour": "x"},
+            2,
+            "--cost-per-hour is 'x': 'x' must be a number above 0; give one for all, or",
+        ),
+        ("plan", {"cost_per_hour": "a100=1"}, 2, "--cost-per-hour names a100; the types are h100"),
+        ("plan", {"power_w": "h100=0"}, 2, "--power-w is 'h100=0': '0' must be a number above 0"),
+        ("plan", {"max_cost": 3, "gpu": "this-machine"}, 2, "--max-cost needs the price of this-machine, which is not"),
+        ("plan", {"validate": "mock"}, 2, "plan --validate needs --profile with what `pdserve profile` measured"),
+        ("plan", {"validate": "mock"}, 2, "--validate runs on this machine, the plan would be for h100: leave out"),
+        ("plan", {"validate": "model"}, 2, "--validate runs --model, and llama-3.1-8b is no checkpoint directory"),
+        ("plan", {"validate": "mock", "affinity": "low"}, 2, "--validate starts one cluster, --affinity low may"),
+        ("plan", {"validate": "mock", "attainment": 0.8}, 2, "--attainment means nothing to plan --validate"),
+        (
+            "plan",
+            {"bounds": True, "quick": None, "processes": None, "validate": "mock"},
+            2,
+            "--validate means nothing to",
+        ),
+        ("plan", {"validate": "what"}, 2, "--validate: invalid choice: 'what'"),
+        ("plan", {"max_power": "x"}, 2, "--max-power: 'x' must be a number above 0"),
+        ("plan", {"attainment": "1"}, 2, "--attainment: 1 must be above 0 and below 1"),
+        ("plan", {"slo_ttft": "-1"}, 2, "--slo-ttft: '-1' must be a number above 0"),
+        ("plan", {"slo_tpot": None}, 2, "--slo-tpot is missing"),
+        ("plan", {"only": "both"}, 2, "--only: invalid choice: 'both'"),
+        ("plan", {"affinity": "mid"}, 2, "--affinity: invalid choice: 'mid'"),
+        ("plan", {"nodes": 2}, 2, "--nodes means nothing to plan without --compat"),
+        ("plan", {"max_model_len": 20}, 2, "--max-model-len is 20; the workload's longest request has"),
+        ("plan", {"kv_bytes": "0"}, 2, "--kv-bytes: '0' must be a number above 0"),
+        ("plan", {"profile": "/no/such"}, 5, "/no/such"),
+        ("plan", {"output": "/no/such/file"}, 6, "--output is /no/such/file; its directory does not exist"),
+        ("plan", {"report": "/no/such/file"}, 6, "--report is /no/such/file; its directory does not exist"),
+        ("plan", {"bounds": True, "processes": None, "quick": None, "output": "x"}, 2, "--output means nothing to"),
+        ("simulate", {"decode": None}, 2, "--decode is missing"),
+        ("simulate", {"decode": "workers=x"}, 2, "--decode: workers='x' must be a whole number"),
+        ("simulate", {"prefill": "tp=3"}, 1, "tp=3 does not divide the 32 heads"),
+        ("simulate", {"decode": "size=3"}, 2, "--decode is 'size=3'; it must be like"),
+        ("simulate", {"rate": "0"}, 2, "--rate: '0' must be a number above 0"),
+        ("simulate", {"output": "/"}, 6, "--output is /; is a directory"),
+    ],
+)
+def test_a_mistake_is_one_line_and_its_exit_code(
+    run: Run, command: str, changes: dict[str, object], code: int, said: str
+) -> None:
+    found, printed = run(command, **changes)
+    assert (found, said in printed) == (code, True), printed
+    assert "Traceback" not in printed
+    assert len(printed.strip().splitlines()[-1]) < 400

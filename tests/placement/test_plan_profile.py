@@ -1,0 +1,105 @@
+"""`pdserve plan --profile`: what a profile brings along, what it is refused for, how the plan is validated."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench import plan_validation, plan_validation_twin
+from bench.served import process_tree
+
+Run = Callable[..., tuple[int, str]]
+WithSubject = Callable[..., Path]
+
+
+def test_a_profiles_price_and_power_are_the_plans_and_a_flag_wins(
+    run: Run, with_subject: WithSubject, tmp_path: Path
+) -> None:
+    """Of one worker; two of them carry what is asked."""
+    given = {"kv_bytes": 1 << 32, "rate": 15, "gpus": 4, "output": tmp_path / "P.json"}
+    profile = with_subject(tmp_path / "with.json", power_w=150.0, cost_per_hour=0.4)
+
+    def placed(**changes: object) -> tuple[int, float, float]:
+        code, said = run("plan", profile=profile, **(given | changes))
+        assert code == 0, said
+        found = json.loads((tmp_path / "P.json").read_text())["placement"]
+        return found["gpus"], found["cost_per_hour"], found["power_w"]
+
+    gpus, cost, power = placed(price="cost")
+    assert cost == pytest.approx(0.4 * gpus) and power == pytest.approx(150.0 * gpus)
+    gpus, cost, power = placed(price="power", cost_per_hour="3", power_w="this-machine=200")
+    assert cost == pytest.approx(3.0 * gpus) and power == pytest.approx(200.0 * gpus)
+    without = with_subject(tmp_path / "without.json")
+    code, said = run("plan", profile=without, **(given | {"price": "cost"}))
+    assert code == 2 and "--price cost needs the price of this-machine, which is not known" in said
+    code, said = run("plan", profile=without, **given)
+    assert code == 0 and "$/h" not in said and " W;" not in said, "what nobody knows is not printed"
+
+
+@pytest.mark.parametrize(
+    ("subject", "changes", "said"),
+    [
+        (
+            {},
+            {"model": "qwen3-8b"},
+            "is of llama-3.1-8b, whose KV has 131,072 bytes a token in bfloat16; that of --model",
+        ),
+        (
+            {"model": "other-8b", "weight_bytes": 9_000_000_000},
+            {},
+            "is of other-8b, a step of which reads 9,000,000,000 bytes of weights in bfloat16; one of --model",
+        ),
+        (
+            {},
+            {"prefill_gpu": "h100", "decode_gpu": "a100"},
+            "--profile was measured on one kind of device; a100 and h100",
+        ),
+        (
+            {"machine": "sparc, 3 processors"},
+            {"validate": "mock"},
+            "the profile was measured on sparc, 3 processors; this",
+        ),
+        ({"device": "cuda:0"}, {"validate": "mock"}, "--validate runs workers on the CPU, the profile is of cuda:0"),
+        ({"threads": 2}, {"validate": "model"}, "--validate runs workers of one thread; the profile is of 2: make it"),
+        ({}, {"tp": "2"}, "--tp 2: the profile is of workers with tp=1 and pp=1"),
+    ],
+)
+def test_a_profile_of_something_else_is_refused(
+    run: Run,
+    with_subject: WithSubject,
+    tmp_path: Path,
+    subject: dict[str, object],
+    changes: dict[str, object],
+    said: str,
+) -> None:
+    code, printed = run("plan", profile=with_subject(tmp_path / "p.json", **subject), **changes)
+    assert (code, said in printed) == (2, True), printed
+
+
+def test_validation_is_given_the_plan_and_two_others_around_the_predicted_goodput(
+    run: Run, with_subject: WithSubject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it then measures is tests/bench's."""
+    told: list[argparse.Namespace] = []
+    monkeypatch.setattr(plan_validation, "run", lambda args, work_dir: told.append(args))
+    monkeypatch.setattr(process_tree, "adopt_orphans", lambda: None)  # it would stay so for the other tests
+    profile = with_subject(tmp_path / "p.json")
+    code, said = run("plan", profile=profile, validate="mock", kv_bytes=1 << 30, output=tmp_path / "P.json")
+    assert code == 0 and "validation: python -m bench.plan_validation --profile" in said, said
+    plan = json.loads((tmp_path / "P.json").read_text())
+    args = told[0]
+    assert args.model is None and args.profile == profile and args.workload == "input=100..400,output=1..40"
+    assert len(set(args.placements)) == 3
+    assert (args.placements[0].prefill, args.placements[0].decode) == (
+        plan["serve"]["prefill"],
+        plan["serve"]["decode"],
+    )
+    assert args.chunk == plan["serve"]["max_num_batched_tokens"]
+    assert args.rates[0] < plan["predicted"]["goodput_rps"] < args.rates[-1]
+    assert (args.slo_ttft, args.slo_tpot) == (0.2, 0.02)
+    blocks = (1 << 30) // (16 * 131072)
+    assert args.kv_bytes == blocks * (plan_validation_twin.MOCK_BLOCK_BYTES + plan_validation_twin.GENERATION_BYTES)
