@@ -12,11 +12,13 @@ OLDEST_GRPC := $(VENV)/oldest-grpc
 
 env: $(VENV)/.stamp native $(OLDEST_GRPC)/.stamp
 
-# What is installed follows these two files and nothing else; an interrupted run leaves no stamp.
+# What is installed follows these two files and nothing else; an interrupted run leaves no stamp. Bytecode is made
+# afterwards, on all cores (pip takes one); some packages hold files that do not compile, which nobody imports.
 $(VENV)/.stamp: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; set PYTHON=/path/to/python3" >&2; exit 3; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev,ray]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt --editable '.[dev,ray]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 # The engine's kernels for this machine: looked at every time, built where they are missing or damaged. Without a C++
