@@ -21,7 +21,7 @@ from placement.simulator.fast.records import MESSAGE, STEP, TURN_AT, Records
 from placement.simulator.fast.steady import KEY, Steady, note_gap, settle
 from placement.simulator.fast.steps import decode_parts, decode_s
 
-MOST = 32
+MOST = 16
 
 
 class Ahead(NamedTuple):
@@ -122,7 +122,7 @@ def _interrupt(
 ) -> None:  # fmt: skip
     catch_up(w, worker, requests, seqs, steady, ahead, index)
     if worker.stepping == 0:
-        drop_due(queue, index)
+        drop_due(queue, w, index)
         worker.woken = 1
         push_at(queue, w, ahead.ends_s[index, worker.at] + w.delays[STEP], TURN_AT, index, 0)
     elif worker.at < worker.ahead - 1:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from placement.compiled import compiled_lean as compiled
-from placement.simulator.fast.records import COMPLETE, NUM_LANES, TURN_AT, Records, due, event
+from placement.simulator.fast.records import COMPLETE, DUES, HEAP, NUM_LANES, TURN_AT, Records, due, event
 
 
 class Queue(NamedTuple):
@@ -62,8 +62,11 @@ def _set(at: Records, w: Records, time_s: float, kind: int, a: int, b: int) -> N
 def push(queue: Queue, w: Records, lane: int, kind: int, a: int, b: int) -> None:
     """`EventQueue.after`, a lane's delay later."""
     last, size = w.tail[lane], len(queue.heap)
-    _set(queue.lanes[lane, last & (size - 1)], w, w.now_s + w.delays[lane], kind, a, b)
+    at = queue.lanes[lane, last & (size - 1)]
+    _set(at, w, w.now_s + w.delays[lane], kind, a, b)
     w.tail[lane] = last + 1
+    if last == w.head[lane]:
+        w.soonest_s[lane] = at.time_s
     if 2 * (last - w.head[lane]) > size:
         w.crowded = 1
 
@@ -79,6 +82,7 @@ def push_at(queue: Queue, w: Records, time_s: float, kind: int, a: int, b: int) 
         heap[row] = heap[(row - 1) >> 1]
         row = (row - 1) >> 1
     _set(heap[row], w, time_s, kind, a, b)
+    w.soonest_s[HEAP] = heap[0].time_s
     if 2 * w.heap_size > len(heap):
         w.crowded = 1
 
@@ -100,6 +104,7 @@ def _drop_first(heap: Records, w: Records) -> None:
         heap[row] = heap[child]
         row, child = child, 2 * child + 1
     heap[row] = heap[num]
+    w.soonest_s[HEAP] = heap[0].time_s if num > 0 else math.inf
 
 
 @compiled
@@ -119,10 +124,11 @@ def set_due(queue: Queue, w: Records, worker: int, time_s: float, sure: int) -> 
     while node > 0 and (first[node] == worker or _sooner(dues, worker, first[node])):
         first[node] = worker
         node >>= 1
+    w.soonest_s[DUES] = dues[first[1]].time_s
 
 
 @compiled
-def drop_due(queue: Queue, worker: int) -> None:
+def drop_due(queue: Queue, w: Records, worker: int) -> None:
     """None any more."""
     dues, first = queue.dues, queue.first
     dues[worker].time_s = math.inf
@@ -134,17 +140,31 @@ def drop_due(queue: Queue, worker: int) -> None:
             best = other
         node >>= 1
         first[node] = best
+    w.soonest_s[DUES] = dues[best].time_s
 
 
 @compiled
-def _tell_tie(queue: Queue, w: Records, before_s: float) -> None:
+def _first_given(queue: Queue, w: Records) -> int:
+    """Where the first given is of those that come at this instant."""
+    found, given = -1, 0
+    for at in range(DUES + 1):
+        if w.soonest_s[at] != w.now_s:
+            continue
+        if at < HEAP:
+            its_given = queue.lanes[at, w.head[at] & (len(queue.heap) - 1)].given
+        else:
+            its_given = queue.heap[0].given if at == HEAP else queue.dues[queue.first[1]].given
+        if found < 0 or its_given < given:
+            found, given = at, its_given
+    return found
+
+
+@compiled
+def _tell_tie(w: Records, before_s: float) -> None:
     """What was just taken was not sure: is it alone at its instant?"""
-    tie = before_s == w.now_s or queue.dues[queue.first[1]].time_s == w.now_s
-    if w.heap_size > 0:
-        tie = tie or queue.heap[0].time_s == w.now_s
-    for lane in range(NUM_LANES):
-        if w.head[lane] < w.tail[lane]:
-            tie = tie or queue.lanes[lane, w.head[lane] & (len(queue.heap) - 1)].time_s == w.now_s
+    tie = before_s == w.now_s
+    for at in range(DUES + 1):
+        tie = tie or w.soonest_s[at] == w.now_s
     if tie:
         w.unclear = 1
 
@@ -152,29 +172,33 @@ def _tell_tie(queue: Queue, w: Records, before_s: float) -> None:
 @compiled
 def pop(queue: Queue, w: Records) -> tuple[int, int, int]:
     """What comes next: kind -1 for nothing; the clock is set."""
-    heap, mask, before_s = queue.heap, len(queue.heap) - 1, w.now_s
-    found, worker = NUM_LANES + 1, queue.first[1]
-    time_s, given = queue.dues[worker].time_s, queue.dues[worker].given
-    if w.heap_size > 0 and (heap[0].time_s < time_s or (heap[0].time_s == time_s and heap[0].given < given)):
-        found, time_s, given = NUM_LANES, heap[0].time_s, heap[0].given
-    for lane in range(NUM_LANES):
-        if w.head[lane] < w.tail[lane]:
-            head = queue.lanes[lane, w.head[lane] & mask]
-            if head.time_s < time_s or (head.time_s == time_s and head.given < given):
-                found, time_s, given = lane, head.time_s, head.given
+    before_s, found, num = w.now_s, 0, 0
+    time_s = w.soonest_s[0]
+    for at in range(1, DUES + 1):  # no branches: which it is cannot be foreseen
+        found = at if w.soonest_s[at] < time_s else found
+        time_s = min(time_s, w.soonest_s[at])
     if time_s == math.inf:
         return -1, 0, 0
     w.now_s = time_s
-    if found < NUM_LANES:
-        at = queue.lanes[found, w.head[found] & mask]
+    for at in range(DUES + 1):
+        num += 1 if w.soonest_s[at] == time_s else 0
+    if num > 1:
+        found = _first_given(queue, w)
+    if found < HEAP:
+        mask = len(queue.heap) - 1
+        event = queue.lanes[found, w.head[found] & mask]
         w.head[found] += 1
-        return at.kind, at.a, at.b
-    if found == NUM_LANES:
-        kind, a, b = heap[0].kind, heap[0].a, heap[0].b
-        _drop_first(heap, w)
-    else:
-        kind, a, b = COMPLETE, worker, 0
-        drop_due(queue, worker)
-    if kind == TURN_AT or (kind == COMPLETE and queue.dues[worker].sure == 0):
-        _tell_tie(queue, w, before_s)
-    return kind, a, b
+        following = queue.lanes[found, w.head[found] & mask].time_s
+        w.soonest_s[found] = following if w.head[found] < w.tail[found] else math.inf
+        return event.kind, event.a, event.b
+    if found == HEAP:
+        kind, a, b = queue.heap[0].kind, queue.heap[0].a, queue.heap[0].b
+        _drop_first(queue.heap, w)
+        if kind == TURN_AT:
+            _tell_tie(w, before_s)
+        return kind, a, b
+    worker = queue.first[1]
+    drop_due(queue, w, worker)
+    if queue.dues[worker].sure == 0:
+        _tell_tie(w, before_s)
+    return COMPLETE, worker, 0

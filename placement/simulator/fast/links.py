@@ -75,42 +75,46 @@ def move(
 @compiled
 def start(queue: Queue, w: Records, workers: Records, links: Records, active: Records, flows: Records, at: int) -> None:
     """`_start`."""
-    _advance(w, links, active)
-    active[w.num_active] = at
+    _advance(w, active)
+    link, row = links[at], active[w.num_active]
+    row.link, row.source, row.target, row.left = at, link.source, link.target, flows[link.head].left
     w.num_active += 1
     if 16 * w.num_active > len(queue.heap):
         w.crowded = 1
-    link = links[at]
-    link.left = flows[link.head].left
     workers[link.source].out_sharing += 1
     workers[link.target].in_sharing += 1
-    _plan(queue, w, workers, links, active)
+    _share(w, workers, active, link.source, link.target)
+    _plan(queue, w, active)
 
 
 @compiled
-def _advance(w: Records, links: Records, active: Records) -> None:
+def _advance(w: Records, active: Records) -> None:
     passed_s = w.now_s - w.known_s
     w.known_s = w.now_s
     moved = w.moved_bytes
     for i in range(w.num_active):
-        link = links[active[i]]
-        link.left -= link.rate * passed_s
-        moved += link.rate * passed_s
+        active[i].left -= active[i].rate * passed_s
+        moved += active[i].rate * passed_s
     w.moved_bytes = moved
 
 
 @compiled
-def _plan(queue: Queue, w: Records, workers: Records, links: Records, active: Records) -> None:
+def _share(w: Records, workers: Records, active: Records, source: int, target: int) -> None:
+    """The rates of `_plan` where one more or less is sent by `source` to `target`; the others' stay."""
+    for i in range(w.num_active):
+        row = active[i]
+        if row.source == source or row.target == target:
+            row.rate = w.bytes_per_s / max(workers[row.source].out_sharing, workers[row.target].in_sharing)
+
+
+@compiled
+def _plan(queue: Queue, w: Records, active: Records) -> None:
     w.round += 1
     if w.num_active == 0:
         return
-    next_s = -1.0
-    for i in range(w.num_active):
-        link = links[active[i]]
-        link.rate = w.bytes_per_s / max(workers[link.source].out_sharing, workers[link.target].in_sharing)
-        ends_s = max(link.left, 0.0) / link.rate
-        if next_s < 0.0 or ends_s < next_s:
-            next_s = ends_s
+    next_s = max(active[0].left, 0.0) / active[0].rate
+    for i in range(1, w.num_active):
+        next_s = min(next_s, max(active[i].left, 0.0) / active[i].rate)
     push_at(queue, w, w.now_s + next_s, LINK_END, 0, w.round)
 
 
@@ -119,28 +123,34 @@ def finish(
     queue: Queue, w: Records, workers: Records, links: Records, active: Records, flows: Records, ended: Records
 ) -> int:
     """`_finish` up to the calls of `done`: the flows that ended, in order, are put into `ended`; how many."""
-    _advance(w, links, active)
-    least = links[active[0]].left
-    for i in range(w.num_active):
-        least = min(least, links[active[i]].left)
+    _advance(w, active)
+    least = active[0].left
+    for i in range(1, w.num_active):
+        least = min(least, active[i].left)
     limit = max(_DONE_BYTES, least)
     num_ended = kept = 0
     for i in range(w.num_active):
-        at = active[i]
-        link = links[at]
-        if link.left > limit:
-            active[kept] = at
+        row = active[i]
+        if row.left > limit:
+            if kept < i:
+                active[kept] = row
             kept += 1
             continue
-        ended[num_ended] = link.head
+        at, link = row.link, links[row.link]
+        ended[num_ended] = at
         num_ended += 1
         workers[link.source].out_sharing -= 1
         workers[link.target].in_sharing -= 1
+    w.num_active = kept
+    for k in range(num_ended):
+        at = ended[k]
+        link = links[at]
+        _share(w, workers, active, link.source, link.target)
+        ended[k] = link.head
         link.head = flows[link.head].next
         if link.head >= 0:
             push(queue, w, LATENCY, LINK_START, at, 0)
         else:
             _forget(w, workers[link.source], links, at)
-    w.num_active = kept
-    _plan(queue, w, workers, links, active)
+    _plan(queue, w, active)
     return num_ended

@@ -29,6 +29,7 @@ ADD, COMMIT, QUARANTINE, ABORT = range(4)
 # Delays with a lane of events each: a message's way, between two steps, an idle engine's, the router's, a link's.
 MESSAGE, STEP, WAKE, FRONT, LATENCY = range(5)
 NUM_LANES = 5
+HEAP, DUES = NUM_LANES, NUM_LANES + 1  # where events are that are in no lane
 
 NEVER = -1.0  # no instant yet
 NUM_PARAMS = 120  # of a worker's step times; measured curves need the most
@@ -107,19 +108,13 @@ handoff = np.dtype(
 )  # fmt: skip
 """One per request."""
 
-link = np.dtype(
-    [
-        ("rate", "f8"),
-        ("left", "f8"),  # bytes of the transfer at its head
-        ("source", "i4"),
-        ("target", "i4"),
-        ("head", "i4"),
-        ("tail", "i4"),
-        ("next", "i4"),
-        ("unused", "i4"),
-    ]
-)
+link = np.dtype([("source", "i4"), ("target", "i4"), ("head", "i4"), ("tail", "i4"), ("next", "i8")])
 """From one worker to another, while anything is to be moved: a queue of transfers; `next` from the same worker."""
+
+active = np.dtype(
+    [("left", "f8"), ("rate", "f8"), ("source", "i4"), ("target", "i4"), ("link", "i4"), ("unused", "i4")]
+)
+"""A link whose first transfer is under way: bytes left."""
 
 event = np.dtype([("time_s", "f8"), ("given", "i8"), ("kind", "i4"), ("a", "i4"), ("b", "i8")])
 """What kind, and of whom."""
@@ -138,6 +133,7 @@ world = np.dtype(
         ("now_s", "f8"), ("given", "i8"), ("num_events", "i8"), ("next", "i8"), ("running", "i8"), ("handoffs", "i8"),
         ("turn", "i8"), ("round", "i8"),
         ("heap_size", "i8"), ("head", "i8", (NUM_LANES,)), ("tail", "i8", (NUM_LANES,)),  # of the event queue
+        ("soonest_s", "f8", (DUES + 1,)),  # of each lane, of the heap, of the steps' ends
         ("num_commands", "i8"), ("free_command", "i8"), ("num_flows", "i8"), ("free_flow", "i8"),
         ("num_links", "i8"), ("free_link", "i8"),
         ("crowded", "i8"),  # 1: an array is half full

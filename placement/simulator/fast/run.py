@@ -94,9 +94,10 @@ def _run(
     most = 4 * (num + seats + 16)  # that one event gives, but for the end of many transfers at once
     queue = queue_of(most, num)
     commands, flows, links = (np.empty(len(queue.heap), kind) for kind in (records.command, records.flow, records.link))
-    space = Space(*(np.empty(shape, np.int64) for shape in (
-        (num, seats), 4 * seats + 16, seats, num * num + 1, num * num + 1
-    )))  # fmt: skip
+    batches, scratch, reserved, ended = (
+        np.empty(shape, np.int64) for shape in ((num, seats), 4 * seats + 16, seats, num * num + 1)
+    )
+    space = Space(batches, scratch, reserved, np.empty(num * num + 1, records.active), ended)
     steady = steady_rows(num, seats, cluster.workers[0].block_size)
     ahead, board = ahead_rows(num), board_of(world[0], workers)
     while True:
@@ -163,6 +164,7 @@ def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records]:
     }  # fmt: skip
     for name, setting in settings.items():
         world[name] = setting
+    world["soonest_s"] = np.inf
     world["free_command"] = world["free_flow"] = world["free_link"] = -1
     world["delays"] = delays.message_s, delays.step_s, delays.wake_s, delays.front_s, cluster.link.latency_s
     return world, workers, np.array(params)
