@@ -1,9 +1,10 @@
 """CPU time of planning by pdserve's own rules beside its gates: warm, and in a fresh process.
 
-    python -m bench.placement_speed [PART ...]
+    python -m bench.placement_speed [--whole-hour] [PART ...]
 
-The hour on 1,000 GPUs is ten slices of a minute, each with requests of its own, so that memory stays bounded: where
-the rate does not change, all minutes are drawn from the same distribution. What sixty would take is printed too.
+The hour on 1,000 GPUs is slices of a minute, each with requests of its own, so that memory stays bounded: where the
+rate does not change, all minutes are drawn from the same distribution. A few are run, and what sixty would take is
+printed; with --whole-hour all sixty are run once.
 Parts that need ../shared/data say so and are left out where it is not.
 """
 
@@ -33,7 +34,7 @@ from placement.workload.source import WorkloadSource
 from placement.workload.spec import parse_workload_spec
 
 REPEATS = 3
-SLICES, SLICE_S, RATE = 10, 60.0, 1000.0
+SLICE_S, HOUR_SLICES = 60.0, 60
 BOUNDS = "plan --model llama-3.1-70b --gpus 16 --workload azure-conv --slo-ttft 0.5 --slo-tpot 0.05 --bounds"
 DESIGNS = {  # Splitwise's names: prefill and decode GPUs
     "HH": ("h100", "h100"), "AA": ("a100", "a100"), "HA": ("h100", "a100"), "HHcap": ("h100", "h100+cap"),
@@ -51,6 +52,8 @@ class Task:
     stretch_s: float | None
     num_requests: int = 0  # simulated to their end; 0 where that varies
     repeats: int = REPEATS
+    slices: int = 0  # of an hour; 0: it is none
+    whole: Callable[[], object] = print  # all of that hour
 
 
 def make(part: str, directory: Path) -> Task:
@@ -100,26 +103,29 @@ def _frontier(directory: Path) -> Task:
     )
 
 
-def _thousand(directory: Path) -> Task:
+def _hour(model: str, placement: Candidate, rate: float, slices: int, directory: Path) -> Task:
     source = WorkloadSource(parse_workload_spec("azure-conv"))
-    gpu = gpu_type("h100")
-    placement = Candidate(Pool(gpu, 150, 4), Pool(gpu, 100, 4), 2048)
-    cluster = cluster_of(placement, Serving(KNOWN_SHAPES["llama-3.1-70b"], 16384))
-    num = int(RATE * SLICE_S)
+    cluster = cluster_of(placement, Serving(KNOWN_SHAPES[model], 16384))
+    num = int(rate * SLICE_S)
 
-    def run() -> None:
-        for seed in range(SLICES):
-            simulate_fast(cluster, traffic(source, RATE, num, seed))
+    def run(slices: int) -> None:
+        for seed in range(slices):
+            simulate_fast(cluster, traffic(source, rate, num, seed))
 
-    name = f"{placement.gpus:,} GPUs, {RATE:,.0f}/s, {SLICES} of the hour's 60 min"
-    return Task(name, run, 60.0, 10.0, SLICES * num, 1)
+    name = f"{placement.gpus:,} GPUs, {rate:,.0f}/s, {slices} of the hour's {HOUR_SLICES} min"
+    return Task(name, lambda: run(slices), 60.0, 10.0, slices * num, 1, slices, lambda: run(HOUR_SLICES))
 
 
+_H100 = gpu_type("h100")
+_LARGE = Candidate(Pool(_H100, 150, 4), Pool(_H100, 100, 4), 2048)  # what 1,000/s of llama-3.1-70b need
+_SMALL = Candidate(Pool(_H100, 600, 1), Pool(_H100, 400, 1), 2048)
 PARTS: dict[str, Callable[[Path], Task]] = {
     "simulate": _simulate,
     "steady": _steady,
     "frontier": _frontier,
-    "thousand": _thousand,
+    "thousand": partial(_hour, "llama-3.1-70b", _LARGE, 1000.0, 10),
+    "thousand-2000": partial(_hour, "llama-3.1-8b", _SMALL, 2000.0, 2),
+    "thousand-4000": partial(_hour, "llama-3.1-8b", _SMALL, 4000.0, 2),
 }
 _NEED_DATA = ("simulate", "steady")
 
@@ -146,7 +152,8 @@ def fresh_command(part: str, directory: str) -> list[str]:
 
 def main() -> int:
     """One line a part."""
-    chosen = sys.argv[1:] or [*PARTS, "bounds"]
+    whole_hour = "--whole-hour" in sys.argv[1:]
+    chosen = [one for one in sys.argv[1:] if one != "--whole-hour"] or [*PARTS, "bounds"]
     print(f"{'CPU seconds':<46}{'warm':>9}{'gate':>8}{'stretch':>9}{'fresh':>8}{'compile':>9}  requests/s per core")
     with tempfile.TemporaryDirectory() as directory:
         for part in chosen:
@@ -154,13 +161,13 @@ def main() -> int:
                 print(f"{part}: left out, the reference data is not at {DATA}")
                 continue
             with tempfile.TemporaryDirectory() as cache:  # of its own: the parts share most of their code
-                _show(part, cache, directory)
+                _show(part, cache, directory, whole_hour)
     print("warm: min of its repeats in one process; fresh: a new process from its start, code loaded from the cache;")
     print("compile: the same with an empty cache (the first run ever, or after the code changed)")
     return 0
 
 
-def _show(part: str, cache: str, directory: str) -> None:
+def _show(part: str, cache: str, directory: str, whole_hour: bool) -> None:
     if part == "bounds":
         command = [sys.executable, "-c", f"from deploy.cli import main; main({BOUNDS.split()!r})"]
         fresh = min(children_cpu_s(command, cache) for _ in range(REPEATS))
@@ -179,11 +186,11 @@ def _show(part: str, cache: str, directory: str) -> None:
     )
     rate = f"{task.num_requests / warm:,.0f}" if task.num_requests else "-"
     print(f"{task.name:<46}{warm:>9.4f}{targets}{fresh:>8.2f}{compiling:>9.2f}  {rate}", flush=True)
-    if part == "thousand":
+    if task.slices:
+        whole_s = cpu_s(task.whole) if whole_hour else warm * HOUR_SLICES / task.slices
+        name = "  the whole hour" if whole_hour else "  the whole hour at that speed"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(
-            f"{'  the whole hour at that speed':<46}{warm * 60 / SLICES:>9.0f}{'':>34}  {peak:.2f} GiB peak", flush=True
-        )
+        print(f"{name:<46}{whole_s:>9.0f}{whole_s / 60.0:>7.2f}x{'':>26}  {peak:.2f} GiB peak so far", flush=True)
 
 
 if __name__ == "__main__":
