@@ -16,10 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from bench import placement_compat
 from bench.plan_quality import CASES, DATA, Case, case_of
 from placement.hardware.catalogue import gpu_type
 from placement.latency.shape import KNOWN_SHAPES
@@ -39,6 +40,7 @@ BOUNDS = "plan --model llama-3.1-70b --gpus 16 --workload azure-conv --slo-ttft 
 DESIGNS = {  # Splitwise's names: prefill and decode GPUs
     "HH": ("h100", "h100"), "AA": ("a100", "a100"), "HA": ("h100", "a100"), "HHcap": ("h100", "h100+cap"),
 }  # fmt: skip
+SMALL_GPUS = 4
 FRONTIER_RATES = (10.0, 20.0, 40.0)
 
 
@@ -85,6 +87,22 @@ def _steady(directory: Path) -> Task:
     return Task(f"search 4x8 GPUs, {len(case.configurations())} placements, steady", run, 10.0, 1.0)
 
 
+def _small(directory: Path) -> Task:
+    """DistServe's own case of four GPUs, by our rules; bench/placement_compat.py has it by theirs."""
+    case = replace(_case("opt-13b, TTFT 0.25 s, TPOT 0.1 s", directory), nodes=1, gpus=SMALL_GPUS)
+    case = replace(case, slo=Slo(0.2, 0.1))
+
+    def run() -> None:
+        assert search(case.steady()).best is not None
+
+    return Task(f"search 1x{SMALL_GPUS} GPUs, {len(case.configurations())} placements, steady", run, 0.15, 0.02)
+
+
+def _compatible(directory: Path) -> Task:
+    found = placement_compat.make("search_1x4")
+    return Task(f"{found.name}, DistServe's rules", found.run, found.gate_s, found.stretch_s)
+
+
 def _frontier(directory: Path) -> Task:
     source = WorkloadSource(parse_workload_spec("azure-conv"))
     serving = Serving(KNOWN_SHAPES["llama-2-70b"], 16384)
@@ -121,13 +139,15 @@ _LARGE = Candidate(Pool(_H100, 150, 4), Pool(_H100, 100, 4), 2048)  # what 1,000
 _SMALL = Candidate(Pool(_H100, 600, 1), Pool(_H100, 400, 1), 2048)
 PARTS: dict[str, Callable[[Path], Task]] = {
     "simulate": _simulate,
+    "small": _small,
+    "compatible": _compatible,
     "steady": _steady,
     "frontier": _frontier,
     "thousand": partial(_hour, "llama-3.1-70b", _LARGE, 1000.0, 10),
     "thousand-2000": partial(_hour, "llama-3.1-8b", _SMALL, 2000.0, 2),
     "thousand-4000": partial(_hour, "llama-3.1-8b", _SMALL, 4000.0, 2),
 }
-_NEED_DATA = ("simulate", "steady")
+_NEED_DATA = ("simulate", "small", "compatible", "steady")
 
 
 def cpu_s(run: Callable[[], object]) -> float:

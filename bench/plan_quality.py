@@ -72,6 +72,8 @@ class Case:
     slo: Slo
     rows: list[tuple[float, int, int]]  # arrivals at one per second
     source: WorkloadSource
+    nodes: int = NODES
+    gpus: int = GPUS  # of each
 
     @property
     def serving(self) -> Serving:
@@ -81,7 +83,7 @@ class Case:
         return Serving(shape, 2048, link=link, delays=delays, step_times=DistServeSteps(self.profile))
 
     def configurations(self) -> list[Configuration]:
-        return enumerate_configurations(self.profile, "distserve", NODES, GPUS, Affinity.LOW)
+        return enumerate_configurations(self.profile, "distserve", self.nodes, self.gpus, Affinity.LOW)
 
     def compatible(self) -> tuple[Configuration, float]:
         """Its pick, and the requests per second and GPU that it promises."""

@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 
 from placement.search.pareto import front
 from placement.search.search import Answer, Outcome, Price, Question
@@ -30,13 +31,14 @@ _AXES = {
     "axes.grid": True,
     "grid.color": "#eee",
     "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(color=("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#555555")),
 }
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #ddd; } td.n, th.n { text-align: right; }
-img { max-width: 100%; } .lead { font-size: 1.2rem; } .note { color: #555; }
+.wide { overflow-x: auto; } img { width: 100%; min-width: 38rem; } .lead { font-size: 1.2rem; } .note { color: #555; }
 """
 
 
@@ -107,7 +109,7 @@ def html_report(
         parts.append(_facts(outcome.best, question))
     parts.append(f'<p class="note">{html.escape(basis)}</p>')
     for heading, figure in _plots(outcome, question):
-        parts += [f"<h2>{heading}</h2>", _image(figure)]
+        parts += [f"<h2>{heading}</h2>", _image(figure, heading)]
     if what_if:
         changes = [(one.change.name, f"{one.rate:.3g}", one.binding) for one in what_if]
         parts += ["<h2>What if</h2>", _table(("change", "goodput, requests/s", "what binds"), changes)]
@@ -117,13 +119,13 @@ def html_report(
         for one in outcome.answers[:_MOST_ROWS]
     ]  # fmt: skip
     heads = ("placement", "GPUs", "goodput, requests/s", "bound, requests/s", "what binds, or why not simulated")
-    shown = (
-        "Every placement" if len(rows) == len(outcome.answers) else f"The best {len(rows)} of {len(outcome.answers)}"
-    )
+    num = len(outcome.answers)
+    shown = "Every placement" if len(rows) == num else f"The best {len(rows)} of {num}"
     parts += [f"<h2>{shown}</h2>", _table(heads, rows)]
     body = "\n".join(parts)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width">'
         f"<style>{_STYLE}</style></head><body>{body}</body></html>\n"
     )
 
@@ -131,11 +133,12 @@ def html_report(
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{html.escape(one)}</th>" for one in heads)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _image(figure: Any) -> str:
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(_png(figure)).decode()}">'
+def _image(figure: Any, alt: str) -> str:
+    data = base64.b64encode(_png(figure)).decode()
+    return f'<div class="wide"><img alt="{alt}" src="data:image/png;base64,{data}"></div>'
 
 
 def _png(figure: Any) -> bytes:
@@ -148,7 +151,7 @@ def _png(figure: Any) -> bytes:
 def _bars(outcome: Outcome, question: Question) -> Any:
     shown = list(outcome.answers[:_MOST_BARS])[::-1]
     what = "simulated goodput" if question.rate is None else "carries the rate that was asked for"
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.32 * len(shown)))
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.32 * len(shown)), layout="constrained")
     places = np.arange(len(shown))
     axes.barh(places, [one.bounds.rate for one in shown], color="#e4e4e4", label="bound")
     axes.barh(places, [one.rate for one in shown], color="#0072B2", label=what)
@@ -156,12 +159,12 @@ def _bars(outcome: Outcome, question: Question) -> Any:
     most = max([one.rate for one in shown] + [1e-9])
     axes.set_xlim(0, min(max(one.bounds.rate for one in shown), 2.5 * most) * 1.05)
     axes.set_xlabel("requests per second")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, fontsize=8, frameon=False)
     return figure
 
 
 def _attainment(simulated: Sequence[Answer], question: Question) -> Any:
-    figure, axes = plt.subplots(figsize=(9, 4))
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     for answer in list(simulated)[:5]:
         assert answer.goodput is not None
         probes = sorted(answer.goodput.probes, key=lambda one: one.rate)
@@ -181,7 +184,7 @@ def _breakdown(best: Answer) -> Any:
     assert best.goodput is not None and best.goodput.at_rate is not None
     rows = best.goodput.at_rate.requests
     order = np.argsort(rows.e2e_s)
-    figure, halves = plt.subplots(1, 2, figsize=(9, 2.6), width_ratios=(1, 2), sharey=True)
+    figure, halves = plt.subplots(1, 2, figsize=(9, 2.6), width_ratios=(1, 2), sharey=True, layout="constrained")
     for axes, phases in zip(halves, (_PHASES[:2], _PHASES[2:]), strict=True):
         longest = 0.0
         for place, share in enumerate((0.5, 0.9, 0.99)):
@@ -234,7 +237,7 @@ def _facts(best: Answer, question: Question) -> str:
 
 
 def _front(outcome: Outcome) -> Any:
-    figure, axes = plt.subplots(figsize=(9, 4))
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     served = [one for one in outcome.answers if one.rate > 0.0]
     axes.scatter([one.candidate.cost_per_hour for one in served], [one.rate for one in served], color="#bbb", s=18)
     best = front(outcome.answers, Price.COST)
