@@ -17,7 +17,6 @@ from placement.search.lengths import LengthStats
 from placement.simulator.cluster import StepTimes
 from placement.workload.workload import Workload
 
-
 _SHORTEST_S = 1e-9  # a fit may say 0 where it was not measured
 
 
