@@ -224,6 +224,9 @@ def test_what_it_does_not_model_is_refused_by_name() -> None:
     assert not unsupported(cluster, shared)
     with pytest.raises(Unsupported, match="prompts longer than the context"):
         simulate_fast(cluster, Workload.of(np.array([600]), np.array([5]), np.array([0.0])))
+    huge = replace(cluster, workers=tuple(replace(one, num_blocks=1 << 28) for one in cluster.workers))
+    with pytest.raises(Unsupported, match="KV pools of more than 268,435,455 blocks"):
+        simulate_fast(huge, workload)
     tiny = tuple(replace(one, scheduler=replace(one.scheduler, max_queued_sequences=1)) for one in cluster.workers)
     many = Workload.of(np.full(30, 300), np.full(30, 5), np.zeros(30))
     with pytest.raises(Unsupported, match="queue that is full"):

@@ -17,6 +17,7 @@ TOKENS, CHUNK, LATENCY = range(3)  # from LATENCY on the four coefficients, thos
 _NUM_ROWS = LATENCY + 4
 BLOCK = 16  # columns of which the least is noted together
 _FIELD = 1 << 28  # a rank is two whole numbers in one
+MOST_BLOCKS = _FIELD - 1
 
 
 class Table(NamedTuple):

@@ -10,7 +10,7 @@ from pdserve.errors import InvariantViolation
 from placement.simulator.cluster import ClusterSpec
 from placement.simulator.fast import records
 from placement.simulator.fast.ahead import ahead_rows, settle_all
-from placement.simulator.fast.board import PREFILL_ROLE, board_of
+from placement.simulator.fast.board import MOST_BLOCKS, PREFILL_ROLE, board_of
 from placement.simulator.fast.events import grown, queue_of
 from placement.simulator.fast.kernel import Space, run_events
 from placement.simulator.fast.records import NEVER, Records
@@ -48,6 +48,8 @@ def unsupported(cluster: ClusterSpec, workload: Workload) -> str:
             return "prompts longer than the context"
         if min(longest, worker.scheduler.max_model_len) > worker.num_blocks * worker.block_size:
             return "requests larger than a worker's KV pool"
+        if worker.num_blocks > MOST_BLOCKS:
+            return f"KV pools of more than {MOST_BLOCKS:,} blocks"
     return ""
 
 
