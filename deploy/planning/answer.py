@@ -70,6 +70,8 @@ def _scaled_line(scaled: Scaled, question: Question) -> str:
     load = "budget" if question.rate is None else f"load, {figure(question.rate / scaled.copies)} requests/s"
     found = "none serves" if part is None else f"best {part.candidate}"
     said = f"scaled: the search was for 1/{scaled.copies} of the {load} ({found})"
+    if part is None:
+        return said
     if scaled.num_joined or scaled.num_whole:
         joined = (
             f"{scaled.num_joined} simulations of several such parts as one cluster and " if scaled.num_joined else ""

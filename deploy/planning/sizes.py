@@ -48,11 +48,10 @@ class Sizes:
         return outcome
 
     def _within(self) -> Outcome:
-        """A number of GPUs, or what budgets allow of the dearest: a part holds more of cheaper ones."""
-        gpus = self._gpus()
-        if gpus <= SEARCHED_GPUS:
+        """A number of GPUs, or what budgets allow of the cheapest."""
+        if self.space.gpus <= SEARCHED_GPUS:
             return self.searched(self.question, self.space)
-        copies = math.ceil(gpus / (2 * PART_GPUS))  # of a smaller part the pools' ratio would be too coarse
+        copies = math.ceil(self.space.gpus / (2 * PART_GPUS))  # of a smaller part the pools' ratio would be too coarse
         if self.question.rate is not None:
             copies = 1 << (copies - 1).bit_length()
         part = replace(part_of(self.space, copies), gpus=self.space.gpus // copies)
@@ -61,14 +60,6 @@ class Sizes:
     def _part(self, copies: int) -> Question:
         rate = self.question.rate
         return replace(self.question, rate=None if rate is None else rate / copies)
-
-    def _gpus(self) -> int:
-        kinds = self._kinds()
-        allowed = [float(self.space.gpus)]
-        for budget, price in ((self.space.max_cost_per_hour, Price.COST), (self.space.max_power_w, Price.POWER)):
-            dearest = max(price.of(one) for one in kinds)
-            allowed += [budget / dearest] if dearest else []
-        return max(1, int(min(allowed)))
 
     def _kinds(self) -> list[Candidate]:
         """One GPU of each type."""

@@ -15,7 +15,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from cycler import cycler
 
 from placement.search.pareto import front
 from placement.search.search import Answer, Outcome, Price, Question
@@ -31,7 +30,7 @@ _AXES = {
     "axes.grid": True,
     "grid.color": "#eee",
     "axes.axisbelow": True,
-    "axes.prop_cycle": cycler(color=("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#555555")),
+    "axes.prop_cycle": matplotlib.cycler(color=("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#555555")),
 }
 
 _STYLE = """
