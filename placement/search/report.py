@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import rcsetup
 
 from placement.search.pareto import front
 from placement.search.search import Answer, Outcome, Price, Question
@@ -30,7 +31,7 @@ _AXES = {
     "axes.grid": True,
     "grid.color": "#eee",
     "axes.axisbelow": True,
-    "axes.prop_cycle": matplotlib.cycler(color=("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#555555")),
+    "axes.prop_cycle": rcsetup.cycler(color=("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#555555")),
 }
 
 _STYLE = """
