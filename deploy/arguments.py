@@ -12,6 +12,7 @@ from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
 
 MAX_COUNT = 1_000_000
+_SUFFIXES = {"k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def above_zero(text: str) -> float:
@@ -23,6 +24,21 @@ def above_zero(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
     return number
+
+
+def bytes_of(text: str) -> float:
+    """A number of bytes: 536870912, 512M, 1.5g, 2GiB; powers of 1024. Errors: ValueError."""
+    number = text.strip().lower().removesuffix("b").removesuffix("i")
+    power = _SUFFIXES.get(number[-1:], 0)
+    return float(number[:-1] if power else number) * (1 << power)
+
+
+def memory_size(text: str) -> float:
+    """Bytes above 0; argparse tells the user otherwise."""
+    try:
+        return above_zero(str(bytes_of(text)))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"{text!r} must be bytes above 0, like 536870912 or 512M") from None
 
 
 def count(text: str) -> int:

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from deploy.arguments import bytes_of
 from deploy.config_file import read_config_file
 from deploy.plan_settings import plan_problems
 from pdserve.config import RouterConfig, ServeConfig, WorkerConfig
 from pdserve.settings import ConfigError
 
-_SUFFIXES = {"k": 10, "m": 20, "g": 30, "t": 40}
 _PARTS = (ServeConfig, RouterConfig, WorkerConfig)
 _ONLY_YAML = {"slo_classes", "tenants", "tenant_keys"}
 _NO_FLAG = {"model", "router", "worker", *_ONLY_YAML}  # positional, and parts
@@ -150,10 +150,8 @@ def _parsed(value: Any, kind: type, name: str) -> Any:
         return value
     text = value.strip().lower()
     try:
-        if name == "kv_bytes":
-            text = text.removesuffix("b").removesuffix("i")
-            if text[-1:] in _SUFFIXES:
-                return int(float(text[:-1]) * (1 << _SUFFIXES[text[-1]]))
+        if name == "kv_bytes" and text[-1:].isalpha():
+            return int(bytes_of(text))
         return kind(text) if "_" not in text else value
     except (ValueError, OverflowError):
         return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from deploy.arguments import above_zero, count
+from deploy.arguments import above_zero, count, memory_size
 
 SHARED = (
     "workload",
@@ -15,6 +15,7 @@ SHARED = (
     "max_num_seqs",
     "kv_bytes",
     "no_enable_prefix_caching",
+    "one_machine",
     "seed",
 )
 PLAN = (
@@ -38,9 +39,14 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--block-size", type=count, metavar="N", help="tokens per KV block (default: 16)")
     group.add_argument("--max-num-seqs", type=count, metavar="N", help="sequences in a step (default: 256)")
     group.add_argument(
-        "--kv-bytes", type=above_zero, metavar="B", help="KV memory of each worker (default: what is left)"
+        "--kv-bytes", type=memory_size, metavar="B", help="KV memory of each worker, like 8G (default: what is left)"
     )
     group.add_argument("--no-enable-prefix-caching", action="store_true", default=None, help="forget finished prompts")
+    group.add_argument(
+        "--one-machine", action="store_true", default=None,
+        help="all workers share this machine's cores, as `pdserve profile` saw them do; implies --quick "
+        "(default: each has a machine of its own)",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, metavar="N", help="of the requests drawn (default: 0)")
 
 

@@ -47,6 +47,7 @@ def run_plan(args: argparse.Namespace) -> int:
             ) from None
     outcome, best = found.outcome, found.outcome.best
     lines = [answer_line(outcome, question), *more_lines(outcome, question), *_other_name(serving, profile)]
+    lines += _cores(outcome, serving, profile)
     answer = "\n".join(lines)
     print("\n".join([answer, *table(outcome, question)]))
     copies = 1 if outcome.scaled is None else outcome.scaled.copies
@@ -67,6 +68,17 @@ def _other_name(serving: Serving, profile: FromProfile | None) -> list[str]:
         return []
     known = "weights and KV are" if subject.weight_bytes else "KV is (of its weights the profile says nothing)"
     return [f"step times are of {subject.model}, not of {serving.model.name}: their {known} of the same size"]
+
+
+def _cores(outcome: Outcome, serving: Serving, profile: FromProfile | None) -> list[str]:
+    """A plan for measured workers that each have a machine, which `serve --plan` would start on this one."""
+    best, slowdown = outcome.best, None if profile is None else profile.slowdown
+    if best is None or slowdown is None or serving.slowdown is not None:
+        return []
+    workers = best.candidate.replicas * sum(pool.workers for pool in best.candidate.pools)
+    if workers == 1:
+        return []
+    return [f"each of the {workers} workers has a machine like this one of its own; for one machine, --one-machine"]
 
 
 @contextmanager

@@ -43,7 +43,8 @@ def question_of(args: argparse.Namespace) -> Question:
     if args.attainment is not None and args.attainment >= 1:
         raise ConfigError([f"--attainment: {args.attainment:g} must be above 0 and below 1"])
     slo = Slo(args.slo_ttft, args.slo_tpot, args.attainment or 0.9)
-    return Question(slo, args.rate, Price(args.price or "gpus"), _QUICK if args.quick else Effort(), args.seed or 0)
+    effort = _QUICK if args.quick or args.one_machine else Effort()  # of one machine nothing is compiled
+    return Question(slo, args.rate, Price(args.price or "gpus"), effort, args.seed or 0)
 
 
 def space_of(args: argparse.Namespace, profile: FromProfile | None) -> Space:

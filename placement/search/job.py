@@ -33,10 +33,11 @@ class Simulated:
         return self.run(workload).requests
 
     def run(self, workload: Workload, give_up: GiveUp | None = None) -> SimulationResult:
-        """Only the compiled simulator gives up early."""
+        """Only the compiled simulator ends where it gives up; the other carries on, and comes to the same verdict."""
         if not unsupported(self.cluster, workload):
             return simulate_fast(self.cluster, workload, give_up)
-        return simulate(self.cluster, requests_of(workload))
+        result = simulate(self.cluster, requests_of(workload))
+        return result if give_up is None or give_up.kept(result.requests) else replace(result, complete=False)
 
 
 def run_of(candidate: Candidate, cluster: ClusterSpec, source: WorkloadSource, seed: int) -> Run:

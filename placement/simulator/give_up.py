@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from placement.simulator.results import RequestColumns
+
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
@@ -13,3 +15,8 @@ class GiveUp:
     tpot_s: float
     first: int
     misses: int
+
+    def kept(self, columns: RequestColumns) -> bool:
+        """Whether a whole run would have come to its end."""
+        missed = ~columns.met(self.ttft_s, self.tpot_s)[self.first :]
+        return int(missed.sum()) <= self.misses

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench import plan_validation, plan_validation_twin
 from bench.served import process_tree
+from placement.latency.fitted_profile import load_measured_profile, profile_to_json
+from placement.latency.served import ServedSteps
+from placement.simulator.cluster import Slowdown
 
 Run = Callable[..., tuple[int, str]]
 WithSubject = Callable[..., Path]
@@ -103,3 +107,28 @@ def test_validation_is_given_the_plan_and_two_others_around_the_predicted_goodpu
     assert (args.slo_ttft, args.slo_tpot) == (0.2, 0.02)
     blocks = (1 << 30) // (16 * 131072)
     assert args.kv_bytes == blocks * (plan_validation_twin.MOCK_BLOCK_BYTES + plan_validation_twin.GENERATION_BYTES)
+
+
+def test_workers_on_one_machine_carry_less_and_a_plan_says_which_it_is_for(
+    run: Run, with_subject: WithSubject, tmp_path: Path
+) -> None:
+    path = with_subject(tmp_path / "P.json")
+    profile = replace(load_measured_profile(path), served=ServedSteps(0.0, 0.0, Slowdown(2.0, 0.5, 0.5, 0.5, 0.5)))
+    path.write_text(json.dumps(profile_to_json(profile)))
+    given = {"profile": path, "kv_bytes": "4G", "gpus": 2, "only": "split", "no_what_if": True}
+    goodput, told = [], []
+    for changes in ({}, {"one_machine": True}):
+        out = tmp_path / "plan.json"
+        code, said = run("plan", **(given | changes | {"output": out}))
+        assert code == 0, said
+        goodput.append(json.loads(out.read_text())["predicted"]["goodput_rps"])
+        told.append("for one machine, --one-machine" in said)
+    assert goodput[1] < 0.9 * goodput[0] and told == [True, False]
+    rows = {}
+    for name, changes in (("own", {}), ("shared", {"one_machine": True})):
+        out = tmp_path / "rows.jsonl"
+        more = {"decode": "workers=2", "profile": path, "kv_bytes": "4G", "rate": 30, "num_requests": 50, "output": out}
+        code, said = run("simulate", **more, **changes)
+        assert code == 0, said
+        rows[name] = [json.loads(line)["e2e_s"] for line in out.read_text().splitlines()]
+    assert sum(rows["own"]) < sum(rows["shared"])

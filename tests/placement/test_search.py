@@ -69,6 +69,8 @@ def test_a_run_is_given_up_only_when_too_many_have_missed() -> None:
     ended = simulate_fast(cluster, workload, GiveUp(SLO.ttft_s, SLO.tpot_s, 120, 100))
     assert not ended.complete and ended.num_events < 0.7 * whole.num_events
     kept = simulate_fast(cluster, workload, GiveUp(SLO.ttft_s, SLO.tpot_s, 120, misses))
+    few, enough = (GiveUp(SLO.ttft_s, SLO.tpot_s, 120, one) for one in (100, misses))
+    assert enough.kept(whole.requests) and not few.kept(whole.requests), "of a whole run the same is said"
     assert kept.complete and np.array_equal(kept.requests.ttft_s, whole.requests.ttft_s)
 
 
