@@ -63,7 +63,7 @@ Run = Callable[..., tuple[int, str]]
         ("plan", {"affinity": "mid"}, 2, "--affinity: invalid choice: 'mid'"),
         ("plan", {"nodes": 2}, 2, "--nodes means nothing to plan without --compat"),
         ("plan", {"max_model_len": 20}, 2, "--max-model-len is 20; the workload's longest request has"),
-        ("plan", {"kv_bytes": "0"}, 2, "--kv-bytes: '0' must be a number above 0"),
+        ("plan", {"kv_bytes": "0"}, 2, "--kv-bytes: '0' must be bytes above 0"),
         ("plan", {"profile": "/no/such"}, 5, "/no/such"),
         ("plan", {"output": "/no/such/file"}, 6, "--output is /no/such/file; its directory does not exist"),
         ("plan", {"report": "/no/such/file"}, 6, "--report is /no/such/file; its directory does not exist"),
