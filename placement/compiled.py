@@ -36,6 +36,11 @@ def compiled_lean(function: Callable[P, R]) -> Callable[P, R]:
     return _compile(function, {"_nrt": False})
 
 
+def compiled_inner(function: Callable[P, R]) -> Callable[P, R]:
+    """The same, called by compiled code alone: what unpacks Python's objects for it is not compiled."""
+    return _compile(function, {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True})
+
+
 def _compile(function: Callable[P, R], options: dict[str, bool]) -> Callable[P, R]:
     try:
         return cast(Callable[P, R], numba.njit(cache=True, **options)(function))

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from placement.compiled import compiled_lean as compiled
+from placement.compiled import compiled_inner as compiled
+from placement.compiled import compiled_lean
 from placement.simulator.fast.estimator import observe
 from placement.simulator.fast.events import Queue, drop_due, push_at, set_due
 from placement.simulator.fast.records import MESSAGE, STEP, TURN_AT, Records
@@ -130,7 +131,7 @@ def _interrupt(
     worker.ahead = 0
 
 
-@compiled
+@compiled_lean
 def settle_all(
     w: Records, workers: Records, requests: Records, seqs: Records, steady: Steady, ahead: Ahead
 ) -> None:  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from placement.compiled import compiled_lean as compiled
+from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast import handoff_target as target
 from placement.simulator.fast import handoffs as ho
 from placement.simulator.fast.ahead import Ahead, catch_up, look_ahead

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from placement.compiled import compiled_lean as compiled
+from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.records import Records
 from scheduling.latency import MIN_STEPS
 

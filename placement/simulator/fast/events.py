@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from placement.compiled import compiled_lean as compiled
+from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.records import COMPLETE, DUES, HEAP, NUM_LANES, TURN_AT, Records, due, event
 
 

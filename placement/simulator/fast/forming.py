@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from placement.compiled import compiled_lean as compiled
+from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.lists import IN_RESERVED, IN_RUNNING, IN_WAITING, earlier
 from placement.simulator.fast.records import PREFILL, RESERVED, RUNNING, WAITING, Records
 from placement.simulator.fast.scheduler import awaits_kv, blocks_for, move

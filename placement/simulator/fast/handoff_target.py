@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from placement.compiled import compiled_lean as compiled
+from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.events import Queue, push
 from placement.simulator.fast.handoffs import abort_source, put, settle
 from placement.simulator.fast.records import (

@@ -5,7 +5,7 @@ Records to engines go into `commands`: rows of (kind, sequence, next), a list fo
 
 from __future__ import annotations
 
-from placement.compiled import compiled_lean as compiled
+from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.events import Queue, push
 from placement.simulator.fast.records import (
     ABORT,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from placement.compiled import compiled_lean as compiled
+from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.board import Board, note_latency, note_load
 from placement.simulator.fast.records import NEVER, Records
 from scheduling.ledger import ON_THE_WAY_S

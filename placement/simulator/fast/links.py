@@ -5,7 +5,7 @@ Not one for each pair of workers, of which there are a million: those of one wor
 
 from __future__ import annotations
 
-from placement.compiled import compiled_lean as compiled
+from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.events import Queue, push, push_at
 from placement.simulator.fast.records import LATENCY, LINK_END, LINK_START, Records
 

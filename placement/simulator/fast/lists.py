@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from placement.compiled import compiled_lean as compiled
+from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.records import Records
 
 IN_WAITING, IN_RUNNING, IN_RESERVED = range(3)

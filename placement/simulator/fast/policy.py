@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from placement.compiled import compiled_lean as compiled
+from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.board import (
     BLOCK,
     CHUNK,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from placement.compiled import compiled_lean as compiled
+from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.lists import IN_RUNNING, insert_running, remove
 from placement.simulator.fast.records import PREFILL, RUNNING, Records
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from placement.compiled import compiled_lean as compiled
+from placement.compiled import compiled_inner as compiled
 from placement.latency.fitted import MAX_KNOTS, PiecewiseSteps, Regime
 from placement.latency.roofline import Roofline
 from placement.simulator.cluster import LinearSteps, StepTimes
