@@ -80,8 +80,13 @@ def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) ->
         server.resume()
         split = _split_alone(server, target, subject.prompt_tokens, requests)
         long = _split_alone(server, target, subject.long_tokens, requests // 2)
+        asyncio.run(_all_ask(target, subject.long_tokens, [1, OUTPUT_TOKENS]))  # warms both up
         server.park()
-        rounds = [_round(started, subject) for _ in range(1 + TOGETHER_ROUNDS)][1:]  # the first warms up
+        server, target = started["pair"]
+        server.resume()
+        asyncio.run(_all_ask(target, subject.long_tokens, [1, OUTPUT_TOKENS]))
+        server.park()
+        rounds = [_round(started, subject) for _ in range(TOGETHER_ROUNDS)]
     trip = Trip(subject.prompt_tokens, subject.kv_bytes_per_token * BLOCK_SIZE, subject.link)
     served = {subject.prompt_tokens: split[1], subject.long_tokens: long[1]}
     extras = [_extra(known, expected(subject, tokens)) for tokens, known in served.items()]

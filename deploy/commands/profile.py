@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 BUDGET_S = 120.0
 PROMPT_TOKENS = 256  # of the requests through served workers, at most
-LONG_OUTPUT_TOKENS = 512  # of those that keep a decode worker busy, at most
+LONG_OUTPUT_TOKENS = 256  # of those that keep a decode worker busy, at most
 _SHOWN = ("prefill", "decode", "mixed", "all")
 
 
