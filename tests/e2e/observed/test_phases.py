@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pdserve.errors import QueueFull
 from router.record import Outcome, RequestRecord
 
 Observe = Callable[..., AbstractAsyncContextManager[Any]]
@@ -36,7 +37,12 @@ async def one_client(cluster: Any, rng: random.Random) -> None:
     changes: dict[str, Any] = {"deadline_s": rng.uniform(0.005, 0.1)} if kind == "deadline" else {}
     if kind == "cached":
         changes["prompt"], prompt_tokens = 1, 200
-    submitted = cluster.submit(prompt_tokens, 1 if kind == "one_token" else rng.randrange(2, 40), **changes)
+    max_tokens = 1 if kind == "one_token" else rng.randrange(2, 40)
+    try:
+        submitted = cluster.submit(prompt_tokens, max_tokens, **changes)
+    except QueueFull:
+        assert kind == "deadline"  # which a busy machine is seen not to make before it begins
+        return
     if kind in ("cancel", "abort"):
         await asyncio.sleep(rng.uniform(0.0, 0.08))
         if kind == "cancel":
@@ -70,7 +76,8 @@ def test_under_load(observe: Observe, prefill: int) -> None:
                 check(await cluster.end_of(one))
         outcomes = Counter(record.outcome for record in cluster.records.values())
         assert len(cluster.records) == 125
-        assert min(outcomes[one] for one in (Outcome.FINISHED, Outcome.CANCELLED, Outcome.DEADLINE)) >= 5, outcomes
+        late = outcomes[Outcome.DEADLINE] + outcomes[Outcome.REJECTED]
+        assert min(outcomes[Outcome.FINISHED], outcomes[Outcome.CANCELLED], late) >= 5, outcomes
         assert outcomes[Outcome.FAILED] >= 1, outcomes
         assert any(record.cached_tokens for record in cluster.records.values())
 
