@@ -10,6 +10,7 @@ Parts that need ../shared/data say so and are left out where it is not.
 
 from __future__ import annotations
 
+import argparse
 import resource
 import subprocess
 import sys
@@ -165,6 +166,9 @@ def children_cpu_s(command: list[str], cache: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+_ALL = [*PARTS, "bounds"]
+
+
 def fresh_command(part: str, directory: str) -> list[str]:
     code = f"import bench.placement_speed as b; from pathlib import Path; b.make({part!r}, Path({directory!r})).run()"
     return [sys.executable, "-c", code]
@@ -172,8 +176,13 @@ def fresh_command(part: str, directory: str) -> list[str]:
 
 def main() -> int:
     """One line a part."""
-    whole_hour = "--whole-hour" in sys.argv[1:]
-    chosen = [one for one in sys.argv[1:] if one != "--whole-hour"] or [*PARTS, "bounds"]
+    parser = argparse.ArgumentParser(prog="python -m bench.placement_speed", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(_ALL)} (default: all)")
+    parser.add_argument("--whole-hour", action="store_true", help="simulate every minute of the hours")
+    args = parser.parse_args()
+    whole_hour, chosen = args.whole_hour, args.parts or _ALL
+    if unknown := [one for one in chosen if one not in _ALL]:
+        parser.error(f"{unknown[0]} is no part; there are {', '.join(_ALL)}")
     print(f"{'CPU seconds':<46}{'warm':>9}{'gate':>8}{'stretch':>9}{'fresh':>8}{'compile':>9}  requests/s per core")
     with tempfile.TemporaryDirectory() as directory:
         for part in chosen:
