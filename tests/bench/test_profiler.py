@@ -118,7 +118,7 @@ def test_serving_the_mock_engine_adds_to_its_steps(tmp_path: Path, monkeypatch: 
     subject = served.Subject(flags, LinearSteps(model), LinkSpec(1e10), 64, 256, 128, 512, 16, 64.0)
     found = served.measure_served(subject, tmp_path, requests=4)
     assert found.steps.prefill_extra_s > 0.0 and found.steps.decode_extra_s > 0.0  # a mock step is never early
-    assert found.steps.slowdown.at_once == 64.0 and found.steps.slowdown.prompts_by_prompts < 0.5  # mock steps sleep
+    assert found.steps.slowdown.at_once == 64.0 and all(map(math.isfinite, astuple(found.steps.slowdown)))
     assert found.delays.split.message_s > 0.0 and found.delays.colocated.front_s >= 0.0
 
 

@@ -25,7 +25,7 @@ from scheduling.batching import SchedulerConfig
 from scheduling.latency import LatencyCoefficients, LatencyModel
 from scheduling.routing import Role, RoutingConfig
 
-NUM_CASES = 1000
+NUM_CASES = 2000
 H100 = gpu_type("h100")
 COLUMNS = (
     "outcome", "output_tokens", "ttft_s", "tpot_s", "e2e_s", "queue_s", "prefill_s", "transfer_s", "decode_wait_s",
