@@ -69,7 +69,7 @@ class Subject:
 
 
 def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) -> Served:
-    """Starts a split and a colocated cluster, one after the other. Errors: ServerFailed, BadAnswer, TimeoutError."""
+    """Starts a colocated cluster, then those of CLUSTERS together. Errors: ServerFailed, BadAnswer, TimeoutError."""
     with running({"colocated": [*subject.flags, "--prefill", "0", "--decode", "1"]}, log_dir) as started:
         colocated = _colocated_alone(*started["colocated"], subject.prompt_tokens, requests)
     clusters = {name: [*subject.flags, *workers] for name, workers in CLUSTERS.items()}
@@ -80,11 +80,10 @@ def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) ->
         server.resume()
         split = _split_alone(server, target, subject.prompt_tokens, requests)
         long = _split_alone(server, target, subject.long_tokens, requests // 2)
-        asyncio.run(_all_ask(target, subject.long_tokens, [1, OUTPUT_TOKENS]))  # warms both up
         server.park()
         server, target = started["pair"]
         server.resume()
-        asyncio.run(_all_ask(target, subject.long_tokens, [1, OUTPUT_TOKENS]))
+        asyncio.run(_all_ask(target, subject.long_tokens, [1, OUTPUT_TOKENS]))  # warms it up, as the other is by now
         server.park()
         rounds = [_round(started, subject) for _ in range(TOGETHER_ROUNDS)]
     trip = Trip(subject.prompt_tokens, subject.kv_bytes_per_token * BLOCK_SIZE, subject.link)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from placement.latency.fitted_points import StepPoint
 from placement.latency.fitted_profile import Subject, make_profile, profile_to_json
 
 Run = Callable[..., tuple[int, str]]
+RunWith = Callable[[str, Mapping[str, object], Mapping[str, object]], tuple[int, str]]
 WithSubject = Callable[..., Path]
 PLAN = {
     "model": "llama-3.1-8b", "workload": "input=100..400,output=1..40", "gpus": 3, "slo-ttft": 0.2, "slo-tpot": 0.02,
@@ -24,13 +25,11 @@ SIMULATE = {"model": "llama-3.1-8b", "workload": "input=100..400,output=1..40", 
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command with good flags, some of them replaced (None: left out); its exit code and what it printed."""
+def run_with(capsys: pytest.CaptureFixture[str]) -> RunWith:
+    """Run a command with flags, some of them replaced (None: left out); its exit code and what it printed."""
 
-    def call(command: str, **changes: object) -> tuple[int, str]:
-        flags = (PLAN if command == "plan" else SIMULATE) | {
-            name.replace("_", "-"): value for name, value in changes.items()
-        }
+    def call(command: str, flags: Mapping[str, object], changes: Mapping[str, object]) -> tuple[int, str]:
+        flags = {**flags, **{name.replace("_", "-"): value for name, value in changes.items()}}
         given = []
         for name, value in flags.items():
             given += [] if value is None else [f"--{name}"] if value is True else [f"--{name}", str(value)]
@@ -41,6 +40,12 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return code, "".join(capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def run(run_with: RunWith) -> Run:
+    """Run `plan` or `simulate` with good flags and changes to them."""
+    return lambda command, **changes: run_with(command, PLAN if command == "plan" else SIMULATE, changes)
 
 
 @pytest.fixture

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from deploy.cli import main
-
 PROFILE = {
     "schema": "pd-latency-profile/1",
     "formulas": {"threshold_B": 95, "decode_batch_ctx_cap_tokens": 50000},
@@ -38,7 +36,7 @@ Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(tmp_path: Path, run_with: Callable[..., tuple[int, str]]) -> Run:
     """Run a command with good flags, some of them replaced (None: left out); its exit code and what it printed."""
     (tmp_path / "p.json").write_text(json.dumps(PROFILE))
     lines = [json.dumps({"arrival_s": at, "prompt_tokens": p, "output_tokens": o, "tenant": "x"}) for at, p, o in ROWS]
@@ -50,16 +48,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
                  "slo-ttft": 1, "slo-tpot": 1, "output": tmp_path / "out"},
     }  # fmt: skip
 
-    def call(command: str, **changes: object) -> tuple[int, str]:
-        flags = shared | special[command] | {name.replace("_", "-"): value for name, value in changes.items()}
-        given = [part for name, value in flags.items() if value is not None for part in (f"--{name}", str(value))]
-        try:
-            code = main([command, *given])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, "".join(capsys.readouterr())
-
-    return call
+    return lambda command, **changes: run_with(command, shared | special[command], changes)
 
 
 def test_rows_come_out_in_the_order_of_the_file(run: Run, tmp_path: Path) -> None:
