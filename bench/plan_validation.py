@@ -2,6 +2,7 @@
 
     python -m bench.plan_validation --profile P.json [MODEL] [--plan PLAN.json] [--placements 1+1 2+1 0+1] \\
         [--workload input=256,output=32] [--rates 4,8,12] [--rounds 5] --slo-ttft 0.5 --slo-tpot 0.02 [--json F]
+    python -m bench.plan_validation --profile P.json --measured F
 
 Placements are PREFILL+DECODE workers; 0+1 is colocated. Without MODEL the clusters run on the mock engine with the
 profile's linear model, whose step times are exact: what is off then is the simulator and the delays, not the fit.
@@ -21,7 +22,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,18 @@ from bench.load.result import BadAnswer
 from bench.load.session import Settings, run_at, warm_up
 from bench.load.summary import Objective
 from bench.load.target import Target
-from bench.plan_validation_figures import LATENCIES, Figures, Pair, Targets, measured, predicted, sent
+from bench.plan_validation_figures import Sent, Targets, measured, predicted
 from bench.plan_validation_now import at_speed, speed_now
+from bench.plan_validation_report import Told, by_scale, cells_of, report
+from bench.plan_validation_runs import Run, Validation
 from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
 from bench.profiler.cluster import running
 from bench.served.process_tree import adopt_orphans, hear_signals
 from bench.served.server import Server, ServerFailed
-from bench.split_against_colocated import falls_through
 from placement.latency.fitted_profile import Profile, load_measured_profile
 from placement.simulator.cluster import ClusterSpec
 from placement.simulator.requests import requests_of
+from placement.simulator.results import RequestColumns
 from placement.simulator.simulate import simulate
 from placement.workload import Workload, WorkloadSource, parse_workload_spec
 
@@ -53,19 +56,15 @@ FAILURES = (OSError, ValueError, ServerFailed, BadAnswer)  # OSError: TimeoutErr
 """What `run` raises, each with one line to show."""
 
 
-Cells = dict[tuple[Placement, float], list[tuple[Figures, Figures]]]
-
-
-def compare(
+def measure(
     started: Mapping[str, tuple[Server, Target]],
     twins: Mapping[Placement, ClusterSpec],
     args: argparse.Namespace,
     targets: Targets,
-) -> tuple[Cells, Cells]:
-    """Every round, rate and placement; and, of the real engine, the same predicted at the machine's speed just then."""
+) -> list[Run]:
+    """Every round, rate and placement."""
     source = WorkloadSource(parse_workload_spec(args.workload))
-    found: Cells = {}
-    now: Cells = {}
+    runs = []
     seed = secrets.randbelow(1 << 32)
     cells = product(range(args.rounds), args.rates, twins.items())
     for number, (turn, rate, (placement, twin)) in enumerate(cells):
@@ -75,71 +74,53 @@ def compare(
         sample = source.build(rate=rate, num_requests=WARM_REQUESTS, seed=turn)
         warm_up(target, sample, WARM_REQUESTS, TIMEOUT_S, seed + number)
         speed = None if args.model is None else speed_now(target, twin, *_middle(sample))
-        run = run_at(target, source, rate, settings, number, lambda *_: None)
+        seen = run_at(target, source, rate, settings, number, lambda *_: None)
         server.park()
-        if run.summary.interrupted:
+        if seen.summary.interrupted:
             raise KeyboardInterrupt
-        workload, order = sent(run.results)
-        skip_s = SKIPPED * args.duration
-        seen = measured(order, skip_s, targets)
-        told = predicted(order, simulate(twin, requests_of(workload)).requests, skip_s, targets)
-        found.setdefault((placement, rate), []).append((told, seen))
-        if speed is not None:
-            again = simulate(at_speed(twin, speed), requests_of(workload)).requests
-            cell = predicted(order, again, skip_s, targets), seen
-            now.setdefault((placement, rate), []).append(cell)
-            print(f"  lone requests took {speed.first:.2f} x the predicted TTFT, {speed.later:.2f} x TPOT",
-                  file=sys.stderr)  # fmt: skip
-        print(_run_line(turn, placement, rate, (told, seen), len(order), run.summary.late_p99_s), file=sys.stderr)
-    return found, now
+        run = Run(placement, rate, turn, Sent.of(seen.results, SKIPPED * args.duration), speed)
+        print(_run_line(run, twin, targets, seen.summary.late_p99_s), file=sys.stderr)
+        runs.append(run)
+    return runs
 
 
 def _middle(sample: Workload) -> tuple[int, int]:
     return int(np.median(sample.prompt_tokens)), int(np.median(sample.output_tokens))
 
 
-def _run_line(
-    turn: int, placement: Placement, rate: float, pair: tuple[Figures, Figures], num: int, late_s: float
-) -> str:
-    told, seen = pair
-    return (
-        f"round {turn + 1} {placement!s:<12} {rate:5.1f}/s {num:4} requests: TTFT p50 {1e3 * seen.ttft_p50_s:7.1f} ms "
-        f"(predicted {1e3 * told.ttft_p50_s:7.1f}), TPOT p50 {1e3 * seen.tpot_p50_s:6.2f} "
-        f"({1e3 * told.tpot_p50_s:6.2f}), late p99 {1e3 * late_s:.1f} ms, load {os.getloadavg()[0]:.1f}"
+def _run_line(run: Run, twin: ClusterSpec, targets: Targets, late_s: float) -> str:
+    told = predicted(run.sent, simulate(twin, requests_of(run.sent.workload)).requests, targets)
+    seen = measured(run.sent, targets)
+    line = (
+        f"round {run.turn + 1} {run.placement!s:<12} {run.rate:5.1f}/s {len(run.sent.sent_s):4} requests: "
+        f"TTFT p50 {1e3 * seen.ttft_p50_s:7.1f} ms (predicted {1e3 * told.ttft_p50_s:7.1f}), "
+        f"TPOT p50 {1e3 * seen.tpot_p50_s:6.2f} ({1e3 * told.tpot_p50_s:6.2f}), "
+        f"late p99 {1e3 * late_s:.1f} ms, load {os.getloadavg()[0]:.1f}"
     )
+    if run.speed is not None:
+        line += f"; lone requests {run.speed.first:.2f} x the predicted TTFT, {run.speed.later:.2f} x TPOT"
+    return line
 
 
-def report(cells: Cells, targets: Targets) -> tuple[list[str], list[dict[str, Any]]]:
-    """The table and the same as data."""
-    names = [name.removesuffix("_s").replace("_", " ").upper() for name in LATENCIES]
-    lines = [f"{'predicted / measured (error)':<22}" + "".join(f"{name:>26}" for name in names) + f"{'attainment':>24}"]
-    rows = []
-    for (placement, rate), rounds in sorted(cells.items(), key=lambda item: (str(item[0][0]), item[0][1])):
-        pair = Pair.of(rounds)
-        cell = [
-            f"{1e3 * getattr(pair.predicted, name):.1f}/{1e3 * getattr(pair.measured, name):.1f} ms "
-            f"({100 * pair.error(name):+.1f} %)"
-            for name in LATENCIES
-        ]
-        shares = f"{100 * pair.predicted.attainment:.1f}/{100 * pair.measured.attainment:.1f} %"
-        lines.append(
-            f"{placement!s:<12} {rate:5.1f}/s  " + "".join(f"{one:>26}" for one in cell)
-            + f"{f'{shares} ({pair.attainment_points:+.1f})':>24}"
-        )  # fmt: skip
-        rows.append({"placement": str(placement), "rate": rate, "predicted": asdict(pair.predicted),
-                     "measured": asdict(pair.measured), "rounds": len(rounds)})  # fmt: skip
-    for placement in dict.fromkeys(placement for placement, _ in cells):
-        told, seen = (goodput(cells, placement, side, targets.attainment) for side in ("predicted", "measured"))
-        lines.append(f"{placement!s:<12} goodput: predicted {told}, measured {seen} requests/s")
-    return lines, rows
+def show(validation: Validation, twins: Mapping[Placement, ClusterSpec], targets: Targets) -> list[dict[str, Any]]:
+    """Predict every run, and print; the table as data. Of the real engine also at the machine's speed just before."""
+    told = _predict(validation.runs, twins)
+    lines, rows = report(cells_of(told, targets), targets)
+    print("\n".join([*lines, "", *by_scale(told, targets)]))
+    known = [run for run in validation.runs if run.speed is not None]
+    if known:
+        now = [(run, _simulated(at_speed(twins[run.placement], run.speed), run)) for run in known if run.speed]
+        print("\nthe same, predicted at the machine's speed just before each run, by lone requests:")
+        print("\n".join(report(cells_of(now, targets), targets)[0]))
+    return rows
 
 
-def goodput(cells: Cells, placement: Placement, side: str, wanted: float) -> str:
-    """Where attainment falls through the wanted share, as a number or as a bound by the rates tried."""
-    rates = sorted(rate for one, rate in cells if one == placement)
-    shares = [getattr(Pair.of(cells[placement, rate]), side).attainment for rate in rates]
-    found = falls_through(rates, shares, wanted)
-    return f"above {rates[-1]:g}" if found is None else f"below {rates[0]:g}" if found == 0 else f"{found:.2f}"
+def _predict(runs: Sequence[Run], twins: Mapping[Placement, ClusterSpec]) -> Told:
+    return [(run, _simulated(twins[run.placement], run)) for run in runs]
+
+
+def _simulated(twin: ClusterSpec, run: Run) -> RequestColumns:
+    return simulate(twin, requests_of(run.sent.workload)).requests
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -162,43 +143,70 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-num-seqs", type=positive, default=64, metavar="N")
     parser.add_argument("--max-model-len", type=positive, default=2048, metavar="N")
     parser.add_argument("--kv-bytes", type=positive, default=1 << 26, metavar="N", help="of each worker")
-    parser.add_argument("--json", type=Path, metavar="F")
+    parser.add_argument("--json", type=Path, metavar="F", help="write every request and the table there")
+    parser.add_argument(
+        "--measured", type=Path, metavar="F",
+        help="start nothing, predict what --json of another run holds; of the flags only --profile and the SLOs count",
+    )  # fmt: skip
     return parser.parse_args(arguments)
 
 
 def run(args: argparse.Namespace, work_dir: Path) -> None:
-    """Start, measure, tell."""
+    """Start and measure, or take what was measured; tell."""
     profile = load_measured_profile(args.profile)
+    targets = Targets(args.slo_ttft, args.slo_tpot)
+    if args.measured is not None:
+        validation = Validation.load(args.measured)
+        placements = list(dict.fromkeys(one.placement for one in validation.runs))
+        twins = _twins(placements, profile, validation.limits, args, validation.model is None)
+    else:
+        placements, limits = _asked(args)
+        twins = _twins(placements, profile, limits, args, args.model is None)
+        runs = tuple(_started(args, profile, limits, twins, targets, work_dir))
+        validation = Validation(args.model, args.workload, args.duration, limits, runs)
+    rounds = 1 + max((one.turn for one in validation.runs), default=0)
+    print(
+        f"{validation.model or 'the mock engine'}, {validation.workload}, {rounds} rounds of "
+        f"{validation.duration_s:g} s, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
+        f"TTFT <= {targets.ttft_s:g} s and TPOT <= {targets.tpot_s:g} s"
+    )
+    rows = show(validation, twins, targets)
+    if args.json is not None:
+        args.json.write_text(json.dumps({**validation.to_json(), "table": rows}) + "\n")
+
+
+def _asked(args: argparse.Namespace) -> tuple[list[Placement], Limits]:
     limits = Limits(args.chunk, args.max_num_seqs, args.max_model_len, args.kv_bytes)
     placements = list(args.placements)
     if args.plan is not None:
         chosen, chunk = planned(args.plan)
         placements = [chosen, *(one for one in placements if one != chosen)][:3]
         limits = replace(limits, chunk_tokens=int(chunk or limits.chunk_tokens))
-    targets = Targets(args.slo_ttft, args.slo_tpot)
-    mock = args.model is None
+    return placements, limits
+
+
+def _twins(
+    placements: Sequence[Placement], profile: Profile, limits: Limits, args: argparse.Namespace, mock: bool
+) -> dict[Placement, ClusterSpec]:
     if mock and profile.served is not None:
         raise ValueError(
             f"{args.profile}: its delays are the real engine's; "
             "`pdserve profile --mock-delays` measures the mock engine's"
         )
-    engine = ["--mock", str(args.profile.absolute())] if mock else [args.model, "--threads", "1", *_dtype(profile)]
-    twins = {one: cluster_of(one, profile, limits, mock) for one in placements}
-    clusters = {str(one): [*engine, *one.flags(), *limits.flags()] for one in placements}
+    return {one: cluster_of(one, profile, limits, mock) for one in placements}
+
+
+def _started(
+    args: argparse.Namespace, profile: Profile, limits: Limits, twins: Mapping[Placement, ClusterSpec],
+    targets: Targets, work_dir: Path,
+) -> list[Run]:  # fmt: skip
+    mock = ["--mock", str(args.profile.absolute())]
+    engine = mock if args.model is None else [args.model, "--threads", "1", *_dtype(profile)]
+    clusters = {str(one): [*engine, *one.flags(), *limits.flags()] for one in twins}
     with running(clusters, work_dir) as started:
         for server, _ in started.values():
             server.park()
-        cells, now = compare(started, twins, args, targets)
-    what = "the mock engine" if mock else f"{args.model}"
-    print(f"{what}, {args.workload}, {args.rounds} rounds of {args.duration:g} s, {os.cpu_count()} cores, "
-          f"load {os.getloadavg()[0]:.1f}; TTFT <= {targets.ttft_s:g} s and TPOT <= {targets.tpot_s:g} s")  # fmt: skip
-    lines, rows = report(cells, targets)
-    print("\n".join(lines))
-    if now:
-        print("\nthe same, predicted at the machine's speed just before each run, by lone requests:")
-        print("\n".join(report(now, targets)[0]))
-    if args.json is not None:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        return measure(started, twins, args, targets)
 
 
 def _dtype(profile: Profile) -> list[str]:

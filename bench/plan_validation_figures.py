@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from placement.workload import Workload
 
 LATENCIES = ("ttft_p50_s", "ttft_p90_s", "tpot_p50_s", "tpot_p90_s")
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,10 @@ class Targets:
     ttft_s: float
     tpot_s: float
     attainment: float = 0.9
+
+    def scaled(self, by: float) -> Targets:
+        """Laxer or tighter, both together (DistServe, section 6.2: SLO scale)."""
+        return replace(self, ttft_s=by * self.ttft_s, tpot_s=by * self.tpot_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,33 +52,48 @@ def figures_of(ttft_s: Floats, tpot_s: Floats, targets: Targets) -> Figures:
     return Figures(ttft.p50, ttft.p90, tpot.p50, tpot.p90, float(np.mean(met)))
 
 
-def sent(results: Sequence[Result]) -> tuple[Workload, list[Result]]:
-    """What the cluster was really asked, at the instants of sending: what held the generator up is not its doing.
+@dataclass(frozen=True, slots=True, eq=False)
+class Sent:
+    """Requests of one run in the order of sending, as columns; times are nan where one was not served.
 
-    Errors: ValueError without any request.
+    What the cluster was really asked, at the instants of sending: what held the generator up is not its doing.
     """
-    if not results:
-        raise ValueError("no request was due within a run: raise --duration or --rates")
-    order = sorted(results, key=lambda one: one.intended_s + one.late_s)
-    columns = ((one.prompt_tokens, one.asked_tokens) for one in order)
-    prompts, outputs = (np.array(column) for column in zip(*columns, strict=True))
-    return Workload.of(prompts, outputs, np.array([one.intended_s + one.late_s for one in order])), order
+
+    sent_s: Floats
+    prompt_tokens: Ints
+    output_tokens: Ints  # asked for
+    counts: npt.NDArray[np.bool_]  # those due at the beginning of a run do not
+    ttft_s: Floats  # from the sending
+    tpot_s: Floats
+
+    @classmethod
+    def of(cls, results: Sequence[Result], skip_s: float) -> Sent:
+        """Those due from skip_s on count. Errors: ValueError without any request."""
+        if not results:
+            raise ValueError("no request was due within a run: raise --duration or --rates")
+        order = sorted(results, key=lambda one: one.intended_s + one.late_s)
+        columns = zip(*(_row(one, skip_s) for one in order), strict=True)
+        return cls(*(np.array(column) for column in columns))
+
+    @property
+    def workload(self) -> Workload:
+        return Workload.of(self.prompt_tokens, self.output_tokens, self.sent_s)
 
 
-def measured(order: Sequence[Result], skip_s: float, targets: Targets) -> Figures:
-    """Of the requests sent from skip_s on; TTFT from the instant of sending."""
-    kept = [one for one in order if one.intended_s >= skip_s]
-    ttft_s = [
-        one.first_s - one.intended_s - one.late_s if one.first_s is not None and one.outcome is Outcome.OK else np.nan
-        for one in kept
-    ]
-    return figures_of(np.array(ttft_s), np.array([one.tpot_s for one in kept]), targets)
+def _row(one: Result, skip_s: float) -> tuple[float, int, int, bool, float, float]:
+    sent_s = one.intended_s + one.late_s
+    ttft_s = one.first_s - sent_s if one.first_s is not None and one.outcome is Outcome.OK else math.nan
+    return sent_s, one.prompt_tokens, one.asked_tokens, one.intended_s >= skip_s, ttft_s, one.tpot_s
 
 
-def predicted(order: Sequence[Result], columns: RequestColumns, skip_s: float, targets: Targets) -> Figures:
+def measured(sent: Sent, targets: Targets) -> Figures:
+    """Of the requests that count."""
+    return figures_of(sent.ttft_s[sent.counts], sent.tpot_s[sent.counts], targets)
+
+
+def predicted(sent: Sent, columns: RequestColumns, targets: Targets) -> Figures:
     """Of the same requests in a simulation of them, in that order."""
-    kept = np.array([one.intended_s >= skip_s for one in order])
-    return figures_of(columns.ttft_s[kept], columns.tpot_s[kept], targets)
+    return figures_of(columns.ttft_s[sent.counts], columns.tpot_s[sent.counts], targets)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from placement.latency.fitted_profile import Profile
@@ -73,10 +73,10 @@ def cluster_of(placement: Placement, profile: Profile, limits: Limits, mock: boo
         for i, role in enumerate(roles)
     )
     delays = profile.delays if placement.prefill else profile.colocated_delays
-    slowdown = None if mock or profile.served is None else profile.served.slowdown
-    return ClusterSpec(
-        workers, block_bytes, profile.link or LinkSpec(1e10), delays or profile.delays or Delays(), slowdown=slowdown
-    )
+    found = ClusterSpec(workers, block_bytes, profile.link or LinkSpec(1e10), delays or profile.delays or Delays())
+    if mock or profile.served is None:
+        return found
+    return replace(found, slowdown=profile.served.slowdown, warming=profile.served.warming)
 
 
 def planned(path: Path) -> tuple[Placement, int | None]:

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 
 from bench.load.result import Outcome, Result
-from bench.plan_validation import goodput, main, parse, report
-from bench.plan_validation_figures import Figures, Pair, Targets, figures_of, measured, predicted, sent
+from bench.plan_validation import main, parse
+from bench.plan_validation_figures import Figures, Pair, Sent, Targets, figures_of, measured, predicted
 from bench.plan_validation_now import Speed, at_speed, speed_of
+from bench.plan_validation_report import SCALES, by_scale, cells_of, goodput, report
+from bench.plan_validation_runs import Run, Validation
 from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
 from bench.profiler.alone import Seen, alone_in
 from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_points import StepPoint
 from placement.latency.fitted_profile import Profile, Subject, make_profile, profile_to_json
 from placement.latency.served import ServedSteps
-from placement.simulator.cluster import Delays, Slowdown
+from placement.simulator.cluster import Delays, Slowdown, Warming
 from placement.simulator.requests import requests_of
 from placement.simulator.simulate import simulate
 from scheduling.latency import LatencyCoefficients, LatencyModel, save_profile
@@ -28,6 +30,7 @@ from scheduling.routing import Role
 
 TARGETS = Targets(ttft_s=0.5, tpot_s=0.02)
 LIMITS = Limits(chunk_tokens=512, max_num_seqs=64, max_model_len=2048, kv_bytes=1 << 20)
+ALONE = Slowdown(2.0, 0.0, 0.0, 0.0, 0.0)
 LINEAR = LatencyModel(LatencyCoefficients(4e-3, 2e-5, 1e-4, 0.0))
 
 
@@ -47,21 +50,24 @@ def test_figures_of_known_columns() -> None:
 
 def test_latency_counts_from_the_sending_on_both_sides() -> None:
     results = [result(0, 1.0, 0.5, 0.1), result(1, 1.2, 0.0, 0.3), result(2, 2.0, 0.0, None)]
-    workload, order = sent(results)
-    assert workload.arrival_s.tolist() == [1.2, 1.5, 2.0]  # the late one came second
-    assert [one.index for one in order] == [1, 0, 2]
-    seen = measured(order, 0.0, TARGETS)
+    sent = Sent.of(results, skip_s=0.0)
+    assert sent.workload.arrival_s.tolist() == [1.2, 1.5, 2.0]  # the late one came second
+    assert sent.ttft_s[:2] == pytest.approx([0.3, 0.1])
+    seen = measured(sent, TARGETS)
     assert seen.ttft_p50_s == pytest.approx(0.1) and seen.ttft_p90_s == pytest.approx(0.3)
     assert seen.attainment == pytest.approx(2 / 3)
 
 
 def test_the_begin_of_a_run_counts_on_neither_side() -> None:
     results = [result(i, float(i), 0.0, 9.0 if i < 2 else 0.1) for i in range(6)]
-    workload, order = sent(results)
     twin = cluster_of(Placement(0, 1), Profile(LINEAR), LIMITS, mock=True)
-    columns = simulate(twin, requests_of(workload)).requests
-    assert measured(order, 1.5, TARGETS).attainment == 1.0
-    everything, later = (predicted(order, columns, skip_s, TARGETS) for skip_s in (0.0, 1.5))
+    everything, later = (Sent.of(results, skip_s) for skip_s in (0.0, 1.5))
+    columns = simulate(twin, requests_of(later.workload)).requests
+    assert (measured(everything, TARGETS).attainment, measured(later, TARGETS).attainment) == (
+        pytest.approx(4 / 6),
+        1.0,
+    )
+    everything, later = (predicted(sent, columns, TARGETS) for sent in (everything, later))
     assert later.ttft_p50_s == pytest.approx(4e-3 + 100 * 2e-5)
     assert everything.ttft_p50_s == pytest.approx(later.ttft_p50_s)
 
@@ -120,7 +126,7 @@ def test_a_profile_of_the_real_engines_delays_is_not_for_the_mock_one(
     path = tmp_path / "profile.json"
     point = StepPoint(8, 36.0, 0, 8, 1e-3, 0.1, 3)
     subject = Subject("m", 64, 1, "float32", "cpu", 1, "native step", "here")
-    made = replace(make_profile(subject, [point]), served=ServedSteps(0.0, 0.0, Slowdown(2.0, 0.0, 0.0, 0.0, 0.0)))
+    made = replace(make_profile(subject, [point]), served=ServedSteps(0.0, 0.0, Warming(0.0, 0.0), ALONE))
     path.write_text(json.dumps(profile_to_json(made)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["plan_validation", "--profile", str(path)])
@@ -132,7 +138,44 @@ def test_a_profile_of_the_real_engines_delays_is_not_for_the_mock_one(
 
 def test_a_run_without_requests_says_so() -> None:
     with pytest.raises(ValueError, match="no request was due"):
-        sent([])
+        Sent.of([], 0.0)
+
+
+def test_runs_come_back_from_their_file_and_are_predicted_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = [result(0, 0.0, 0.0, 0.1), result(1, 1.0, 0.25, 0.3), result(2, 2.0, 0.0, None)]
+    run = Run(Placement(2, 1), 1.5, 3, Sent.of(results, 0.5), Speed(1.1, 0.9))
+    kept, profile = tmp_path / "runs.json", tmp_path / "profile.json"
+    kept.write_text(json.dumps(Validation("some/model", "input=100,output=8", 3.0, LIMITS, (run,)).to_json()))
+    [again] = Validation.load(kept).runs
+    assert (again.placement, again.rate, again.turn, again.speed) == (run.placement, 1.5, 3, Speed(1.1, 0.9))
+    for name in ("sent_s", "prompt_tokens", "output_tokens", "counts", "ttft_s", "tpot_s"):
+        assert np.array_equal(getattr(again.sent, name), getattr(run.sent, name), equal_nan=name == "ttft_s")
+    save_profile(profile, LINEAR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["plan_validation", "--profile", str(profile), "--measured", str(kept)])
+        patch.setattr("signal.signal", lambda *_: None)
+        patch.setattr("bench.plan_validation.adopt_orphans", lambda: None)
+        patch.setattr("bench.plan_validation.running", None)  # nothing is started
+        assert main() == 0
+        said = capsys.readouterr().out
+        assert "some/model, input=100,output=8, 4 rounds of 3 s" in said and "2P+1D          1.5/s" in said
+        kept.write_text('{"runs": [{}]}')
+        assert main() == 1
+    assert "not of plan_validation --json" in capsys.readouterr().err
+
+
+def test_attainment_is_shown_for_laxer_and_tighter_targets() -> None:
+    results = [result(i, float(i), 0.0, 0.1 * (1 + i)) for i in range(8)]  # TTFT up to 0.8 s, targets 0.5 s
+    sent = Sent.of(results, 0.0)
+    twin = cluster_of(Placement(0, 1), Profile(LINEAR), LIMITS, mock=True)
+    told = [(Run(Placement(0, 1), 1.0, 0, sent), simulate(twin, requests_of(sent.workload)).requests)]
+    lines = by_scale(told, TARGETS)
+    row = next(line for line in lines if line.startswith("1 colocated"))
+    assert row.split()[3:] == ["100.0/25.0", "100.0/37.5", "100.0/62.5", "100.0/87.5", "100.0/100.0", "100.0/100.0"]
+    assert lines[-1].startswith("mean error 31.2 points, 2 of 6 within 3") and len(SCALES) == 6
+    assert cells_of(told, TARGETS.scaled(2.0))[Placement(0, 1), 1.0][0][1].attainment == 1.0
 
 
 def test_a_profile_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +198,7 @@ def test_a_small_run_on_the_mock_engine(tmp_path: Path, capsys: pytest.CaptureFi
         patch.setattr("signal.signal", lambda *_: None)
         patch.setattr("bench.plan_validation.adopt_orphans", lambda: None)
         assert main() == 0
-    [row] = json.loads(found.read_text())
+    [row] = json.loads(found.read_text())["table"]
     step_s = 4e-3 + 256 * 2e-5
     assert row["placement"] == "1 colocated" and row["rounds"] == 1
     for side in ("predicted", "measured"):
