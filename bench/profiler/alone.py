@@ -14,6 +14,7 @@ import numpy as np
 
 from bench.load.prompts import Prompts
 from bench.load.target import Target
+from bench.served.server import Server, ServerFailed
 from placement.simulator.cluster import ClusterSpec
 from placement.simulator.requests import requests_of
 from placement.simulator.simulate import simulate
@@ -36,7 +37,8 @@ class Seen:
 
     ttft_s: float
     second_s: float  # token 1 to token 2
-    gap_s: float  # between later tokens
+    gap_s: float  # between later tokens, mean of a request
+    gaps_s: tuple[float, ...] = ()  # token 1 to 2, 2 to 3, ...
 
 
 async def one_at_a_time(target: Target, prompt_tokens: int, output_tokens: int, requests: int) -> Seen:
@@ -46,18 +48,22 @@ async def one_at_a_time(target: Target, prompt_tokens: int, output_tokens: int, 
     prompts = Prompts(workload, target.vocab_size, time.time_ns() % (1 << 40), target.wants_text)
     pool = target.pool()
     rows: list[tuple[float, float, float]] = []
+    gaps_s: list[list[float]] = []
     try:
         for index in range(num):
             request = target.request(prompts.of(index), output_tokens)
             begin_s = time.perf_counter()
             async with asyncio.timeout(LIMIT_S):
                 answer = await pool.ask(request)
-            gaps = [*answer.gaps_s, 0.0, 0.0]
-            rows.append((answer.first_s - begin_s, gaps[0], statistics.fmean(answer.gaps_s[1:] or [0.0])))
+            gaps = list(answer.gaps_s)
+            rows.append((answer.first_s - begin_s, (gaps or [0.0])[0], statistics.fmean(gaps[1:] or [0.0])))
+            gaps_s.append(gaps)
             await asyncio.sleep(REST_S)
     finally:
         await pool.close()
-    return Seen(*(statistics.median(column) for column in zip(*rows[WARM:], strict=True)))
+    whole = [gaps for gaps in gaps_s[WARM:] if len(gaps) == output_tokens - 1]  # others had two tokens in one message
+    by_index = tuple(statistics.median(column) for column in zip(*whole, strict=True))
+    return Seen(*(statistics.median(column) for column in zip(*rows[WARM:], strict=True)), by_index)
 
 
 def alone_in(twin: ClusterSpec, prompt_tokens: int, output_tokens: int) -> tuple[float, float]:
@@ -87,3 +93,17 @@ def since(before: Totals, after: Totals, role: str) -> tuple[float, float]:
     """(seconds, steps) of a role between two totals."""
     (then_s, then), (now_s, now) = before.get(role, (0.0, 0.0)), after.get(role, (0.0, 0.0))
     return now_s - then_s, now - then
+
+
+def totals_of(server: Server) -> Totals:
+    """Of everything up to now."""
+    time.sleep(STATUS_S)
+    return step_totals(server.port)
+
+
+def mean_step_s(before: Totals, after: Totals, role: str) -> float:
+    """Of a role's steps between two totals. Errors: ServerFailed where there were none."""
+    seconds, steps = since(before, after, role)
+    if steps < 1:
+        raise ServerFailed(f"{role} workers told of no step within {STATUS_S:g} s; is the machine overloaded?")
+    return seconds / steps

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from bench.profiler.alone import Seen, alone_in, one_at_a_time
 from bench.profiler.cluster import running
-from placement.simulator.cluster import ClusterSpec, Delays, LinkSpec, WorkerSpec
+from placement.simulator.cluster import ClusterSpec, Delays, LinkSpec, Warming, WorkerSpec
 from scheduling.batching import SchedulerConfig
 from scheduling.latency import LatencyCoefficients, LatencyModel, save_profile
 from scheduling.routing import Role
 
 STEP_S = 4e-3  # of the mock engine
-PROMPT_TOKENS, OUTPUT_TOKENS = 64, 16
+PROMPT_TOKENS, OUTPUT_TOKENS = 64, 33
 BLOCK_SIZE, BLOCK_BYTES, NUM_BLOCKS = 16, 1024, 4096
 REQUESTS = 40
 _MESSAGE_STEP_S = 1e-3
@@ -37,10 +37,16 @@ class Known:
     """The steps of these requests, as a `StepTimes`: the whole prompt is one step."""
 
     prefill_s: float
-    decode_s: float
+    decode_s: float  # in a long row
+    warming: Warming | None = None
 
     def batch_s(self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: int) -> float:
         return self.prefill_s if prefill_tokens else self.decode_s
+
+    @property
+    def later_s(self) -> float:
+        """The mean step behind the first decode."""
+        return self.decode_s + (0.0 if self.warming is None else self.warming.mean_s(1, OUTPUT_TOKENS - 1))
 
 
 MOCK = Known(STEP_S, STEP_S)
@@ -86,14 +92,14 @@ def measure_delays(log_dir: Path, link: LinkSpec | None = None, requests: int = 
 def delays_of(colocated: tuple[Seen, Known], split: tuple[Seen, Known], wake_s: float, trip: Trip) -> Measured:
     """The delays that make the simulator see the same; none is negative."""
     seen, known = split
-    outside = Delays(step_s=max(0.0, seen.gap_s - known.decode_s), wake_s=wake_s)
+    outside = Delays(step_s=max(0.0, seen.gap_s - known.later_s), wake_s=wake_s)
     at_0, at_1 = (_second_s(replace(outside, message_s=one), known, trip) for one in (0.0, _MESSAGE_STEP_S))
     message_s = max(0.0, (seen.second_s - at_0) / (at_1 - at_0) * _MESSAGE_STEP_S)
     found = [
         Delays(
             max(0.0, seen.ttft_s - known.prefill_s - 2.0 * message_s - wake_s),
             message_s,
-            max(0.0, seen.gap_s - known.decode_s),
+            max(0.0, seen.gap_s - known.later_s),
             wake_s,
         )
         for seen, known in (split, colocated)
@@ -107,8 +113,8 @@ def _second_s(delays: Delays, known: Known, trip: Trip) -> float:
     workers = tuple(
         WorkerSpec(role.value, role, config, NUM_BLOCKS, BLOCK_SIZE, known) for role in (Role.PREFILL, Role.DECODE)
     )
-    _, tpot_s = alone_in(ClusterSpec(workers, trip.block_bytes, trip.link, delays), trip.prompt_tokens, 2)
-    return tpot_s
+    twin = ClusterSpec(workers, trip.block_bytes, trip.link, delays, warming=known.warming)
+    return alone_in(twin, trip.prompt_tokens, 2)[1]
 
 
 def wake_up_s(tries: int = 100) -> float:

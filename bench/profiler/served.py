@@ -10,31 +10,23 @@ from __future__ import annotations
 import asyncio
 import math
 import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from bench.load.prompts import Prompts
 from bench.load.target import Target
-from bench.profiler.alone import STATUS_S, Seen, Totals, one_at_a_time, since, step_totals
+from bench.profiler.alone import Seen, mean_step_s, one_at_a_time, totals_of
 from bench.profiler.cluster import running
-from bench.profiler.delays import BLOCK_SIZE, REQUESTS, Known, Measured, Trip, delays_of, wake_up_s
-from bench.served.server import Server, ServerFailed
+from bench.profiler.delays import BLOCK_SIZE, OUTPUT_TOKENS, REQUESTS, Known, Measured, Trip, delays_of, wake_up_s
+from bench.profiler.together import CLUSTERS, Load, one_round, slowdown_of
+from bench.served.server import Server
 from placement.latency.served import ServedSteps
-from placement.simulator.cluster import LinkSpec, Slowdown, StepTimes
-from placement.workload.workload import Workload
+from placement.simulator.cluster import LinkSpec, StepTimes, Warming
 
-OUTPUT_TOKENS = 16
-TOGETHER_S, TOGETHER_ROUNDS = 2.0, 3
-Busy = tuple[int, int]
-"""How many workers compute prompts, and how many decodes."""
-CLUSTERS = {"split": ["--prefill", "1", "--decode", "1"], "pair": ["--prefill", "0", "--decode", "2"]}
-TOGETHER: Mapping[str, tuple[Busy, ...]] = {"split": ((1, 0), (0, 1), (1, 1)), "pair": ((2, 0), (0, 2))}
-ROLES = {"split": ("prefill", "decode"), "pair": ("decode", "decode")}  # of who computes prompts, and decodes
-LIMIT_S = 60.0
+MOST_RATIO = 0.95  # of one decode's delay to the one's before it
+TOGETHER_S, TOGETHER_ROUNDS = 2.0, 4
+TOGETHER_PROMPTS, TOGETHER_DECODES = 4, 50  # of one worker, for which there must be time
+ONE_OUTPUT = 0.35  # of that time, were it alone: beside others it must end too
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +35,6 @@ class Served:
 
     steps: ServedSteps
     delays: Measured
-
-
-@dataclass(frozen=True, slots=True)
-class Together:
-    """Of workers that compute prompts and of those that decode; nan where there are none."""
-
-    step_s: tuple[float, float]  # mean
-    share: tuple[float, float]  # of the time that a busy worker computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +67,50 @@ def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) ->
         server.park()
         server, target = started["pair"]
         server.resume()
-        asyncio.run(_all_ask(target, subject.long_tokens, [1, OUTPUT_TOKENS]))  # warms it up, as the other is by now
+        asyncio.run(one_at_a_time(target, subject.long_tokens, OUTPUT_TOKENS, 1))  # warms it up, as the other is by now
         server.park()
-        rounds = [_round(started, subject) for _ in range(TOGETHER_ROUNDS)]
+        load = _load(subject)
+        rounds = [one_round(started, load) for _ in range(TOGETHER_ROUNDS)]
     trip = Trip(subject.prompt_tokens, subject.kv_bytes_per_token * BLOCK_SIZE, subject.link)
+    warming = warming_of([colocated[0].gaps_s, *(one[0].gaps_s[1:] for one in (split, long))])
     served = {subject.prompt_tokens: split[1], subject.long_tokens: long[1]}
-    extras = [_extra(known, expected(subject, tokens)) for tokens, known in served.items()]
+    extras = [_extra(known, expected(subject, tokens), warming) for tokens, known in served.items()]
     steps = ServedSteps(
         *(max(0.0, statistics.fmean(column)) for column in zip(*extras, strict=True)),
+        warming,
         slowdown_of(rounds, subject.at_once),
     )
-    return Served(steps, delays_of(colocated, split, wake_up_s(), trip))
+    alone = [(seen, _in_a_row(known, warming)) for seen, known in (colocated, split)]
+    return Served(steps, delays_of(*alone, wake_up_s(), trip))
+
+
+def warming_of(gaps_s: Sequence[Sequence[float]]) -> Warming:
+    """From the times between the tokens of lone requests, in several clusters; the second half of each is steady.
+
+    Split clusters leave out the first time, which has the handoff in it: so all are put side by side by their ends. Of
+    the mean, the geometric series with the same sum, and the same sum of delay times place. None where the first half
+    is no slower.
+    """
+    most = max(map(len, gaps_s), default=0)
+    more_s: list[list[float]] = [[] for _ in range(most // 2)]
+    for row in gaps_s:
+        if len(row) < 2:
+            continue
+        steady_s = statistics.median(row[-(most - most // 2) :])
+        for place, gap_s in enumerate(row, most - len(row)):
+            if place < len(more_s):
+                more_s[place].append(gap_s - steady_s)
+    means_s = [statistics.fmean(column) for column in more_s if column]
+    total_s, moment = sum(means_s), sum(place * one for place, one in enumerate(means_s, 1))
+    if total_s <= 0.0 or moment <= 0.0:
+        return Warming(0.0, 0.0)
+    ratio = min(max(0.0, 1.0 - total_s / moment), MOST_RATIO)
+    return Warming(total_s * (1.0 - ratio), ratio)
+
+
+def _in_a_row(known: Known, warming: Warming) -> Known:
+    """What workers counted of the first decodes, told apart."""
+    return Known(known.prefill_s, max(0.0, known.decode_s - warming.mean_s(0, OUTPUT_TOKENS - 1)), warming)
 
 
 def expected(subject: Subject, prompt_tokens: int) -> Known:
@@ -105,105 +122,32 @@ def expected(subject: Subject, prompt_tokens: int) -> Known:
     return Known(statistics.fmean(prefills), statistics.fmean(decodes))
 
 
-def _extra(served: Known, alone: Known) -> tuple[float, float]:
-    return served.prefill_s - alone.prefill_s, served.decode_s - alone.decode_s
-
-
-def slowdown_of(rounds: Sequence[Mapping[Busy, Together]], at_once: float) -> Slowdown:
-    """What each costs the other while both compute, beyond the wait for a core; never less than nothing."""
-
-    def cost(role: int, alone: Busy, beside: Busy, other: int) -> float:
-        found = []
-        for one in rounds:
-            longer = one[beside].step_s[role] / one[alone].step_s[role] / max(1.0, sum(beside) / at_once) - 1.0
-            found.append(longer / one[beside].share[other])
-        return max(0.0, statistics.median(found))
-
-    prompts, decodes = 0, 1
-    return Slowdown(
-        at_once,
-        cost(prompts, (1, 0), (2, 0), prompts),
-        cost(prompts, (1, 0), (1, 1), decodes),
-        cost(decodes, (0, 1), (1, 1), prompts),
-        cost(decodes, (0, 1), (0, 2), decodes),
-    )
+def _extra(served: Known, alone: Known, warming: Warming) -> tuple[float, float]:
+    return served.prefill_s - alone.prefill_s, _in_a_row(served, warming).decode_s - alone.decode_s
 
 
 def _split_alone(server: Server, target: Target, prompt_tokens: int, requests: int) -> tuple[Seen, Known]:
     """Each role counts steps of its own kind."""
-    before = _totals(server)
+    before = totals_of(server)
     seen = asyncio.run(one_at_a_time(target, prompt_tokens, OUTPUT_TOKENS, requests))
-    after = _totals(server)
-    return seen, Known(_mean_step_s(before, after, "prefill"), _mean_step_s(before, after, "decode"))
+    after = totals_of(server)
+    return seen, Known(mean_step_s(before, after, "prefill"), mean_step_s(before, after, "decode"))
 
 
 def _colocated_alone(server: Server, target: Target, prompt_tokens: int, requests: int) -> tuple[Seen, Known]:
     """Two series: prompts of one token of output, whose steps are all prefills of one step each, and longer ones."""
-    before = _totals(server)
+    before = totals_of(server)
     asyncio.run(one_at_a_time(target, prompt_tokens, 1, requests))
-    between = _totals(server)
+    between = totals_of(server)
     seen = asyncio.run(one_at_a_time(target, prompt_tokens, OUTPUT_TOKENS, requests))
-    prefill_s, mean_s = _mean_step_s(before, between, "decode"), _mean_step_s(between, _totals(server), "decode")
+    prefill_s, mean_s = mean_step_s(before, between, "decode"), mean_step_s(between, totals_of(server), "decode")
     return seen, Known(prefill_s, (OUTPUT_TOKENS * mean_s - prefill_s) / (OUTPUT_TOKENS - 1))
 
 
-def _totals(server: Server) -> Totals:
-    time.sleep(STATUS_S)
-    return step_totals(server.port)
-
-
-def _mean_step_s(before: Totals, after: Totals, role: str) -> float:
-    seconds, steps = since(before, after, role)
-    if steps < 1:
-        raise ServerFailed(f"{role} workers told of no step within {STATUS_S:g} s; is the machine overloaded?")
-    return seconds / steps
-
-
-def _round(started: Mapping[str, tuple[Server, Target]], subject: Subject) -> dict[Busy, Together]:
-    """Every combination once; the cluster that has nothing to do is held stopped."""
-    found = {}
-    for name, (server, target) in started.items():
-        server.resume()
-        found |= {busy: _together(server, target, subject, name, busy) for busy in TOGETHER[name]}
-        server.park()
-    return found
-
-
-def _together(server: Server, target: Target, subject: Subject, name: str, busy: Busy) -> Together:
-    """So many workers compute prompts of one token of output, so many long outputs.
-
-    Long prompts: the fewer requests, the less the front and the clients, who want the same cores, are in what is seen.
-    """
-    clients = [1] * busy[0] + [subject.most_output_tokens] * busy[1]
-    before = _totals(server)
-    began_s = time.perf_counter()
-    asyncio.run(_all_ask(target, subject.long_tokens, clients))
-    took_s = time.perf_counter() - began_s
-    after = _totals(server)
-    step_s, share = [], []
-    for role, num in zip(ROLES[name], busy, strict=True):
-        step_s.append(_mean_step_s(before, after, role) if num else math.nan)
-        share.append(since(before, after, role)[0] / took_s / max(1, num))
-    return Together((step_s[0], step_s[1]), (share[0], share[1]))
-
-
-async def _all_ask(target: Target, prompt_tokens: int, output_tokens: Sequence[int]) -> None:
-    """A client for each of them, for TOGETHER_S."""
-    until_s = time.perf_counter() + TOGETHER_S
-    async with asyncio.timeout(TOGETHER_S + LIMIT_S), asyncio.TaskGroup() as group:
-        for client, tokens in enumerate(output_tokens):
-            group.create_task(_keep_asking(target, prompt_tokens, tokens, client, until_s))
-
-
-async def _keep_asking(target: Target, prompt_tokens: int, output_tokens: int, client: int, until_s: float) -> None:
-    num = 1000  # prompts, each used once
-    workload = Workload.of(np.full(num, prompt_tokens), np.full(num, output_tokens), np.zeros(num))
-    prompts = Prompts(workload, target.vocab_size, time.time_ns() % (1 << 40) + client, target.wants_text)
-    pool = target.pool()
-    try:
-        for index in range(num):
-            if time.perf_counter() > until_s:
-                return
-            await pool.ask(target.request(prompts.of(index), output_tokens))
-    finally:
-        await pool.close()
+def _load(subject: Subject) -> Load:
+    """Windows long enough for a slow model's prompts and decodes, and not for a fast one's accidents only."""
+    alone = expected(subject, subject.long_tokens)
+    prompt_s = alone.prefill_s * math.ceil(subject.long_tokens / subject.chunk_tokens)
+    seconds = max(TOGETHER_S, TOGETHER_PROMPTS * prompt_s + TOGETHER_DECODES * alone.decode_s)
+    output_tokens = min(int(ONE_OUTPUT * seconds / alone.decode_s), subject.most_output_tokens)
+    return Load(subject.long_tokens, min(subject.chunk_tokens, subject.long_tokens), output_tokens, seconds)

@@ -243,13 +243,15 @@ def report(profile: Profile) -> list[str]:
     if (served := profile.served) is not None:
         lines.append(
             f"  served: {1e3 * served.prefill_extra_s:.3g} ms more a step of prompts, "
-            f"{1e3 * served.decode_extra_s:.3g} ms more any other"
+            f"{1e3 * served.decode_extra_s:.3g} ms more any other; the first decode behind a prompt or a rest "
+            f"{1e3 * served.warming.first_s:.3g} ms more, the next {served.warming.ratio:.2f} of that, and so on"
         )
         beside = served.slowdown
         lines.append(
             f"  beside another worker: prompts {beside.prompts_by_prompts:.0%} longer by prompts, "
             f"{beside.prompts_by_decodes:.0%} by decodes; decodes {beside.decodes_by_prompts:.0%} by prompts, "
-            f"{beside.decodes_by_decodes:.0%} by decodes; cores for {beside.at_once:.3g} workers"
+            f"{beside.decodes_by_decodes:.0%} by decodes; cores for {beside.at_once:.3g} workers; behind a rest "
+            f"prompts {1e3 * beside.rested_prompts_s:.3g} ms more"
         )
     lines.append(f"  simulators will use: {profile.best_fit}; swap is not measured: the engine has none")
     return lines

@@ -44,7 +44,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-enable-prefix-caching", action="store_true", default=None, help="forget finished prompts")
     group.add_argument(
         "--one-machine", action="store_true", default=None,
-        help="all workers share this machine's cores, as `pdserve profile` saw them do; implies --quick "
+        help="all workers share this machine's cores, as `pdserve profile` saw them do; a plan is then --quick "
         "(default: each has a machine of its own)",
     )  # fmt: skip
     group.add_argument("--seed", type=int, metavar="N", help="of the requests drawn (default: 0)")

@@ -72,8 +72,8 @@ def _other_name(serving: Serving, profile: FromProfile | None) -> list[str]:
 
 def _cores(outcome: Outcome, serving: Serving, profile: FromProfile | None) -> list[str]:
     """A plan for measured workers that each have a machine, which `serve --plan` would start on this one."""
-    best, slowdown = outcome.best, None if profile is None else profile.slowdown
-    if best is None or slowdown is None or serving.slowdown is not None:
+    best, served = outcome.best, None if profile is None else profile.served
+    if best is None or served is None or serving.slowdown is not None:
         return []
     workers = best.candidate.replicas * sum(pool.workers for pool in best.candidate.pools)
     if workers == 1:

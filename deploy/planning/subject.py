@@ -15,9 +15,10 @@ from placement.hardware.catalogue import GpuType, gpu_type
 from placement.hardware.this_machine import this_machine
 from placement.latency.fitted_profile import Subject, load_measured_profile
 from placement.latency.imports import Foreign, foreign_steps
+from placement.latency.served import ServedSteps
 from placement.latency.shape import KNOWN_SHAPES, ModelShape, shape_from_config
 from placement.search.build import DoesNotFit, MakeStepTimes, Serving
-from placement.simulator.cluster import Delays, LinearSteps, LinkSpec, Slowdown, StepTimes
+from placement.simulator.cluster import Delays, LinearSteps, LinkSpec, StepTimes
 from placement.workload.source import WorkloadSource
 from placement.workload.spec import WorkloadSpec, parse_workload_spec
 
@@ -98,7 +99,7 @@ class FromProfile:
     delays: Delays | None = None
     colocated_delays: Delays | None = None
     subject: Subject | None = None
-    slowdown: Slowdown | None = None
+    served: ServedSteps | None = None
     of_one_device: bool = False  # its step times stand for every worker
 
 
@@ -122,9 +123,14 @@ def profile_of(args: argparse.Namespace, *, mock: bool = False) -> FromProfile |
             message if str(path) in message else f"--profile {path}: {message}", ExitCode.WORKLOAD
         ) from None
     steps = LinearSteps(measured.linear) if mock else measured.step_times
-    slowdown = None if measured.served is None else measured.served.slowdown
     return FromProfile(
-        Measured(steps), measured.link, measured.delays, measured.colocated_delays, measured.subject, slowdown, True
+        Measured(steps),
+        measured.link,
+        measured.delays,
+        measured.colocated_delays,
+        measured.subject,
+        measured.served,
+        True,
     )
 
 
@@ -160,7 +166,7 @@ def measured_shape(model: ModelShape, subject: Subject, path: Path) -> ModelShap
 def serving_of(args: argparse.Namespace, source: WorkloadSource, measured: FromProfile | None) -> Serving:
     """How workers are run, from the flags that plan and simulate share. Errors: ConfigError, StartError."""
     model = model_shape(args.model)
-    slowdown = _shared(args, measured) if args.one_machine else None
+    shared = _shared(args, measured) if args.one_machine else None
     if measured is not None and measured.subject is not None:
         model = measured_shape(model, measured.subject, args.profile)
     longest = source.recorded or source.build(rate=1.0, num_requests=_SAMPLE)
@@ -178,7 +184,8 @@ def serving_of(args: argparse.Namespace, source: WorkloadSource, measured: FromP
         prefix_caching=not args.no_enable_prefix_caching,
         kv_bytes=args.kv_bytes,
         link=None if measured is None else measured.link,
-        slowdown=slowdown,
+        slowdown=None if shared is None else shared.slowdown,
+        warming=None if shared is None else shared.warming,
     )
     return (
         serving
@@ -187,10 +194,10 @@ def serving_of(args: argparse.Namespace, source: WorkloadSource, measured: FromP
     )
 
 
-def _shared(args: argparse.Namespace, measured: FromProfile | None) -> Slowdown:
+def _shared(args: argparse.Namespace, measured: FromProfile | None) -> ServedSteps:
     """--one-machine. Errors: ConfigError."""
     problems = []
-    if measured is None or measured.slowdown is None:
+    if measured is None or measured.served is None:
         problems.append(
             "--one-machine needs --profile with what workers cost one another: `pdserve profile` measures it where it "
             "serves the model, on a CPU and without --mock-delays or --no-delays"
@@ -199,6 +206,6 @@ def _shared(args: argparse.Namespace, measured: FromProfile | None) -> Slowdown:
         problems.append("--one-machine needs --kv-bytes, of each worker: they share the machine's memory too")
     if getattr(args, "affinity", None) == "low":
         problems.append("--one-machine is one cluster, --affinity low may plan several: leave it out")
-    if problems or measured is None or measured.slowdown is None:
+    if problems or measured is None or measured.served is None:
         raise ConfigError(problems)
-    return measured.slowdown
+    return measured.served

@@ -14,12 +14,13 @@ from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_fit import FITS, cross_validate, fit_linear, fit_piecewise, fit_transfer
 from placement.latency.fitted_points import FitError, StepPoint, by_regime, relative_errors
 from placement.latency.served import ServedSteps, piecewise
-from placement.simulator.cluster import Delays, LinearSteps, LinkSpec, Slowdown, StepTimes
+from placement.simulator.cluster import Delays, LinearSteps, LinkSpec, Slowdown, StepTimes, Warming
 from scheduling.latency import LatencyModel, model_from_json, model_to_json
 
 FORMAT = 1
 T = TypeVar("T")
 CURVES = ("prefill", "decode", "mixed")
+_WITHIN: dict[str, type] = {"Slowdown": Slowdown, "Warming": Warming}
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +208,7 @@ def _steps(given: object, where: str) -> PiecewiseSteps:
 
 
 def _made(kind: type[T], given: object, where: str) -> T:
-    """A dataclass of numbers, words, lists of numbers and a slowdown from its JSON object."""
+    """A dataclass of numbers, words, lists of numbers and those of _WITHIN from its JSON object."""
     values = {str(name): value for name, value in _of(given, where)}
     known = {one.name: str(one.type) for one in fields(kind)}  # type: ignore[arg-type]  # every kind here is one
     if wrong := sorted(set(values) ^ set(known)):
@@ -224,8 +225,8 @@ def _made(kind: type[T], given: object, where: str) -> T:
 def _checked(kind: str, value: object, where: str) -> object:
     if value is None and "None" in kind:
         return None
-    if kind == Slowdown.__name__:
-        return _made(Slowdown, value, where)
+    if kind in _WITHIN:
+        return _made(_WITHIN[kind], value, where)
     if kind.startswith("tuple"):
         if not isinstance(value, list):
             raise ValueError(f"{where} is {value!r}; it must be a list of numbers")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from placement.latency.fitted import PiecewiseSteps, Regime
-from placement.simulator.cluster import Slowdown
+from placement.simulator.cluster import Slowdown, Warming
 from scheduling.latency import LatencyCoefficients
 
 
@@ -15,6 +15,7 @@ class ServedSteps:
 
     prefill_extra_s: float  # a step of prompts alone takes so much longer: it mostly comes after a rest
     decode_extra_s: float  # any other: there is always one before it
+    warming: Warming
     slowdown: Slowdown
 
     def applied(self, steps: PiecewiseSteps) -> PiecewiseSteps:

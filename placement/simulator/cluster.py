@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 from scheduling.batching import SchedulerConfig
@@ -79,13 +79,14 @@ class Slowdown:
     prompts_by_decodes: float  # the same to each in a step of decodes alone
     decodes_by_prompts: float
     decodes_by_decodes: float
+    rested_prompts_s: float = 0.0  # a step of prompts behind a rest takes so much longer, beside another that computes
 
     def __post_init__(self) -> None:
         if not self.at_once > 0.0:
             raise ValueError(f"at_once is {self.at_once}; it must be above 0")
-        for name in ("prompts_by_prompts", "prompts_by_decodes", "decodes_by_prompts", "decodes_by_decodes"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for field_ in fields(self)[1:]:
+            if not 0.0 <= getattr(self, field_.name) < math.inf:
+                raise ValueError(f"{field_.name} is {getattr(self, field_.name)}; it must be at least 0")
 
     def factor(self, prompts: bool, others_prompts: int, others_decodes: int) -> float:
         """How many times as long a step takes beside so many others; `prompts`: it has prompt tokens."""
@@ -96,6 +97,26 @@ class Slowdown:
             else (self.decodes_by_prompts, self.decodes_by_decodes)
         )
         return waiting * (1.0 + by_prompts * others_prompts + by_decodes * others_decodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Warming:
+    """A worker's n-th step of decodes in a row, after a rest or a prompt, takes first_s * ratio ** (n - 1) more."""
+
+    first_s: float
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.first_s < math.inf and 0.0 <= self.ratio < 1.0):
+            raise ValueError(f"warming by {self.first_s} s, then {self.ratio} of it: at least 0 s, a ratio below 1")
+
+    def extra_s(self, in_a_row: int) -> float:
+        """Of the step behind so many others."""
+        return self.first_s * self.ratio**in_a_row
+
+    def mean_s(self, start: int, stop: int) -> float:
+        """Of steps start to stop - 1 of a row."""
+        return sum(map(self.extra_s, range(start, stop))) / (stop - start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +132,7 @@ class ClusterSpec:
     max_in_flight: int = 1024  # at the router; one more is rejected
     status_s: float = 1.0  # between two accounts that a worker gives of itself
     slowdown: Slowdown | None = None  # of workers that share one machine; None: each has its own
+    warming: Warming | None = None  # of decodes; None: every step is as fast as in a long row
 
     def __post_init__(self) -> None:
         names = [worker.worker_id for worker in self.workers]

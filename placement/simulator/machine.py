@@ -33,9 +33,11 @@ class Machine:
         self._known_s = 0.0
         self._round = 0  # a planned end is void when this has moved on
 
-    def begin(self, seconds: float, prompts: bool, done: Callable[[float], None]) -> Job:
-        """A step that takes `seconds` alone; `done` hears how long it took."""
+    def begin(self, seconds: float, prompts: bool, done: Callable[[float], None], *, rested: bool = False) -> Job:
+        """A step that takes `seconds` alone; `done` hears how long it took. `rested`: its worker did nothing before."""
         self._advance()
+        if prompts and rested and self._jobs:
+            seconds += self._slowdown.rested_prompts_s
         job = Job(seconds, prompts, self._events.now(), done)
         self._jobs.append(job)
         self._plan()

@@ -50,7 +50,9 @@ class SimRouter:
     def add_worker(self, spec: WorkerSpec) -> None:
         """A worker starts, empty."""
         name = spec.worker_id
-        worker = SimWorker(spec, self.events, self.spec.delays, self, self.counts[name], self._machine)
+        worker = SimWorker(
+            spec, self.events, self.spec.delays, self, self.counts[name], self._machine, self.spec.warming
+        )
         self.workers[name] = worker
         chunk_tokens = spec.scheduler.max_num_batched_tokens
         limits = WorkerLimits(name, spec.role, spec.num_blocks, spec.block_size, chunk_tokens)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from pdserve.ids import SequenceKey
 from pdserve.sampling import SampledToken
-from placement.simulator.cluster import Delays, WorkerSpec
+from placement.simulator.cluster import Delays, Warming, WorkerSpec
 from placement.simulator.events import EventQueue
 from placement.simulator.machine import Job, Machine
 from scheduling.batching import Batch, Scheduler, SequenceUpdate
@@ -52,6 +52,7 @@ class SimWorker:
         listener: WorkerListener,
         counts: WorkerCounts,
         machine: Machine | None = None,
+        warming: Warming | None = None,
     ) -> None:
         """Without `machine` its steps take what they take alone."""
         self.spec = spec
@@ -64,6 +65,9 @@ class SimWorker:
         self._delays = delays
         self._listener = listener
         self._machine = machine
+        self._warming = warming
+        self._decodes_in_a_row = 0
+        self._rested = True
         self._job: Job | None = None
         self._commands: list[Callable[[], object]] = []
         self._stepping = False
@@ -122,7 +126,9 @@ class SimWorker:
             self._listener.on_room(self, seq.key, tuple(seq.block_ids[:num_blocks]), seq.num_cached_blocks)
         if batch.steps:
             self._begin(batch)
-        elif scheduler.next_deadline_s < self._deadline_s:
+            return
+        self._decodes_in_a_row, self._rested = 0, True
+        if scheduler.next_deadline_s < self._deadline_s:
             self._deadline_s = scheduler.next_deadline_s
             self._events.at(self._deadline_s, self._on_deadline)
 
@@ -137,16 +143,30 @@ class SimWorker:
         seconds = self.spec.step_times.batch_s(
             batch.prefill_tokens, pairs, batch.decode_sequences, batch.context_tokens
         )
+        seconds += self._warming_s(batch)
+        rested, self._rested = self._rested, False
         counts = self.counts
         counts.prefill_tokens += batch.prefill_tokens
         counts.decode_tokens += batch.decode_sequences
         counts.peak_blocks = max(counts.peak_blocks, self.scheduler.blocks.num_referenced)
         if self._machine is not None:
             has_prompts = batch.prefill_tokens > 0
-            self._job = self._machine.begin(seconds, has_prompts, lambda took_s: self._computed(batch, took_s))
+            self._job = self._machine.begin(
+                seconds, has_prompts, lambda took_s: self._computed(batch, took_s), rested=rested
+            )
             return
         self._count(batch, seconds)  # already: the compiled twin does, and a status may come before the end
         self._events.after(seconds, self._complete, batch)
+
+    def _warming_s(self, batch: Batch) -> float:
+        """What the step takes longer than in a long row of its kind."""
+        if self._warming is None:
+            return 0.0
+        if batch.prefill_tokens:
+            self._decodes_in_a_row = 0
+            return 0.0
+        self._decodes_in_a_row += 1
+        return self._warming.extra_s(self._decodes_in_a_row - 1)
 
     def _computed(self, batch: Batch, took_s: float) -> None:
         self._count(batch, took_s)

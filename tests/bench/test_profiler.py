@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from bench.profiler import served
+from bench.profiler import served, together
 from bench.profiler.alone import Seen, parse_totals, since
-from bench.profiler.delays import MOCK, STEP_S, Trip, delays_of, wake_up_s
-from bench.profiler.served import Together
+from bench.profiler.delays import MOCK, OUTPUT_TOKENS, STEP_S, Known, Trip, delays_of, wake_up_s
 from bench.profiler.shapes import Limits, Shape, shapes
 from bench.profiler.steps import Visits, steps_of
+from bench.profiler.together import Window, slowdown_of
 from deploy.cli import main
 from deploy.models.demo_model import demo_model_directory
 from placement.latency.fitted_profile import load_measured_profile
-from placement.simulator.cluster import LinearSteps, LinkSpec
+from placement.simulator.cluster import LinearSteps, LinkSpec, Warming
 from scheduling.latency import LatencyCoefficients, LatencyModel, load_profile, save_profile
 
 LIMITS = Limits(chunk_tokens=512, max_num_seqs=64, max_model_len=2048, num_blocks=1000, block_size=16)
@@ -81,16 +81,43 @@ def test_what_the_workers_count_is_told_from_what_an_engine_alone_would_take() -
 
 
 def test_what_workers_cost_one_another_is_told_from_rounds_of_another_speed_each() -> None:
-    def of(speed: float, prompts: float, mixed: tuple[float, float], decodes: float) -> dict[served.Busy, Together]:
+    def of(speed: float, two_prompts: float, mixed: together.Took, two_decodes: float) -> dict[Window, together.Took]:
         nan = math.nan
-        took = {(1, 0): (30.0, nan), (0, 1): (nan, 3.0), (2, 0): (prompts, nan), (1, 1): mixed, (0, 2): (nan, decodes)}
-        return {busy: Together((speed * p, speed * d), (0.5, 1.0)) for busy, (p, d) in took.items()}
+        took = {
+            together.P_ALONE: (30.0, nan), together.D_ALONE: (nan, 3.0), together.P_BESIDE_D: mixed,
+            together.RESTED_ALONE: (20.0, nan), together.RESTED_BESIDE: (28.6, 3.3), together.TWO_P: (two_prompts, nan),
+            together.D_OF_PAIR: (nan, 4.0), together.TWO_D: (nan, two_decodes),
+        }  # fmt: skip
+        assert set(took) == set(together.WINDOWS)
+        return {window: (speed * p, speed * d) for window, (p, d) in took.items()}
 
-    rounds = [of(1.0, 36.0, (33.0, 3.3), 2.9), of(2.0, 36.0, (33.0, 3.3), 2.9), of(1.0, 90.0, (9.0, 9.0), 9.0)]
-    # Prefill workers computed for half of the time: what they cost while they did is twice what was seen.
-    assert astuple(served.slowdown_of(rounds, at_once=2.0)) == pytest.approx((2.0, 0.4, 0.1, 0.2, 0.0))
+    rounds = [of(1.0, 36.0, (33.0, 3.6), 3.9), of(2.0, 36.0, (33.0, 3.6), 3.9), of(1.0, 90.0, (9.0, 9.0), 9.0)]
+    # A rested prompt takes 28.6 beside a decode that costs a tenth: 26 alone, 20 of them known, 12 at half the speed.
+    assert astuple(slowdown_of(rounds, at_once=2.0)) == pytest.approx((2.0, 0.2, 0.1, 0.2, 0.0, 6.0))
     # On one core two take turns: that alone is twice as long.
-    assert astuple(served.slowdown_of(rounds, at_once=1.0)) == (1.0, 0.0, 0.0, 0.0, 0.0)
+    assert astuple(slowdown_of(rounds, at_once=1.0)) == (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_warming_up_is_what_the_first_decodes_take_longer() -> None:
+    steady = 3e-3
+    known = Warming(2e-3, 0.5)
+    colocated = [steady + known.extra_s(n) for n in range(32)]
+    split = [9e-3, *colocated[1:]]  # token 2 has the handoff in it
+    found = served.warming_of([colocated, split[1:], []])
+    assert (found.first_s, found.ratio) == (pytest.approx(2e-3, rel=1e-3), pytest.approx(0.5, rel=1e-3))
+    assert served.warming_of([colocated[::-1]]) == Warming(0.0, 0.0)  # never negative
+    assert served.warming_of([]) == served.warming_of([[1.0]]) == Warming(0.0, 0.0)
+
+
+def test_delays_are_told_apart_from_warming_up() -> None:
+    warming = Warming(2e-3, 0.5)
+    known = Known(10e-3, 3e-3, warming)
+    steps = [3e-3 + warming.extra_s(n) for n in range(OUTPUT_TOKENS - 1)]
+    trip = Trip(64, 1024, LinkSpec(1e12))
+    alone = Seen(12e-3, steps[0] + 1e-3, sum(steps[1:]) / len(steps[1:]) + 1e-4)
+    delays = delays_of((alone, known), (alone, known), 0.0, trip).split
+    assert delays.step_s == pytest.approx(1e-4)
+    assert 0.0 < delays.message_s < 1e-3  # a millisecond's handoff, not the first decode's two more
 
 
 PAGE = """# TYPE pdserve_step_seconds histogram
@@ -119,6 +146,7 @@ def test_serving_the_mock_engine_adds_to_its_steps(tmp_path: Path, monkeypatch: 
     found = served.measure_served(subject, tmp_path, requests=4)
     assert found.steps.prefill_extra_s > 0.0 and found.steps.decode_extra_s > 0.0  # a mock step is never early
     assert found.steps.slowdown.at_once == 64.0 and all(map(math.isfinite, astuple(found.steps.slowdown)))
+    assert 0.0 <= found.steps.warming.first_s < 4e-3 and 0.0 <= found.steps.warming.ratio < 1.0
     assert found.delays.split.message_s > 0.0 and found.delays.colocated.front_s >= 0.0
 
 

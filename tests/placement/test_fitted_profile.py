@@ -23,7 +23,7 @@ from placement.latency.fitted_profile import (
 )
 from placement.latency.imports import foreign_steps
 from placement.latency.served import ServedSteps
-from placement.simulator.cluster import Delays, LinearSteps, Slowdown
+from placement.simulator.cluster import Delays, LinearSteps, Slowdown, Warming
 from scheduling.latency import load_profile, model_from_json
 
 SUBJECT = Subject("demo", 4096, 1 << 20, "float32", "cpu", 1, "native step", "x86_64, 2 processors", None, 0.5)
@@ -56,7 +56,7 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
 
 def test_served_steps_are_longer_by_what_serving_adds(tmp_path: Path) -> None:
     alone = make_profile(SUBJECT, points())
-    served = replace(alone, served=ServedSteps(2e-3, 5e-4, Slowdown(2.0, 0.2, 0.1, 0.3, 0.4)))
+    served = replace(alone, served=ServedSteps(2e-3, 5e-4, Warming(1e-3, 0.7), Slowdown(2.0, 0.2, 0.1, 0.3, 0.4, 5e-3)))
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(profile_to_json(served)))
     assert load_measured_profile(path) == served
@@ -83,8 +83,10 @@ def test_a_file_with_coefficients_only_is_still_a_profile() -> None:
 
 
 NO_CORES = {
-    "at_once": 0, "prompts_by_prompts": 0, "prompts_by_decodes": 0, "decodes_by_prompts": 0, "decodes_by_decodes": 0
+    "at_once": 0, "prompts_by_prompts": 0, "prompts_by_decodes": 0, "decodes_by_prompts": 0, "decodes_by_decodes": 0,
+    "rested_prompts_s": 0,
 }  # fmt: skip
+SERVED = {"prefill_extra_s": 0, "decode_extra_s": 0, "warming": {"first_s": 0, "ratio": 0}, "slowdown": NO_CORES}
 
 
 @pytest.mark.parametrize(
@@ -102,10 +104,11 @@ NO_CORES = {
         (["error", "linear"], [], "measured: error: expected an object, found list"),
         (
             ["served"],
-            {"prefill_extra_s": 0, "decode_extra_s": 0, "slowdown": [2]},
+            SERVED | {"slowdown": [2]},
             "served: slowdown: expected an object",
         ),
-        (["served"], {"prefill_extra_s": 0, "decode_extra_s": 0, "slowdown": NO_CORES}, "slowdown: at_once is 0.0"),
+        (["served"], SERVED | {"slowdown": NO_CORES}, "slowdown: at_once is 0.0"),
+        (["served"], SERVED | {"warming": {"first_s": 1, "ratio": 1}}, "served: warming: warming by 1.0 s, then 1.0"),
     ],
 )
 def test_an_error_names_file_key_and_value(keys: list[Any], value: object, told: str) -> None:

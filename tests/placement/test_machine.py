@@ -60,6 +60,24 @@ def test_a_slowdown_that_cannot_be_is_refused(values: tuple[float, ...], told: s
         Slowdown(*values)
 
 
+def test_a_rested_prompt_is_longer_only_beside_another() -> None:
+    cold = Slowdown(9.0, 0.0, 0.0, 0.0, 0.0, rested_prompts_s=0.5)
+    events = EventQueue()
+    machine = Machine(cold, events)
+    found: list[tuple[str, float]] = []
+
+    def begin(name: str, prompts: bool, rested: bool) -> None:
+        machine.begin(1.0, prompts, lambda took_s: found.append((name, took_s)), rested=rested)
+
+    for at_s, name, prompts, rested in (
+        (0.0, "rested, alone", True, True), (0.2, "rested, beside", True, True), (0.4, "busy", True, False),
+        (0.6, "decode", False, True),
+    ):  # fmt: skip
+        events.at(at_s, begin, name, prompts, rested)
+    assert events.run()
+    assert dict(found) == pytest.approx({"rested, alone": 1.0, "rested, beside": 1.5, "busy": 1.0, "decode": 1.0})
+
+
 def test_one_that_is_dropped_slows_nobody_and_is_not_told() -> None:
     events = EventQueue()
     machine = Machine(EVERYONE, events)

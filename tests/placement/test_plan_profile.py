@@ -14,7 +14,7 @@ from bench import plan_validation, plan_validation_twin
 from bench.served import process_tree
 from placement.latency.fitted_profile import load_measured_profile, profile_to_json
 from placement.latency.served import ServedSteps
-from placement.simulator.cluster import Slowdown
+from placement.simulator.cluster import Slowdown, Warming
 
 Run = Callable[..., tuple[int, str]]
 WithSubject = Callable[..., Path]
@@ -113,7 +113,8 @@ def test_workers_on_one_machine_carry_less_and_a_plan_says_which_it_is_for(
     run: Run, with_subject: WithSubject, tmp_path: Path
 ) -> None:
     path = with_subject(tmp_path / "P.json")
-    profile = replace(load_measured_profile(path), served=ServedSteps(0.0, 0.0, Slowdown(2.0, 0.5, 0.5, 0.5, 0.5)))
+    served = ServedSteps(0.0, 0.0, Warming(1e-3, 0.5), Slowdown(2.0, 0.5, 0.5, 0.5, 0.5))
+    profile = replace(load_measured_profile(path), served=served)
     path.write_text(json.dumps(profile_to_json(profile)))
     given = {"profile": path, "kv_bytes": "4G", "gpus": 2, "only": "split", "no_what_if": True}
     goodput, told = [], []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from placement.simulator.cluster import (
     LinkSpec,
     RoleChange,
     Slowdown,
+    Warming,
     WorkerDown,
     WorkerSpec,
     WorkerUp,
@@ -122,6 +125,31 @@ def test_workers_of_one_machine_slow_one_another_down() -> None:
     assert sum(counts.busy_s for counts in result.workers.values()) == pytest.approx(4.0 * alone_s)
 
 
+def test_decodes_warm_up_behind_a_prompt_and_behind_a_rest() -> None:
+    warming = Warming(8e-3, 0.5)
+    alone = ClusterSpec((worker("a", Role.DECODE),), 1 << 16, LinkSpec(1e9))
+    requests = [SimRequest(0.0, 100, 5), SimRequest(1.0, 100, 5)]
+    told, cold = (simulate(spec, requests).requests for spec in (alone, replace(alone, warming=warming)))
+    more_s = (8e-3 + 4e-3 + 2e-3 + 1e-3) / 4  # each of the four decodes
+    assert cold.ttft_s == pytest.approx(told.ttft_s)
+    assert cold.tpot_s == pytest.approx(told.tpot_s + more_s)  # the second request too: the worker had rested
+    # A prompt between the decodes of another: they warm up again behind it.
+    busy = [SimRequest(0.0, 100, 5), SimRequest(float(cold.ttft_s[0] + 1e-3), 100, 1)]
+    again = simulate(replace(alone, warming=warming), busy).requests
+    between = simulate(alone, busy).requests
+    assert float(again.tpot_s[0] - between.tpot_s[0]) > more_s
+
+
+def test_a_rested_worker_is_told_from_a_busy_one() -> None:
+    cold = Slowdown(9.0, 0.0, 0.0, 0.0, 0.0, rested_prompts_s=0.1)
+    spec = ClusterSpec((worker("a", Role.DECODE), worker("b", Role.DECODE)), 1 << 16, LinkSpec(1e9), slowdown=cold)
+    first, second, later = simulate(
+        spec, [SimRequest(0.0, 100, 1), SimRequest(0.001, 100, 1), SimRequest(1.0, 100, 1)]
+    ).requests.ttft_s
+    alone_s = BASE_S + 100 * TOKEN_S
+    assert (first, second, later) == (pytest.approx(alone_s), pytest.approx(alone_s + 0.1), pytest.approx(alone_s))
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[ClusterSpec, list[SimRequest], list[ClusterEvent]]:
     blocks = draw(st.sampled_from([40, 64, 512]))
@@ -132,7 +160,8 @@ def cases(draw: st.DrawFn) -> tuple[ClusterSpec, list[SimRequest], list[ClusterE
         workers, 1 << 14, LinkSpec(draw(st.sampled_from([1e6, 1e9])), 1e-4),
         Delays(0.001, draw(st.sampled_from([0.0, 0.002])), 1e-4, 1e-4),
         RoutingConfig(local_prefill_max_tokens=draw(st.sampled_from([0, 50]))), round_robin=draw(st.booleans()),
-        slowdown=draw(st.sampled_from([None, Slowdown(2.0, 0.3, 0.1, 0.2, 0.4)])),
+        slowdown=draw(st.sampled_from([None, Slowdown(2.0, 0.3, 0.1, 0.2, 0.4, 0.003)])),
+        warming=draw(st.sampled_from([None, Warming(0.002, 0.7)])),
     )  # fmt: skip
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     arrivals = np.cumsum(rng.exponential(draw(st.sampled_from([0.002, 0.05])), draw(st.integers(1, 40))))

@@ -38,6 +38,8 @@ def unsupported(cluster: ClusterSpec, workload: Workload) -> str:
         return "messages that take longer than a status period"
     if cluster.slowdown:
         return "workers that slow one another down"
+    if cluster.warming:
+        return "decodes that warm up"
     if len(workload) == 0:
         return "a workload without requests"
     prompt, longest = int(workload.prompt_tokens.max()), int((workload.prompt_tokens + workload.output_tokens).max())
