@@ -213,7 +213,7 @@ def _made(kind: type[T], given: object, where: str) -> T:
     known = {one.name: str(one.type) for one in fields(kind)}  # type: ignore[arg-type]  # every kind here is one
     if wrong := sorted(set(values) ^ set(known)):
         what = "is missing" if wrong[0] in known else f"is not known; there are {', '.join(known)}"
-        raise ValueError(f"{where}: {wrong[0]} {what}")
+        raise ValueError(f"{where}: {wrong[0]} {what} (of another version? `pdserve profile` measures again)")
     for name, value in values.items():
         values[name] = _checked(known[name], value, f"{where}: {name}")
     try:
