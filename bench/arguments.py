@@ -15,10 +15,19 @@ def positive(text: str) -> int:
 
 def duration(text: str) -> float:
     """Seconds above 0."""
+    return _above_zero(text, "number of seconds")
+
+
+def per_second(text: str) -> float:
+    """Requests per second, above 0."""
+    return _above_zero(text, "rate in requests per second")
+
+
+def _above_zero(text: str, what: str) -> float:
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0")
-    return seconds
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a {what} above 0")
+    return number

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.arguments import duration, positive
+from bench.arguments import duration, per_second, positive
 from bench.load.result import BadAnswer
 from bench.load.session import Settings, run_at, warm_up
 from bench.load.summary import Objective
@@ -42,6 +42,7 @@ from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
 from bench.profiler.cluster import running
 from bench.served.process_tree import adopt_orphans, hear_signals
 from bench.served.server import Server, ServerFailed
+from deploy.arguments import memory_size
 from placement.latency.fitted_profile import Profile, load_measured_profile
 from placement.simulator.cluster import ClusterSpec
 from placement.simulator.requests import requests_of
@@ -50,6 +51,7 @@ from placement.simulator.simulate import simulate
 from placement.workload import Workload, WorkloadSource, parse_workload_spec
 
 WARM_REQUESTS = 8
+DEFAULT = Targets(0.5, 0.02)
 SKIPPED = 0.1  # of each run, its beginning
 TIMEOUT_S = 120.0
 FAILURES = (OSError, ValueError, ServerFailed, BadAnswer)  # OSError: TimeoutError too
@@ -129,20 +131,26 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("model", nargs="?", metavar="MODEL", help="for the real engine; without it the mock one")
-    parser.add_argument("--profile", type=Path, required=True, metavar="P.json", help="of pdserve profile")
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        required=True,
+        metavar="P.json",
+        help="of pdserve profile; without MODEL made with --mock-delays",
+    )
     parser.add_argument("--plan", type=Path, metavar="PLAN.json", help="of pdserve plan: its placement, before others")
     parser.add_argument("--placements", type=Placement.parse, nargs="+", metavar="P+D",
                         default=[Placement(1, 1), Placement(2, 1), Placement(0, 1)])  # fmt: skip
     parser.add_argument("--workload", default="input=256,output=32", metavar="W")
-    parser.add_argument("--rates", type=lambda text: [duration(one) for one in text.split(",")], default=[4.0])
+    parser.add_argument("--rates", type=lambda text: [per_second(one) for one in text.split(",")], default=[4.0])
     parser.add_argument("--duration", type=duration, default=20.0, metavar="S", help="of a run")
     parser.add_argument("--rounds", type=positive, default=5)
-    parser.add_argument("--slo-ttft", type=duration, default=0.5, metavar="S")
-    parser.add_argument("--slo-tpot", type=duration, default=0.02, metavar="S")
+    parser.add_argument("--slo-ttft", type=duration, metavar="S", help="default: 0.5, or of --measured")
+    parser.add_argument("--slo-tpot", type=duration, metavar="S", help="default: 0.02, or of --measured")
     parser.add_argument("--chunk", type=positive, default=512, metavar="N", help="tokens of a step")
     parser.add_argument("--max-num-seqs", type=positive, default=64, metavar="N")
     parser.add_argument("--max-model-len", type=positive, default=2048, metavar="N")
-    parser.add_argument("--kv-bytes", type=positive, default=1 << 26, metavar="N", help="of each worker")
+    parser.add_argument("--kv-bytes", type=memory_size, default=1 << 26, metavar="B", help="of each worker, like 64M")
     parser.add_argument("--json", type=Path, metavar="F", help="write every request and the table there")
     parser.add_argument(
         "--measured", type=Path, metavar="F",
@@ -154,16 +162,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace, work_dir: Path) -> None:
     """Start and measure, or take what was measured; tell."""
     profile = load_measured_profile(args.profile)
-    targets = Targets(args.slo_ttft, args.slo_tpot)
-    if args.measured is not None:
-        validation = Validation.load(args.measured)
+    validation = None if args.measured is None else Validation.load(args.measured)
+    targets = DEFAULT if validation is None else validation.targets
+    targets = replace(targets, ttft_s=args.slo_ttft or targets.ttft_s, tpot_s=args.slo_tpot or targets.tpot_s)
+    if validation is not None:
         placements = list(dict.fromkeys(one.placement for one in validation.runs))
         twins = _twins(placements, profile, validation.limits, args, validation.model is None)
     else:
         placements, limits = _asked(args)
         twins = _twins(placements, profile, limits, args, args.model is None)
         runs = tuple(_started(args, profile, limits, twins, targets, work_dir))
-        validation = Validation(args.model, args.workload, args.duration, limits, runs)
+        validation = Validation(args.model, args.workload, args.duration, targets, limits, runs)
     rounds = 1 + max((one.turn for one in validation.runs), default=0)
     print(
         f"{validation.model or 'the mock engine'}, {validation.workload}, {rounds} rounds of "
@@ -224,7 +233,8 @@ def main() -> int:
         print("plan_validation: stopped", file=sys.stderr)
         return 130
     except FAILURES as error:
-        print(f"plan_validation: error: {error}", file=sys.stderr)
+        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        print(f"plan_validation: error: {why}", file=sys.stderr)
         return 1
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.plan_validation_figures import Sent
+from bench.plan_validation_figures import Sent, Targets
 from bench.plan_validation_now import Speed
 from bench.plan_validation_twin import Limits, Placement
 
@@ -48,12 +48,14 @@ class Validation:
     model: str | None  # None: the mock engine
     workload: str
     duration_s: float
+    targets: Targets
     limits: Limits
     runs: tuple[Run, ...]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "model": self.model, "workload": self.workload, "duration_s": self.duration_s,
+            "targets": asdict(self.targets),
             "limits": asdict(self.limits), "runs": [run.to_json() for run in self.runs],
         }  # fmt: skip
 
@@ -64,6 +66,7 @@ class Validation:
             given = json.loads(path.read_text())
             runs = tuple(Run.from_json(row) for row in given["runs"])
             limits = Limits(**given["limits"])
-            return cls(given["model"], str(given["workload"]), float(given["duration_s"]), limits, runs)
+            targets = Targets(**given["targets"])
+            return cls(given["model"], str(given["workload"]), float(given["duration_s"]), targets, limits, runs)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not of plan_validation --json ({type(error).__name__}: {error})") from None

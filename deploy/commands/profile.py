@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 BUDGET_S = 120.0
 PROMPT_TOKENS = 256  # of the requests through served workers, at most
 LONG_OUTPUT_TOKENS = 256  # of those that keep a decode worker busy, at most
+_BUSY = 0.6  # of the cores, before anything is measured
 _SHOWN = ("prefill", "decode", "mixed", "all")
 
 
@@ -42,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="directory or hub id of a checkpoint")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PROFILE.json", help="the profile")
     parser.add_argument(
-        "--budget-s", type=above_zero, default=BUDGET_S, metavar="S", help="for the steps (default: %(default)g)"
+        "--budget-s",
+        type=above_zero,
+        default=BUDGET_S,
+        metavar="S",
+        help="for the steps; what follows takes 2 to 4 minutes more, --no-delays leaves it out (default: %(default)g)",
     )
     parser.add_argument(
         "--clock",
@@ -72,6 +77,12 @@ def run(args: argparse.Namespace) -> int:
     if args.clock == "cpu" and (resolved.worker.threads != 1 or resolved.devices[0] != "cpu"):
         raise StartError(
             "--clock is cpu; that needs --threads 1 and a CPU: one thread's time is a step's", ExitCode.CONFIG
+        )
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > _BUSY * cores:
+        print(
+            f"the machine is busy (load {load:.1f} on {cores} cores): what is measured now is the others too",
+            flush=True,
         )
     profile = _measure(args, resolved)
     print("\n".join(report(profile)))
@@ -161,7 +172,10 @@ def _served(
         min(LONG_OUTPUT_TOKENS, limits.max_model_len - long_tokens),
         (os.cpu_count() or 1) / (resolved.worker.threads or 1),
     )
-    print("served: one request at a time, colocated and split, then two workers at once")
+    print(
+        "served: one request at a time, colocated and split, then two workers at once; 2 to 4 minutes, or more",
+        flush=True,
+    )
     with _log_dir("the model", "--mock-delays") as log_dir:
         return measure_served(subject, log_dir)
 

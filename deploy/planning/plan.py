@@ -47,7 +47,7 @@ def run_plan(args: argparse.Namespace) -> int:
             ) from None
     outcome, best = found.outcome, found.outcome.best
     lines = [answer_line(outcome, question), *more_lines(outcome, question), *_other_name(serving, profile)]
-    lines += _cores(outcome, serving, profile)
+    lines += [*_cores(outcome, serving, profile), *([] if profile is None else profile.lacks())]
     answer = "\n".join(lines)
     print("\n".join([answer, *table(outcome, question)]))
     copies = 1 if outcome.scaled is None else outcome.scaled.copies
@@ -73,9 +73,11 @@ def _other_name(serving: Serving, profile: FromProfile | None) -> list[str]:
 def _cores(outcome: Outcome, serving: Serving, profile: FromProfile | None) -> list[str]:
     """A plan for measured workers that each have a machine, which `serve --plan` would start on this one."""
     best, served = outcome.best, None if profile is None else profile.served
-    if best is None or served is None or serving.slowdown is not None:
+    if best is None or served is None:
         return []
     workers = best.candidate.replicas * sum(pool.workers for pool in best.candidate.pools)
+    if serving.slowdown is not None:
+        return [f"all {workers} workers share this machine's cores: what is said of a GPU is said of a worker here"]
     if workers == 1:
         return []
     return [f"each of the {workers} workers has a machine like this one of its own; for one machine, --one-machine"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from deploy.arguments import count, refuse, require
 from deploy.planning.prices import check_prices, priced
-from deploy.planning.subject import FromProfile, gpus
+from deploy.planning.subject import THIS_MACHINE, FromProfile, gpus
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
 from placement.hardware.catalogue import GpuType
@@ -58,6 +58,14 @@ def space_of(args: argparse.Namespace, profile: FromProfile | None) -> Space:
     prefill, decode = priced(prefill, args, subject), priced(decode, args, subject)
     if profile is not None and profile.of_one_device and len(names := {gpu.name for gpu in (*prefill, *decode)}) > 1:
         raise ConfigError([f"--profile was measured on one kind of device; {' and '.join(sorted(names))} are several"])
+    if (
+        subject is not None
+        and subject.device == "cpu"
+        and (wrong := sorted({one.name for one in (*prefill, *decode)} - {THIS_MACHINE}))
+    ):
+        raise ConfigError(
+            [f"--profile was measured on a CPU; its steps are not those of {' and '.join(wrong)}: leave --gpu out"]
+        )
     for flag in ("tp", "pp") if profile is not None and profile.of_one_device else ():
         if getattr(args, flag) not in (None, "1"):
             raise ConfigError([f"--{flag} {getattr(args, flag)}: the profile is of workers with tp=1 and pp=1"])

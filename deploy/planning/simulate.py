@@ -31,7 +31,8 @@ def run_simulate(args: argparse.Namespace) -> int:
     if args.output is not None:
         check_output(args.output)
     _, source = workload_of(args.workload)
-    serving = serving_of(args, source, profile_of(args))
+    profile = profile_of(args)
+    serving = serving_of(args, source, profile)
     candidate = _candidate(args)
     try:
         cluster = cluster_of(candidate, serving)
@@ -41,7 +42,7 @@ def run_simulate(args: argparse.Namespace) -> int:
     workload = source.build(rate=args.rate, num_requests=num, seed=args.seed or 0)
     rows = Simulated(cluster)(workload)
     print(f"{candidate}: {len(workload)} requests at {workload.rate:.3g}/s")
-    print("\n".join(_summary(rows, args)))
+    print("\n".join([*_summary(rows, args), *([] if profile is None else profile.lacks())]))
     if args.output is not None:
         write_output(args.output, _lines(rows))
         print(f"{len(workload)} rows: {args.output}")

@@ -101,6 +101,14 @@ class FromProfile:
     subject: Subject | None = None
     served: ServedSteps | None = None
     of_one_device: bool = False  # its step times stand for every worker
+    complete: bool = True
+
+    def lacks(self) -> list[str]:
+        """What a user should know before he believes what is made of it."""
+        if self.subject is None:
+            return []
+        found = [] if self.complete else ["the profile is not complete: its measuring was stopped, or too short"]
+        return found if self.delays is not None else [*found, "the profile has no delays: TTFT and TPOT are too low"]
 
 
 def profile_of(args: argparse.Namespace, *, mock: bool = False) -> FromProfile | None:
@@ -131,6 +139,7 @@ def profile_of(args: argparse.Namespace, *, mock: bool = False) -> FromProfile |
         measured.subject,
         measured.served,
         True,
+        measured.complete,
     )
 
 

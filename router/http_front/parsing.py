@@ -9,7 +9,7 @@ from typing import Any
 from pdserve.errors import BadSampling, PromptTooLong, RequestError
 from router.http_front import known_fields
 from router.http_front.chat_body import parse_conversation, parse_tools
-from router.http_front.fields import Fields, as_integers, as_list, wrong_type
+from router.http_front.fields import Fields, as_integers, wrong_type
 from router.http_front.response_format import parse_constraint
 from router.http_front.tool_choice import ToolChoice, calls_only, parse_tool_choice
 from router.limits import Limits
@@ -205,7 +205,7 @@ def _prompts(value: Any, adds_special_tokens: bool, limits: Limits) -> tuple[Pro
         return ()
     if isinstance(value, str):
         return (PromptText(value, adds_special_tokens),)
-    items = as_list(value, "prompt")
+    items = value if isinstance(value, list) else wrong_type("prompt", "text or a list", value)
     if not items:
         raise RequestError("prompt is an empty list", field="prompt")
     if not isinstance(items[0], (str, list)):

@@ -147,7 +147,9 @@ def test_runs_come_back_from_their_file_and_are_predicted_again(
     results = [result(0, 0.0, 0.0, 0.1), result(1, 1.0, 0.25, 0.3), result(2, 2.0, 0.0, None)]
     run = Run(Placement(2, 1), 1.5, 3, Sent.of(results, 0.5), Speed(1.1, 0.9))
     kept, profile = tmp_path / "runs.json", tmp_path / "profile.json"
-    kept.write_text(json.dumps(Validation("some/model", "input=100,output=8", 3.0, LIMITS, (run,)).to_json()))
+    kept.write_text(
+        json.dumps(Validation("some/model", "input=100,output=8", 3.0, Targets(0.7, 0.03), LIMITS, (run,)).to_json())
+    )
     [again] = Validation.load(kept).runs
     assert (again.placement, again.rate, again.turn, again.speed) == (run.placement, 1.5, 3, Speed(1.1, 0.9))
     for name in ("sent_s", "prompt_tokens", "output_tokens", "counts", "ttft_s", "tpot_s"):
@@ -160,6 +162,7 @@ def test_runs_come_back_from_their_file_and_are_predicted_again(
         patch.setattr("bench.plan_validation.running", None)  # nothing is started
         assert main() == 0
         said = capsys.readouterr().out
+        assert "TTFT <= 0.7 s and TPOT <= 0.03 s" in said  # its own targets
         assert "some/model, input=100,output=8, 4 rounds of 3 s" in said and "2P+1D          1.5/s" in said
         kept.write_text('{"runs": [{}]}')
         assert main() == 1

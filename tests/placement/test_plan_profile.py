@@ -14,7 +14,7 @@ from bench import plan_validation, plan_validation_twin
 from bench.served import process_tree
 from placement.latency.fitted_profile import load_measured_profile, profile_to_json
 from placement.latency.served import ServedSteps
-from placement.simulator.cluster import Slowdown, Warming
+from placement.simulator.cluster import Delays, Slowdown, Warming
 
 Run = Callable[..., tuple[int, str]]
 WithSubject = Callable[..., Path]
@@ -44,6 +44,17 @@ def test_a_profiles_price_and_power_are_the_plans_and_a_flag_wins(
     assert code == 0 and "$/h" not in said and " W;" not in said, "what nobody knows is not printed"
 
 
+def test_what_a_profile_lacks_is_said_with_the_answer(run: Run, with_subject: WithSubject, tmp_path: Path) -> None:
+    path = with_subject(tmp_path / "p.json")
+    given = {"kv_bytes": 1 << 32, "gpus": 1}
+    code, said = run("plan", profile=path, **given)
+    assert code == 0 and "no delays: TTFT and TPOT are too low" in said and "not complete" not in said
+    profile = load_measured_profile(path)
+    path.write_text(json.dumps(profile_to_json(replace(profile, complete=False, delays=Delays()))))
+    code, said = run("plan", profile=path, **given)
+    assert code == 0 and "the profile is not complete" in said and "no delays" not in said
+
+
 @pytest.mark.parametrize(
     ("subject", "changes", "said"),
     [
@@ -62,6 +73,7 @@ def test_a_profiles_price_and_power_are_the_plans_and_a_flag_wins(
             {"prefill_gpu": "h100", "decode_gpu": "a100"},
             "--profile was measured on one kind of device; a100 and h100",
         ),
+        ({}, {"gpu": "h100"}, "--profile was measured on a CPU; its steps are not those of h100: leave --gpu out"),
         (
             {"machine": "sparc, 3 processors"},
             {"validate": "mock"},
