@@ -42,7 +42,6 @@ from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
 from bench.profiler.cluster import running
 from bench.served.process_tree import adopt_orphans, hear_signals
 from bench.served.server import Server, ServerFailed
-from deploy.arguments import memory_size
 from placement.latency.fitted_profile import Profile, load_measured_profile
 from placement.simulator.cluster import ClusterSpec
 from placement.simulator.requests import requests_of
@@ -150,7 +149,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--chunk", type=positive, default=512, metavar="N", help="tokens of a step")
     parser.add_argument("--max-num-seqs", type=positive, default=64, metavar="N")
     parser.add_argument("--max-model-len", type=positive, default=2048, metavar="N")
-    parser.add_argument("--kv-bytes", type=memory_size, default=1 << 26, metavar="B", help="of each worker, like 64M")
+    parser.add_argument("--kv-bytes", type=positive, default=1 << 26, metavar="N", help="of each worker, whole bytes")
     parser.add_argument("--json", type=Path, metavar="F", help="write every request and the table there")
     parser.add_argument(
         "--measured", type=Path, metavar="F",
