@@ -36,7 +36,7 @@ from bench.load.summary import Objective
 from bench.load.target import Target
 from bench.plan_validation_figures import Sent, Targets, measured, predicted
 from bench.plan_validation_now import at_speed, speed_now
-from bench.plan_validation_report import Told, by_scale, cells_of, report
+from bench.plan_validation_report import by_scale, cells_of, report
 from bench.plan_validation_runs import Run, Validation
 from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
 from bench.profiler.cluster import running
@@ -90,7 +90,7 @@ def _middle(sample: Workload) -> tuple[int, int]:
 
 
 def _run_line(run: Run, twin: ClusterSpec, targets: Targets, late_s: float) -> str:
-    told = predicted(run.sent, simulate(twin, requests_of(run.sent.workload)).requests, targets)
+    told = predicted(run.sent, _simulated(twin, run), targets)
     seen = measured(run.sent, targets)
     line = (
         f"round {run.turn + 1} {run.placement!s:<12} {run.rate:5.1f}/s {len(run.sent.sent_s):4} requests: "
@@ -105,7 +105,7 @@ def _run_line(run: Run, twin: ClusterSpec, targets: Targets, late_s: float) -> s
 
 def show(validation: Validation, twins: Mapping[Placement, ClusterSpec], targets: Targets) -> list[dict[str, Any]]:
     """Predict every run, and print; the table as data. Of the real engine also at the machine's speed just before."""
-    told = _predict(validation.runs, twins)
+    told = [(run, _simulated(twins[run.placement], run)) for run in validation.runs]
     lines, rows = report(cells_of(told, targets), targets)
     print("\n".join([*lines, "", *by_scale(told, targets)]))
     known = [run for run in validation.runs if run.speed is not None]
@@ -114,10 +114,6 @@ def show(validation: Validation, twins: Mapping[Placement, ClusterSpec], targets
         print("\nthe same, predicted at the machine's speed just before each run, by lone requests:")
         print("\n".join(report(cells_of(now, targets), targets)[0]))
     return rows
-
-
-def _predict(runs: Sequence[Run], twins: Mapping[Placement, ClusterSpec]) -> Told:
-    return [(run, _simulated(twins[run.placement], run)) for run in runs]
 
 
 def _simulated(twin: ClusterSpec, run: Run) -> RequestColumns:

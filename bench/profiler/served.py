@@ -26,6 +26,7 @@ from placement.simulator.cluster import LinkSpec, StepTimes, Warming
 MOST_RATIO = 0.95  # of one decode's delay to the one's before it
 TOGETHER_S, TOGETHER_ROUNDS = 2.0, 4
 TOGETHER_PROMPTS, TOGETHER_DECODES = 4, 50  # of one worker, for which there must be time
+SHORTEST_S = 1e-4  # of a decode: a fit may say 0 where it was not measured
 ONE_OUTPUT = 0.35  # of that time, were it alone: beside others it must end too
 
 
@@ -149,5 +150,6 @@ def _load(subject: Subject) -> Load:
     alone = expected(subject, subject.long_tokens)
     prompt_s = alone.prefill_s * math.ceil(subject.long_tokens / subject.chunk_tokens)
     seconds = max(TOGETHER_S, TOGETHER_PROMPTS * prompt_s + TOGETHER_DECODES * alone.decode_s)
-    output_tokens = min(int(ONE_OUTPUT * seconds / alone.decode_s), subject.most_output_tokens)
+    most = ONE_OUTPUT * seconds / max(alone.decode_s, SHORTEST_S)
+    output_tokens = min(int(most), subject.most_output_tokens)
     return Load(subject.long_tokens, min(subject.chunk_tokens, subject.long_tokens), output_tokens, seconds)

@@ -71,7 +71,7 @@ def _other_name(serving: Serving, profile: FromProfile | None) -> list[str]:
 
 
 def _cores(outcome: Outcome, serving: Serving, profile: FromProfile | None) -> list[str]:
-    """A plan for measured workers that each have a machine, which `serve --plan` would start on this one."""
+    """What workers that were measured here stand for: `serve --plan` would start all of them on this machine."""
     best, served = outcome.best, None if profile is None else profile.served
     if best is None or served is None:
         return []
