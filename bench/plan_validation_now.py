@@ -49,7 +49,12 @@ def at_speed(twin: ClusterSpec, speed: Speed) -> ClusterSpec:
         d, front_s=first * d.front_s, message_s=first * d.message_s, wake_s=first * d.wake_s,
         step_s=speed.later * d.step_s,
     )  # fmt: skip
-    return replace(twin, workers=workers, delays=delays)
+    slowdown, warming = twin.slowdown, twin.warming
+    return replace(
+        twin, workers=workers, delays=delays,
+        slowdown=slowdown and replace(slowdown, rested_prompts_s=first * slowdown.rested_prompts_s),
+        warming=warming and replace(warming, first_s=speed.later * warming.first_s),
+    )  # fmt: skip
 
 
 def _scaled(times: StepTimes, speed: Speed) -> PiecewiseSteps:

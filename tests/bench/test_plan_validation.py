@@ -224,6 +224,10 @@ def test_lone_requests_tell_the_machines_speed_and_the_twin_takes_it() -> None:
         if not placement.prefill:
             assert again == (pytest.approx(2.0 * told[0]), pytest.approx(1.5 * told[1]))
         assert again[0] == pytest.approx(2.0 * told[0]) and again[1] > told[1]
+    spec = replace(twin, slowdown=Slowdown(2.0, 0.1, 0.1, 0.1, 0.1, 3e-3), warming=Warming(2e-3, 0.5))
+    slower = at_speed(spec, Speed(2.0, 1.5))
+    assert slower.warming == Warming(3e-3, 0.5)
+    assert slower.slowdown == Slowdown(2.0, 0.1, 0.1, 0.1, 0.1, 6e-3)  # shares of a step stay, seconds do not
 
 
 def test_a_mean_gap_is_made_of_the_second_token_and_the_later_ones() -> None:
