@@ -36,7 +36,7 @@ from bench.load.summary import Objective
 from bench.load.target import Target
 from bench.plan_validation_figures import Sent, Targets, measured, predicted
 from bench.plan_validation_now import at_speed, speed_now
-from bench.plan_validation_report import by_scale, cells_of, report
+from bench.plan_validation_report import Told, by_scale, cells_of, report
 from bench.plan_validation_runs import Run, Validation
 from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
 from bench.profiler.cluster import running
@@ -62,10 +62,10 @@ def measure(
     twins: Mapping[Placement, ClusterSpec],
     args: argparse.Namespace,
     targets: Targets,
-) -> list[Run]:
-    """Every round, rate and placement."""
+) -> Told:
+    """Every round, rate and placement, and what was predicted of it."""
     source = WorkloadSource(parse_workload_spec(args.workload))
-    runs = []
+    found = []
     seed = secrets.randbelow(1 << 32)
     cells = product(range(args.rounds), args.rates, twins.items())
     for number, (turn, rate, (placement, twin)) in enumerate(cells):
@@ -80,18 +80,18 @@ def measure(
         if seen.summary.interrupted:
             raise KeyboardInterrupt
         run = Run(placement, rate, turn, Sent.of(seen.results, SKIPPED * args.duration), speed)
-        print(_run_line(run, twin, targets, seen.summary.late_p99_s), file=sys.stderr)
-        runs.append(run)
-    return runs
+        columns = _simulated(twin, run)
+        print(_run_line(run, columns, targets, seen.summary.late_p99_s), file=sys.stderr)
+        found.append((run, columns))
+    return found
 
 
 def _middle(sample: Workload) -> tuple[int, int]:
     return int(np.median(sample.prompt_tokens)), int(np.median(sample.output_tokens))
 
 
-def _run_line(run: Run, twin: ClusterSpec, targets: Targets, late_s: float) -> str:
-    told = predicted(run.sent, _simulated(twin, run), targets)
-    seen = measured(run.sent, targets)
+def _run_line(run: Run, columns: RequestColumns, targets: Targets, late_s: float) -> str:
+    told, seen = predicted(run.sent, columns, targets), measured(run.sent, targets)
     line = (
         f"round {run.turn + 1} {run.placement!s:<12} {run.rate:5.1f}/s {len(run.sent.sent_s):4} requests: "
         f"TTFT p50 {1e3 * seen.ttft_p50_s:7.1f} ms (predicted {1e3 * told.ttft_p50_s:7.1f}), "
@@ -103,14 +103,14 @@ def _run_line(run: Run, twin: ClusterSpec, targets: Targets, late_s: float) -> s
     return line
 
 
-def show(validation: Validation, twins: Mapping[Placement, ClusterSpec], targets: Targets) -> list[dict[str, Any]]:
-    """Predict every run, and print; the table as data. Of the real engine also at the machine's speed just before."""
-    told = [(run, _simulated(twins[run.placement], run)) for run in validation.runs]
+def show(told: Told, twins: Mapping[Placement, ClusterSpec], targets: Targets) -> list[dict[str, Any]]:
+    """Print; the table as data. What the real engine did is also predicted at the machine's speed just before."""
     lines, rows = report(cells_of(told, targets), targets)
     print("\n".join([*lines, "", *by_scale(told, targets)]))
-    known = [run for run in validation.runs if run.speed is not None]
-    if known:
-        now = [(run, _simulated(at_speed(twins[run.placement], run.speed), run)) for run in known if run.speed]
+    now = [
+        (run, _simulated(at_speed(twins[run.placement], run.speed), run)) for run, _ in told if run.speed is not None
+    ]
+    if now:
         print("\nthe same, predicted at the machine's speed just before each run, by lone requests:")
         print("\n".join(report(cells_of(now, targets), targets)[0]))
     return rows
@@ -163,10 +163,12 @@ def run(args: argparse.Namespace, work_dir: Path) -> None:
     if validation is not None:
         placements = list(dict.fromkeys(one.placement for one in validation.runs))
         twins = _twins(placements, profile, validation.limits, args, validation.model is None)
+        told: Told = [(one, _simulated(twins[one.placement], one)) for one in validation.runs]
     else:
         placements, limits = _asked(args)
         twins = _twins(placements, profile, limits, args, args.model is None)
-        runs = tuple(_started(args, profile, limits, twins, targets, work_dir))
+        told = _started(args, profile, limits, twins, targets, work_dir)
+        runs = tuple(one for one, _ in told)
         validation = Validation(args.model, args.workload, args.duration, targets, limits, runs)
     rounds = 1 + max((one.turn for one in validation.runs), default=0)
     print(
@@ -174,7 +176,7 @@ def run(args: argparse.Namespace, work_dir: Path) -> None:
         f"{validation.duration_s:g} s, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
         f"TTFT <= {targets.ttft_s:g} s and TPOT <= {targets.tpot_s:g} s"
     )
-    rows = show(validation, twins, targets)
+    rows = show(told, twins, targets)
     if args.json is not None:
         args.json.write_text(json.dumps({**validation.to_json(), "table": rows}) + "\n")
 
@@ -203,7 +205,7 @@ def _twins(
 def _started(
     args: argparse.Namespace, profile: Profile, limits: Limits, twins: Mapping[Placement, ClusterSpec],
     targets: Targets, work_dir: Path,
-) -> list[Run]:  # fmt: skip
+) -> Told:  # fmt: skip
     mock = ["--mock", str(args.profile.absolute())]
     engine = mock if args.model is None else [args.model, "--threads", "1", *_dtype(profile)]
     clusters = {str(one): [*engine, *one.flags(), *limits.flags()] for one in twins}

@@ -29,6 +29,7 @@ STEP_S = 4e-3  # of the mock engine
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 33
 BLOCK_SIZE, BLOCK_BYTES, NUM_BLOCKS = 16, 1024, 4096
 REQUESTS = 40
+STEADY = Warming(0.0, 0.0)
 _MESSAGE_STEP_S = 1e-3
 
 
@@ -38,7 +39,7 @@ class Known:
 
     prefill_s: float
     decode_s: float  # in a long row
-    warming: Warming | None = None
+    warming: Warming = STEADY
 
     def batch_s(self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: int) -> float:
         return self.prefill_s if prefill_tokens else self.decode_s
@@ -46,7 +47,7 @@ class Known:
     @property
     def later_s(self) -> float:
         """The mean step behind the first decode."""
-        return self.decode_s + (0.0 if self.warming is None else self.warming.mean_s(1, OUTPUT_TOKENS - 1))
+        return self.decode_s + self.warming.mean_s(1, OUTPUT_TOKENS - 1)
 
 
 MOCK = Known(STEP_S, STEP_S)

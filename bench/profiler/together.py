@@ -1,4 +1,4 @@
-"""What workers of one machine cost one another: some are kept busy alone, then beside others, and count their steps."""
+"""What workers of one machine cost one another: some are kept busy alone, then beside others."""
 
 from __future__ import annotations
 
