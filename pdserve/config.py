@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass, field, fields
 
 from pdserve.settings import (
@@ -168,8 +167,8 @@ class RouterConfig:
         if is_number(deadline) and is_number(longest) and deadline > longest:
             problems.append(f"default_deadline_s is {deadline}; it must be at most max_deadline_s, {longest}")
         endpoint = self.otlp_endpoint
-        if isinstance(endpoint, str) and not re.fullmatch(r"https?://[^/\s:]+(:\d{1,5})?/?", endpoint):
-            problems.append(f"otlp_endpoint is {endpoint!r}; it must be like http://127.0.0.1:4317")
+        if isinstance(endpoint, str) and not _is_collector(endpoint):
+            problems.append(f"otlp_endpoint is {endpoint!r}; it must be http(s)://HOST:PORT, as http://127.0.0.1:4317")
         if self.request_log == "":
             problems.append("request_log is empty; it must be a file's name, or -")
         for one in self.slo_classes:
@@ -188,6 +187,12 @@ class RouterConfig:
         if any(not origin.strip() for origin in self.allowed_origins):
             problems.append("allowed_origins has an empty one; it must be * or like https://host")
         return problems
+
+
+def _is_collector(endpoint: str) -> bool:
+    """http(s)://HOST:PORT; without a port gRPC would go to 443, whatever the scheme."""
+    scheme, _, address = endpoint.removesuffix("/").partition("://")
+    return scheme in ("http", "https") and "/" not in address and not address_problems("", address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,19 +113,19 @@ def parse_target(text: str, flag: str = "--server", chat: bool = False, api_key:
     return Target(door, parts.hostname, port, parts.scheme == "https", base or "/v1", api_key=api_key)
 
 
-def introduced(target: Target) -> Target:
+def introduced(target: Target, flag: str = "--server") -> Target:
     """With what the server says of itself; raises StartError where it does not answer."""
-    return _introduced_grpc(target) if target.door is Door.GRPC else _introduced_http(target)
+    return _introduced_grpc(target, flag) if target.door is Door.GRPC else _introduced_http(target, flag)
 
 
-def _introduced_grpc(target: Target) -> Target:
+def _introduced_grpc(target: Target, flag: str) -> Target:
     try:
         with Client(f"{target.host}:{target.port}", api_key=target.api_key) as client:
             info = client.server_info(ASK_LIMIT_S)
     except ServingError as error:
         hint = f"what answers there does not speak gRPC: if it is HTTP, say http://{target.host}:{target.port}"
         said = hint if "Failed parsing HTTP/2" in str(error) else f"it does not answer: {error}"
-        raise StartError(f"--server is {target.name}; {said}") from None
+        raise StartError(f"{flag} is {target.name}; {said}") from None
     alive = sum(worker.up for worker in info.workers)
     return replace(
         target,
@@ -136,7 +136,7 @@ def _introduced_grpc(target: Target) -> Target:
     )
 
 
-def _introduced_http(target: Target) -> Target:
+def _introduced_http(target: Target, flag: str) -> Target:
     """The first model that is listed."""
     if target.model:
         return target
@@ -150,17 +150,17 @@ def _introduced_http(target: Target) -> Target:
         connection.request("GET", f"{target.base}/models", headers=headers)
         answer = connection.getresponse()
         if answer.status in NEEDS_KEY:
-            raise StartError(f"--server is {target.name}; {NEEDS_KEY[answer.status]} ({answer.status})")
+            raise StartError(f"{flag} is {target.name}; {NEEDS_KEY[answer.status]} ({answer.status})")
         body = answer.read(1 << 20)
         first = json.loads(body)["data"][0]
         model, length = str(first["id"]), first.get("max_model_len")
     except http.client.BadStatusLine:
         hint = f"if it is pdserve's gRPC door, say grpc://{target.host}:{target.port}"
-        raise StartError(f"--server is {target.name}; what answers there does not speak HTTP/1: {hint}") from None
+        raise StartError(f"{flag} is {target.name}; what answers there does not speak HTTP/1: {hint}") from None
     except (OSError, http.client.HTTPException) as error:
-        raise StartError(f"--server is {target.name}; it does not answer: {error}") from None
+        raise StartError(f"{flag} is {target.name}; it does not answer: {error}") from None
     except (ValueError, KeyError, IndexError, TypeError):
-        raise StartError(f"--server is {target.name}; {target.base}/models names no model: give --model") from None
+        raise StartError(f"{flag} is {target.name}; {target.base}/models names no model: give --model") from None
     finally:
         connection.close()
     return replace(target, model=model, max_model_len=length if isinstance(length, int) else None)

@@ -45,7 +45,7 @@ def _target(args: argparse.Namespace, text: str, flag: str) -> Target:
     target = parse_target(text, flag, args.chat, args.api_key)
     extra = json.dumps(args.extra_body)
     asked = replace(target, model=args.model, exact_lengths=args.ignore_eos, extra_body=extra)
-    found = introduced(asked)
+    found = introduced(asked, flag)
     return found if args.vocab_size is None else replace(found, vocab_size=args.vocab_size)
 
 

@@ -14,7 +14,7 @@ from deploy.ray_cluster.connection import PROBE_TIMEOUT_S
 from deploy.ray_cluster.placement import LOCAL
 from deploy.safetensors_headers import BadCheckpoint
 from pdserve.exit import StartError
-from pdserve.settings import split_address
+from pdserve.settings import address_problems, split_address
 
 
 def check_model(name: str, wanted: Wanted, on_cpu: bool) -> list[Finding]:
@@ -46,8 +46,11 @@ def check_ray(address: str) -> Finding:
         return ok("Ray", "package", "installed; a cluster of its own would be started")
     if address == "auto":
         return warn("Ray", "address", "auto: not tried", "give HOST:PORT to have it tried")
+    problems = address_problems("--ray", address)
+    if problems:
+        return fail("Ray", "address", problems[0], "`pdserve serve` would refuse it too")
     try:
-        socket.create_connection(split_address(address.removeprefix("ray://")), PROBE_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
+        socket.create_connection(split_address(address), PROBE_TIMEOUT_S).close()
+    except OSError as error:
         return fail("Ray", "address", f"{address}: {error}", "is the head node running, its port open (ray status)?")
     return ok("Ray", "address", f"{address} answers")

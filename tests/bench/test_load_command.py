@@ -239,6 +239,9 @@ def test_the_wrong_door_and_a_missing_key_are_named(
             assert main(["bench", "--server", server, *LOAD, "--num-requests", "1"]) == 1
             error = capsys.readouterr().err
             assert words in error and error.count("\n") == 1 and error.rstrip("\n").isprintable()
+        against = ["bench", "--server", address, "--compare", f"http://{plain}", *LOAD, "--num-requests", "1"]
+        assert main(against) == 1
+        assert capsys.readouterr().err.startswith(f"pdserve bench: error: --compare is http://{plain}")
         http.shutdown()
 
 

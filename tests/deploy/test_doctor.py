@@ -200,6 +200,14 @@ def test_a_ray_cluster_that_does_not_answer_is_named(taken_port: int) -> None:
     assert check_ray(f"127.0.0.1:{free}").status is Status.FAIL
 
 
+def test_a_ray_address_that_serve_refuses_is_named(taken_port: int) -> None:
+    """Ray's clients from afar (ray://) too."""
+    pytest.importorskip("ray")
+    for address in ("head", f"ray://127.0.0.1:{taken_port}"):
+        found = check_ray(address)
+        assert found.status is Status.FAIL and found.found == f"--ray is {address!r}; it must be HOST:PORT"
+
+
 # ---- the command ----
 
 
