@@ -65,11 +65,7 @@ def run_variant(addresses: list[str], variant: str, log_path: str, endpoint: str
         sinks.append(BackgroundSink("traces", span_writer(endpoint)))
 
     def make() -> Core:
-        core = Core(addresses, SECRET, sinks=sinks)
-        if variant == NOTHING:
-            core.metrics = core.requests._metrics = SilentMetrics(core)
-            core.requests._sinks = (core.metrics,)
-        return core
+        return Core(addresses, SECRET, sinks=sinks, metrics=SilentMetrics if variant == NOTHING else RouterMetrics)
 
     def settle() -> None:
         for sink in sinks:

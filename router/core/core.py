@@ -17,9 +17,11 @@ from router.core.config import CoreConfig
 from router.core.fleet import Fleet, Worker
 from router.core.messages import StatusReport
 from router.core.requests import Requests
+from router.core.running import RunningRequests
 from router.core.session import WorkerSession
 from router.core.stats import StatsLine
 from router.core.stream import RequestStream
+from router.core.worker_events import WorkerEvents
 from router.interface import MetricsTarget, RouterRequest, WorkerView
 from router.metrics import RouterMetrics
 from router.record import RecordSink
@@ -43,14 +45,18 @@ class Core:
         policy: RoutingPolicy | None = None,
         clock: Clock | None = None,
         sinks: Iterable[RecordSink] = (),
+        metrics: type[RouterMetrics] = RouterMetrics,
     ) -> None:
         """`addresses` are host:port of the workers' services, `secret` the cluster's; `sinks` hear of every end."""
         self.config = config or CoreConfig()
         self.clock = clock or MonotonicClock()
         self.fleet = Fleet(self.clock)
-        self.metrics = RouterMetrics(self, self.config.slos, self.config.tenants)
+        self.metrics = metrics(self, self.config.slos, self.config.tenants)
         policy = policy or LeastPredictedLatency(self.config.routing)
-        self.requests = Requests(self.config, self.fleet, policy, self.metrics, self.clock, tuple(sinks))
+        every = (self.metrics, *sinks)
+        self.running = RunningRequests(self.metrics, every, self.clock, self.config.freed_grace_s)
+        self.requests = Requests(self.config, self.fleet, policy, self.running, self.metrics, every, self.clock)
+        self.worker_events = WorkerEvents(self.config, self.running, self.metrics, self.clock)
         self._boot_id = new_boot_id()
         self._secret = secret
         self._addresses = list(addresses)
@@ -95,16 +101,16 @@ class Core:
         self._draining = True
         try:
             async with asyncio.timeout(timeout_s):
-                await self.requests.wait_idle()
+                await self.running.wait_idle()
         except TimeoutError:
-            self.requests.fail_all("the router is stopping")
+            self.running.fail_all("the router is stopping")
             return False
         return True
 
     async def close(self) -> None:
         """End everything at once. Safe to repeat."""
         self._draining = True
-        self.requests.fail_all("the router stopped")
+        self.running.fail_all("the router stopped")
         await asyncio.gather(*(worker.session.flush(_LAST_WORDS_S) for worker in self.fleet))
         tasks = [*self._keepers.values(), *([self._housekeeper] if self._housekeeper else [])]
         for task in tasks:
@@ -191,13 +197,13 @@ class Core:
                 if isinstance(event, StatusReport):
                     worker.note_status(event, worker.heard_s)
                 else:
-                    self.requests.handle(worker, event)
+                    self.worker_events.handle(worker, event)
         except ServingError as error:
             log.warning("worker %s is lost: %s", worker.id, error.message)
         finally:
             self.metrics.worker_lost(_snapshot(worker))
             self.fleet.remove(worker)
-            self.requests.worker_lost(worker)
+            self.worker_events.worker_lost(worker)
             self._changed.set()
             self._tell_what_is_left(worker)
 
@@ -227,7 +233,7 @@ class Core:
                 for worker in self.fleet:
                     worker.renew()
             if now_s - logged_s >= self.config.stats_s:
-                line = stats.next(len(self.requests), self.requests.generated_tokens, now_s - logged_s, self.fleet)
+                line = stats.next(len(self.running), self.worker_events.generated_tokens, now_s - logged_s, self.fleet)
                 logged_s = now_s
                 if line is not None:
                     log.info("%s", line)

@@ -60,9 +60,8 @@ class CoreSource:
         ]
 
     def activity(self) -> Activity:
-        requests = self._core.requests
         bounds, counts = self._core.metrics.gap_counts()
-        return Activity(len(requests), requests.generated_tokens, bounds, counts)
+        return Activity(len(self._core.running), self._core.worker_events.generated_tokens, bounds, counts)
 
     def is_ready(self) -> bool:
         return self._core.is_ready()

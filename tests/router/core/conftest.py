@@ -288,7 +288,7 @@ async def running_cluster(
         if ready:
             await asyncio.wait_for(core.wait_ready(), PATIENCE_S)
         yield Cluster(core, workers)
-        core.requests.check()
+        core.running.check(core.fleet)
         core.fleet.check()
     finally:
         await core.close()

@@ -275,6 +275,6 @@ def test_impossible_requests_are_refused_before_any_worker_hears(harness: Any) -
             cluster.submit(prompt_token_ids=tuple(range(16_000)))
         with pytest.raises(DeadlineExceeded):
             cluster.submit(deadline_s=cluster.clock.now() - 1.0)
-        assert not cluster.decode.submits and len(cluster.core.requests) == 0
+        assert not cluster.decode.submits and len(cluster.core.running) == 0
 
     harness.run(0, 1, walk)

@@ -29,6 +29,8 @@ from router.core.messages import (
     WorkerIdentity,
 )
 from router.core.requests import Requests
+from router.core.running import RunningRequests
+from router.core.worker_events import WorkerEvents
 from router.interface import Finished, RouterRequest, TokenDelta, TokenStream
 from router.metrics import RouterMetrics
 from router.record import Outcome, RequestRecord, Transfer
@@ -81,8 +83,11 @@ class World:
         self.metrics = RouterMetrics(Nobody())
         self.records: list[RequestRecord] = []
         self.num_rejected = 0
-        sinks = (Broken(), self)
-        self.requests = Requests(CONFIG, self.fleet, LeastPredictedLatency(), self.metrics, self.clock, sinks)
+        sinks = (self.metrics, Broken(), self)
+        self.running = RunningRequests(self.metrics, sinks, self.clock, CONFIG.freed_grace_s)
+        policy = LeastPredictedLatency()
+        self.requests = Requests(CONFIG, self.fleet, policy, self.running, self.metrics, sinks, self.clock)
+        self.events = WorkerEvents(CONFIG, self.running, self.metrics, self.clock)
         roles = [Role.PREFILL] * prefill + [Role.DECODE] * decode
         ends = [HonestWorker(f"{role.value}-{n}", role) for n, role in enumerate(roles)]
         self.workers: list[tuple[Worker, HonestWorker]] = [
@@ -107,7 +112,7 @@ class World:
             self.kill(self.rng.choice(self.workers))
         elif self.workers:
             self.work(*self.rng.choice(self.workers))
-        self.requests.check()
+        self.running.check(self.fleet)
         self.fleet.check()
 
     def submit(self) -> None:
@@ -124,7 +129,7 @@ class World:
     def kill(self, pair: tuple[Worker, HonestWorker]) -> None:
         self.workers.remove(pair)
         self.fleet.remove(pair[0])
-        self.requests.worker_lost(pair[0])
+        self.events.worker_lost(pair[0])
 
     def work(self, worker: Worker, end: HonestWorker) -> None:
         """One worker says one thing about one sequence that it holds, or repeats itself."""
@@ -134,18 +139,18 @@ class World:
         mode, sent, act = end.held[key].mode, end.sent[key], self.rng.random()
         if act < 0.04:
             del end.held[key]
-            self.requests.handle(worker, SequenceFailure(key, PeerLost("x")))
+            self.events.handle(worker, SequenceFailure(key, PeerLost("x")))
         elif act < 0.2 and sent > 0:
             self.say(worker, key, self.rng.randrange(sent), None)
         elif mode == worker_pb2.SEQUENCE_MODE_PREFILL and sent == 1:
             if act < 0.6:  # in truth after D's commit; early is only harder
                 del end.held[key]
-                self.requests.handle(worker, HandoffReport(key, Progress.FREED))
+                self.events.handle(worker, HandoffReport(key, Progress.FREED))
         elif mode == worker_pb2.SEQUENCE_MODE_DECODE and sent == 1 and act < 0.5:
             progress = Progress.RESERVED if act < 0.35 else Progress.COMMITTED
-            self.requests.handle(worker, HandoffReport(key, progress, Transfer(1, 0, 0.1, 0.1, "shm")))
+            self.events.handle(worker, HandoffReport(key, progress, Transfer(1, 0, 0.1, 0.1, "shm")))
         elif sent == 0 and act < 0.4:
-            self.requests.handle(worker, StepReport((), started=(PromptStarted(key.attempt, self.rng.random()),)))
+            self.events.handle(worker, StepReport((), started=(PromptStarted(key.attempt, self.rng.random()),)))
         else:
             last = sent + 1 == LENGTH or (sent == 0 and act > 0.95)
             end.sent[key] += 1
@@ -156,7 +161,7 @@ class World:
     def say(self, worker: Worker, key: SequenceKey, index: int, finish: FinishReason | None) -> None:
         token = hash((key.request_id, index)) % 1000
         times = SequenceTimes(self.rng.random(), self.rng.random(), 0) if self.rng.random() < 0.3 else None
-        self.requests.handle(worker, StepReport((SequenceDelta(key, index, (token,), (), finish, times),)))
+        self.events.handle(worker, StepReport((SequenceDelta(key, index, (token,), (), finish, times),)))
 
 
 def read(stream: TokenStream, request_id: str) -> Finished | ServingError:
@@ -209,14 +214,14 @@ def test_one_end_for_each_and_nothing_left(seed: int, prefill: int, decode: int,
             world.step()
             if world.rng.random() < 0.2:
                 await asyncio.sleep(0)  # timers of no length fire
-        world.requests.fail_all("over")
+        world.running.fail_all("over")
         async with asyncio.timeout(5.0):
-            await world.requests.wait_idle()
+            await world.running.wait_idle()
             ends = [read(stream, f"r{n}") for n, stream in enumerate(world.streams)]
         await asyncio.sleep(0.001)  # the last aborts of sources that never said FREED
         for worker, end in world.workers:
             assert not end.held and not worker.holding, f"{worker.id} still holds {list(end.held)}"
-        assert len(ends) == len(world.streams) and len(world.requests) == 0
+        assert len(ends) == len(world.streams) and len(world.running) == 0
         check_records(world, ends)
 
     asyncio.run(main())
