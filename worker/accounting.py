@@ -5,8 +5,6 @@ from __future__ import annotations
 from engine.core import StepStats
 from kv_transfer.notices import Committed
 from pdserve.errors import IncompatiblePeer, LeaseExpired, PeerLost, TransferCorrupt
-from pdserve.v1 import worker_pb2 as pb
-from pdserve.wire import key_to_proto
 from worker.telemetry import BATCH_SIZE, STEP_SECONDS, Telemetry
 
 _FAILURES = (PeerLost, TransferCorrupt, LeaseExpired, IncompatiblePeer)  # those that there usually are
@@ -37,12 +35,3 @@ def count_transfer(telemetry: Telemetry, worker_id: str, notice: Committed) -> N
     if notice.busy_s > 0.0 and notice.bytes_moved:
         link = {"src": notice.source_worker_id, "dst": worker_id}
         telemetry.set("link_bandwidth_bytes_per_second", notice.bytes_moved / notice.busy_s, **link)
-
-
-def committed_event(notice: Committed) -> pb.HandoffEvent:
-    """What the router hears of it."""
-    return pb.HandoffEvent(
-        key=key_to_proto(notice.key), progress=pb.HANDOFF_PROGRESS_COMMITTED, bytes_moved=notice.bytes_moved,
-        blocks_skipped=notice.blocks_skipped, transfer_s=notice.transfer_s, busy_s=notice.busy_s,
-        transport=notice.transport,
-    )  # fmt: skip
