@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from deploy.planning.profile import THIS_MACHINE
+from deploy.words import counted
+from placement.hardware.catalogue import GpuType
+from placement.search.build import Serving
 from placement.search.candidate import Candidate
-from placement.search.goodput import Attainment
+from placement.search.goodput import Attainment, Goodput
 from placement.search.search import Answer, Outcome, Question, Scaled
 from placement.search.whatif import Consequence
 
 _SHOWN = 8
 
 
-def answer_line(outcome: Outcome, question: Question) -> str:
+def unit_of(types: Iterable[GpuType], serving: Serving) -> str:
+    """What one of them is called: without any GPU a machine, or a worker where all share one machine."""
+    if {gpu.name for gpu in types} != {THIS_MACHINE}:
+        return "GPU"
+    return "machine" if serving.slowdown is None else "worker"
+
+
+def answer_line(outcome: Outcome, question: Question, unit: str) -> str:
     """One sentence."""
     slo = question.slo
     target = f"TTFT {slo.ttft_s:g} s and TPOT {slo.tpot_s:g} s for {100 * slo.attainment:g} %"
@@ -29,12 +40,12 @@ def answer_line(outcome: Outcome, question: Question) -> str:
     assert goodput is not None
     if question.rate is not None:
         return (
-            f"{candidate}: carries {figure(question.rate)} requests/s with {target}, on {price(candidate)}; "
+            f"{candidate}: carries {figure(question.rate)} requests/s with {target}, on {price(candidate, unit)}; "
             f"bound by {best.reason}"
         )
     each = figure(goodput.rate / candidate.gpus)
     return (
-        f"{candidate}: {figure(goodput.rate)} requests/s ({each} per GPU) with {target}; "
+        f"{candidate}: {figure(goodput.rate)} requests/s ({each} per {unit}) with {target}; "
         f"95 % confidence {figure(goodput.low)} to {figure(goodput.high)}; bound by {best.reason}"
     )
 
@@ -44,10 +55,10 @@ def figure(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 1000.0 else f"{rate:.3g}"
 
 
-def price(candidate: Candidate) -> str:
-    """GPUs, and dollars and watts where all of its types have them."""
+def price(candidate: Candidate, unit: str) -> str:
+    """GPUs or machines, and dollars and watts where all of its types have them."""
     gpus = {pool.gpu for pool in candidate.pools}
-    said = [f"{candidate.gpus} GPU{'s' if candidate.gpus > 1 else ''}"]
+    said = [counted(candidate.gpus, unit)]
     if all(gpu.cost_per_hour for gpu in gpus):
         said.append(f"{candidate.cost_per_hour:,.2f} $/h")
     if all(gpu.power_w for gpu in gpus):
@@ -55,11 +66,11 @@ def price(candidate: Candidate) -> str:
     return ", ".join(said)
 
 
-def more_lines(outcome: Outcome, question: Question) -> list[str]:
+def more_lines(outcome: Outcome, question: Question, unit: str) -> list[str]:
     """What belongs beside the answer."""
     scaled = [] if outcome.scaled is None else [_scaled_line(outcome.scaled, question)]
     if question.rate is not None:
-        return _how_sure(outcome, question, question.rate) + scaled
+        return _how_sure(outcome, question, question.rate, unit) + scaled
     other = _other_kind(outcome)
     return ([] if other is None else [other]) + scaled
 
@@ -80,7 +91,7 @@ def _scaled_line(scaled: Scaled, question: Question) -> str:
     return f"{said}; the whole was not simulated: it is that part, {scaled.copies} times, each with its own requests"
 
 
-def _how_sure(outcome: Outcome, question: Question, rate: float) -> list[str]:
+def _how_sure(outcome: Outcome, question: Question, rate: float, unit: str) -> list[str]:
     """Of a rate that was asked for: is it met by chance, would less do, would a little more be sure?"""
     best, target = outcome.best, question.slo.attainment
     lines = []
@@ -94,19 +105,17 @@ def _how_sure(outcome: Outcome, question: Question, rate: float) -> list[str]:
                 f"{figure(goodput.high)}"
             )
         if not sure and outcome.sure is not None and outcome.sure.goodput is not None:
-            surer = outcome.sure
-            assert surer.goodput is not None
-            lines.append(
-                f"sure to carry it: {surer.candidate}, on {price(surer.candidate)}: {share(surer.goodput.probes[0])}"
-            )
+            lines.append(f"sure to carry it: {_carried(outcome.sure.candidate, outcome.sure.goodput, unit)}")
     most = float("inf") if best is None else question.price.of(best.candidate)
     maybe = [one for one in outcome.answers if one.maybe_good(target) and question.price.of(one.candidate) < most]
     for answer in sorted(maybe, key=lambda one: question.price.of(one.candidate))[:1]:
         assert answer.goodput is not None
-        lines.append(
-            f"too close to call: {answer.candidate}, on {price(answer.candidate)}: {share(answer.goodput.probes[0])}"
-        )
+        lines.append(f"too close to call: {_carried(answer.candidate, answer.goodput, unit)}")
     return lines
+
+
+def _carried(candidate: Candidate, goodput: Goodput, unit: str) -> str:
+    return f"{candidate}, on {price(candidate, unit)}: {share(goodput.probes[0])}"
 
 
 def share(found: Attainment) -> str:
@@ -143,7 +152,8 @@ def table(outcome: Outcome, question: Question) -> list[str]:
     """The best placements, each with what binds it."""
     looked_at = outcome if outcome.scaled is None else outcome.scaled.part
     of_part = "" if outcome.scaled is None else " for one part"
-    rows = [f"{len(looked_at.answers)} placements looked at{of_part}, {len(outcome.unfit)} do not fit in memory"
+    rows = [f"{counted(len(looked_at.answers), 'placement')} looked at{of_part}, "
+            f"{len(outcome.unfit)} do not fit in memory"
             + ("" if outcome.complete else "; interrupted, not all were simulated")]  # fmt: skip
     for answer in outcome.answers[:_SHOWN]:
         rows.append(f"  {_figure(answer, question):>13}  {answer.candidate}  ({answer.reason})")

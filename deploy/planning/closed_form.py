@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from deploy.planning.question import check_flags, listed, question_of, space_of
-from deploy.planning.subject import profile_of, serving_of, workload_of
+from deploy.planning.caveats import caveats
+from deploy.planning.profile import profile_of
+from deploy.planning.question import check_flags, check_sizes, listed, question_of, space_of
+from deploy.planning.subject import SAMPLE, serving_of, workload_of
 from pdserve.exit import ExitCode
 from placement.search.search import Answer, Search
 
@@ -19,6 +21,7 @@ def run_bounds(args: argparse.Namespace) -> int:
     question, space = question_of(args), space_of(args, profile)
     _, source = workload_of(args.workload)
     serving = serving_of(args, source, profile)
+    notes = check_sizes(args, space, serving.model)
     search = Search(question, serving, source)
     search.screen(listed(space, serving.model))
     outcome = search.outcome(complete=False)
@@ -34,4 +37,7 @@ def run_bounds(args: argparse.Namespace) -> int:
         for answer in outcome.answers[:3]:
             print(f"  {answer.candidate}: {answer.reason}")
         print("\n".join(f"  {why}" for why in list(dict.fromkeys(outcome.unfit))[:3]))
+    shown = [answer.candidate for answer in able[:_SHOWN]]
+    for line in [*caveats(profile, serving, shown, source.build(rate=1.0, num_requests=SAMPLE)), *notes]:
+        print(line)
     return ExitCode.OK if able else ExitCode.FAILED

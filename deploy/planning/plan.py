@@ -11,13 +11,17 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 from deploy.arguments import check_output, write_output
-from deploy.planning.answer import answer_line, more_lines, table, what_if_lines
-from deploy.planning.question import check_flags, listed, question_of, space_of
+from deploy.planning.answer import answer_line, more_lines, table, unit_of, what_if_lines
+from deploy.planning.caveats import caveats
+from deploy.planning.profile import FromProfile, profile_of
+from deploy.planning.question import check_flags, check_sizes, listed, question_of, space_of
 from deploy.planning.sizes import Sizes
-from deploy.planning.subject import FromProfile, goes_by_another_name, profile_of, serving_of, workload_of
+from deploy.planning.subject import SAMPLE, serving_of, workload_of
 from deploy.planning.validate import Validation
+from deploy.words import counted
 from pdserve.exit import ExitCode, StartError
 from placement.search.build import Serving
+from placement.search.candidate import Candidate
 from placement.search.parallel import Closer, Processes, run_search
 from placement.search.plan_file import plan_to_json
 from placement.search.scale import run_scaled, scaled_closer
@@ -37,6 +41,8 @@ def run_plan(args: argparse.Namespace) -> int:
     question, space = question_of(args), space_of(args, profile)
     spec, source = workload_of(args.workload)
     serving = serving_of(args, source, profile)
+    notes = check_sizes(args, space, serving.model)
+    unit = unit_of((*space.prefill_gpus, *space.decode_gpus), serving)
     validation = None if args.validate is None else Validation.of(args, space, profile)
     with Processes(spec, source, args.processes) as processes, _sigterm_is_ctrl_c():
         try:
@@ -46,38 +52,41 @@ def run_plan(args: argparse.Namespace) -> int:
                 "a process of the search was killed, for want of memory? --processes 1 needs least"
             ) from None
     outcome, best = found.outcome, found.outcome.best
-    lines = [answer_line(outcome, question), *more_lines(outcome, question), *_other_name(serving, profile)]
-    lines += [*_cores(outcome, serving, profile), *([] if profile is None else profile.lacks())]
-    answer = "\n".join(lines)
+    answer = "\n".join([*_told(found, question, serving, profile, source, unit), *notes])
     print("\n".join([answer, *table(outcome, question)]))
     copies = 1 if outcome.scaled is None else outcome.scaled.copies
     for line in what_if_lines([one for one in found.what_if if one.change is not AS_ASKED], copies):
         print(line)
     if not found.complete:
         print("interrupted: not every what-if was looked at")
-    _write(args, found, question, serving, answer)
+    _write(args, found, question, serving, answer, unit)
     if best is not None and validation is not None and outcome.complete and found.complete:
         validation.run(outcome, question, serving)
     return ExitCode.OK if best is not None else ExitCode.FAILED
 
 
-def _other_name(serving: Serving, profile: FromProfile | None) -> list[str]:
-    """Step times of a model that is called otherwise, but whose sizes are equal, are taken; not in silence."""
-    subject = None if profile is None else profile.subject
-    if subject is None or not goes_by_another_name(serving.model, subject):
-        return []
-    known = "weights and KV are" if subject.weight_bytes else "KV is (of its weights the profile says nothing)"
-    return [f"step times are of {subject.model}, not of {serving.model.name}: their {known} of the same size"]
+def _told(
+    found: Closer, question: Question, serving: Serving, profile: FromProfile | None, source: WorkloadSource, unit: str
+) -> list[str]:
+    """The answer, what belongs beside it, and how far it may be believed."""
+    best = found.outcome.best
+    at_rate = None if best is None or best.goodput is None else best.goodput.at_rate
+    requests = source.build(rate=1.0, num_requests=SAMPLE) if at_rate is None else at_rate.requests
+    return [
+        answer_line(found.outcome, question, unit),
+        *more_lines(found.outcome, question, unit),
+        *([] if best is None else _cores(best.candidate, serving, profile)),
+        *caveats(profile, serving, [] if best is None else [best.candidate], requests),
+    ]
 
 
-def _cores(outcome: Outcome, serving: Serving, profile: FromProfile | None) -> list[str]:
+def _cores(best: Candidate, serving: Serving, profile: FromProfile | None) -> list[str]:
     """What workers that were measured here stand for: `serve --plan` would start all of them on this machine."""
-    best, served = outcome.best, None if profile is None else profile.served
-    if best is None or served is None:
+    if profile is None or profile.served is None:
         return []
-    workers = best.candidate.replicas * sum(pool.workers for pool in best.candidate.pools)
+    workers = best.replicas * sum(pool.workers for pool in best.pools)
     if serving.slowdown is not None:
-        return [f"all {workers} workers share this machine's cores: what is said of a GPU is said of a worker here"]
+        return [f"all {workers} workers share this machine's cores"] if workers > 1 else []
     if workers == 1:
         return []
     return [f"each of the {workers} workers has a machine like this one of its own; for one machine, --one-machine"]
@@ -122,10 +131,13 @@ def _found(
     return scaled_closer(outcome, question, serving, changes, processes)
 
 
-def _write(args: argparse.Namespace, found: Closer, question: Question, serving: Serving, answer: str) -> None:
+def _write(
+    args: argparse.Namespace, found: Closer, question: Question, serving: Serving, answer: str, unit: str
+) -> None:
     """The plan and the report, where they are asked for."""
     outcome, what_if = found.outcome, found.what_if
-    basis = "Step times are computed from the GPUs' data sheets with stated efficiencies; they were not measured."
+    source = "the GPUs' data sheets" if unit == "GPU" else "what this machine multiplies and reads a second"
+    basis = f"Step times are computed from {source}, with stated efficiencies; they were not measured."
     if args.profile is not None:
         basis = f"Step times are those of {args.profile}."
         basis += " They are its linear model's, which the mock engine keeps." if args.validate == "mock" else ""
@@ -143,7 +155,7 @@ def _write(args: argparse.Namespace, found: Closer, question: Question, serving:
     if args.report is not None:
         from placement.search.report import write_report  # matplotlib takes a while to import
 
-        title = f"{serving.model.name}, {args.workload}" + (f", {args.gpus} GPUs" if args.gpus else "")
+        title = f"{serving.model.name}, {args.workload}" + (f", {counted(args.gpus, unit)}" if args.gpus else "")
         try:
             write_report(args.report, outcome, question, what_if, title, answer, basis)
         except OSError as error:

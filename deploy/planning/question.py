@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from deploy.arguments import count, refuse, require
 from deploy.planning.prices import check_prices, priced
-from deploy.planning.subject import THIS_MACHINE, FromProfile, gpus
+from deploy.planning.profile import FromProfile, check_measured
+from deploy.planning.subject import gpus
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
 from placement.hardware.catalogue import GpuType
@@ -34,6 +35,11 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ConfigError(["--gpus is missing; plan needs it, or one of --rate, --max-cost, --max-power"])
     if args.price is not None and args.rate is None:
         raise ConfigError(["--price means nothing without --rate: without a rate to carry, the most is searched"])
+    if args.validate == "mock" and args.one_machine:
+        raise ConfigError(
+            ["--validate mock and --one-machine need two profiles: the mock engine's delays are measured by `pdserve "
+             "profile --mock-delays`, what workers cost one another only without it; leave one of the two flags out"]
+        )  # fmt: skip
     if args.bounds:
         refuse(args, ("output", "report", "processes", "quick", "no_what_if", "validate"), f"{MODE} --bounds")
 
@@ -56,19 +62,8 @@ def space_of(args: argparse.Namespace, profile: FromProfile | None) -> Space:
     decode = both if args.decode_gpu is None else _types("--decode-gpu", args.decode_gpu, args.gpus_per_node)
     subject = None if profile is None else profile.subject
     prefill, decode = priced(prefill, args, subject), priced(decode, args, subject)
-    if profile is not None and profile.of_one_device and len(names := {gpu.name for gpu in (*prefill, *decode)}) > 1:
-        raise ConfigError([f"--profile was measured on one kind of device; {' and '.join(sorted(names))} are several"])
-    if (
-        subject is not None
-        and subject.device == "cpu"
-        and (wrong := sorted({one.name for one in (*prefill, *decode)} - {THIS_MACHINE}))
-    ):
-        raise ConfigError(
-            [f"--profile was measured on a CPU; its steps are not those of {' and '.join(wrong)}: leave --gpu out"]
-        )
-    for flag in ("tp", "pp") if profile is not None and profile.of_one_device else ():
-        if getattr(args, flag) not in (None, "1"):
-            raise ConfigError([f"--{flag} {getattr(args, flag)}: the profile is of workers with tp=1 and pp=1"])
+    parallel = [f"--{name} {given}" for name in ("tp", "pp") if (given := getattr(args, name)) not in (None, "1")]
+    check_measured(profile, (*prefill, *decode), parallel)
     max_cost, max_power = args.max_cost or float("inf"), args.max_power or float("inf")
     local = _numbers("--local-prefill-max-tokens", args.local_prefill_max_tokens, ())
     space = Space(
@@ -96,6 +91,28 @@ def listed(space: Space, model: ModelShape) -> Iterator[Candidate]:
         yield from candidates(space, model)
     except ValueError as error:
         raise StartError(f"--gpus {space.gpus}: {error}", ExitCode.FAILED) from None
+
+
+def check_sizes(args: argparse.Namespace, space: Space, model: ModelShape) -> list[str]:
+    """Which numbers of --tp and --pp no worker can have, a line each. Errors: ConfigError where none of a flag can."""
+    notes = []
+    for flag, given, sizes, of, what in (
+        ("--tp", args.tp, space.tps, model.heads, "heads"),
+        ("--pp", args.pp, space.pps, model.layers, "layers"),
+    ):
+        most = space.gpus
+        if flag == "--tp":
+            most = min(most, max(gpu.gpus_per_node for gpu in (*space.prefill_gpus, *space.decode_gpus)))
+        able = [number for number in range(1, min(most, of) + 1) if of % number == 0]
+        unable = [number for number in sizes if number not in able]
+        if given is None or not unable:
+            continue
+        allowed = f"it must divide the {of} {what} of {model.name}" + (f" and be at most {most:,}" if most < of else "")
+        allowed += f": {', '.join(map(str, able))}"
+        if len(unable) == len(sizes):
+            raise ConfigError([f"{flag} is {given}; {allowed}"])
+        notes.append(f"left out: {flag} {', '.join(map(str, unable))}; {allowed}")
+    return notes
 
 
 def _affordable(types: tuple[GpuType, ...], max_cost: float, max_power: float) -> int:

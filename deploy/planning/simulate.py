@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 
 import numpy as np
 
 from deploy.arguments import check_output, count, pair_count, pairs, refuse, require, write_output
-from deploy.planning.subject import gpus, profile_of, serving_of, workload_of
+from deploy.planning.caveats import caveats
+from deploy.planning.profile import THIS_MACHINE, check_measured, profile_of
+from deploy.planning.subject import gpus, serving_of, workload_of
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
-from placement.search.build import DoesNotFit, cluster_of
+from placement.latency.shape import ModelShape
+from placement.search.build import DoesNotFit, Serving, cluster_of
 from placement.search.candidate import Candidate, Pool
 from placement.search.job import Simulated
 from placement.search.plan_file import percentiles
@@ -33,36 +37,63 @@ def run_simulate(args: argparse.Namespace) -> int:
     _, source = workload_of(args.workload)
     profile = profile_of(args)
     serving = serving_of(args, source, profile)
-    candidate = _candidate(args)
-    try:
-        cluster = cluster_of(candidate, serving)
-    except (DoesNotFit, ValueError) as error:
-        raise StartError(str(error), ExitCode.FAILED) from None
+    candidate = _candidate(args, serving.model)
+    pools = _flags(candidate)
+    parallel = [f"{flag}: {pool}" for flag, pool in pools.items() if pool.gpus_per_worker > 1]
+    check_measured(profile, (pool.gpu for pool in pools.values()), parallel)
+    _check_room(pools, serving)
+    cluster = cluster_of(candidate, serving)
     num = args.num_requests or (None if source.recorded is not None else 1000)
     workload = source.build(rate=args.rate, num_requests=num, seed=args.seed or 0)
     rows = Simulated(cluster)(workload)
     print(f"{candidate}: {len(workload)} requests at {workload.rate:.3g}/s")
-    print("\n".join([*_summary(rows, args), *([] if profile is None else profile.lacks())]))
+    print("\n".join([*_summary(rows, args), *caveats(profile, serving, [candidate], rows)]))
     if args.output is not None:
         write_output(args.output, _lines(rows))
         print(f"{len(workload)} rows: {args.output}")
     return ExitCode.OK
 
 
-def _candidate(args: argparse.Namespace) -> Candidate:
-    gpu = gpus("--gpu", args.gpu or ("this-machine" if args.profile is not None else "h100"))[0]
-    chunk = count(args.chunk) if args.chunk is not None else 2048
-    decode = _pool("decode", args.decode, gpu.name)
-    return Candidate(None if args.prefill is None else _pool("prefill", args.prefill, gpu.name), decode, chunk)
-
-
-def _pool(name: str, text: str, gpu: str) -> Pool:
-    values = pairs(name, text, {"workers": "1", "tp": "1", "pp": "1", "gpu": gpu})
-    numbers = (pair_count(name, key, values[key]) for key in ("workers", "tp", "pp"))
+def _candidate(args: argparse.Namespace, model: ModelShape) -> Candidate:
+    gpu = args.gpu or (THIS_MACHINE if args.profile is not None else "h100")
     try:
-        return Pool(gpus(f"--{name}", values["gpu"])[0], *numbers)
-    except ValueError as error:
-        raise ConfigError([f"--{name}: {error}"]) from None
+        chunk = count(args.chunk) if args.chunk is not None else 2048
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError([f"--chunk: {error}"]) from None
+    decode = _pool("decode", args.decode, gpu, model)
+    return Candidate(None if args.prefill is None else _pool("prefill", args.prefill, gpu, model), decode, chunk)
+
+
+def _pool(name: str, text: str, gpu: str, model: ModelShape) -> Pool:
+    values = pairs(name, text, {"workers": "1", "tp": "1", "pp": "1", "gpu": gpu})
+    workers, tp, pp = (pair_count(name, key, values[key]) for key in ("workers", "tp", "pp"))
+    if model.heads % tp:
+        able = [str(one) for one in range(1, model.heads + 1) if model.heads % one == 0]
+        raise ConfigError(
+            [f"--{name}: tp is {tp}; it must divide the {model.heads} heads of {model.name}: {', '.join(able)}"]
+        )
+    if pp > model.layers:
+        raise ConfigError([f"--{name}: pp is {pp}; it must be at most the {model.layers} layers of {model.name}"])
+    (kind, *more) = gpus("--gpu" if values["gpu"] == gpu else f"--{name}: gpu", values["gpu"])
+    if more:
+        raise ConfigError([f"--gpu is {gpu}; simulate runs one placement: give one type, or gpu=TYPE to each pool"])
+    return Pool(kind, workers, tp, pp)
+
+
+def _flags(candidate: Candidate) -> dict[str, Pool]:
+    """Each pool by the flag that gave it."""
+    pools = {"--prefill": candidate.prefill, "--decode": candidate.decode}
+    return {flag: pool for flag, pool in pools.items() if pool is not None}
+
+
+def _check_room(pools: Mapping[str, Pool], serving: Serving) -> None:
+    """Whether each pool has step times, and room for one request. Errors: StartError naming the flag."""
+    for flag, pool in pools.items():
+        try:
+            serving.times(pool)
+            serving.blocks(pool)
+        except DoesNotFit as error:
+            raise StartError(f"{flag}: {error}", ExitCode.FAILED) from None
 
 
 def _summary(rows: RequestColumns, args: argparse.Namespace) -> list[str]:

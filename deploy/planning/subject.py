@@ -5,28 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from deploy.planning.profile import THIS_MACHINE, FromProfile
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
-from placement.compat.errors import ProfileError
 from placement.hardware.catalogue import GpuType, gpu_type
 from placement.hardware.this_machine import this_machine
-from placement.latency.fitted_profile import Subject, load_measured_profile
-from placement.latency.imports import Foreign, foreign_steps
+from placement.latency.fitted_profile import Subject
 from placement.latency.served import ServedSteps
 from placement.latency.shape import KNOWN_SHAPES, ModelShape, shape_from_config
-from placement.search.build import DoesNotFit, MakeStepTimes, Serving
-from placement.simulator.cluster import Delays, LinearSteps, LinkSpec, StepTimes
+from placement.search.build import Serving
 from placement.workload.source import WorkloadSource
 from placement.workload.spec import WorkloadSpec, parse_workload_spec
 
-_SAMPLE = 20_000
+SAMPLE = 20_000  # requests, to see how long they may be
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 _WEIGHTS_NEAR = 0.05  # norms, biases: what a shape does not count
 _MANY_TOKENS = 1e6  # in a step: they reach every expert
-THIS_MACHINE = "this-machine"
 
 
 def model_shape(name: str) -> ModelShape:
@@ -66,83 +63,6 @@ def workload_of(text: str) -> tuple[WorkloadSpec, WorkloadSource]:
     return spec, WorkloadSource(spec)
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Step times of one measured worker stand for all; plain data, so that search processes can have it."""
-
-    steps: StepTimes
-
-    def __call__(self, gpu: GpuType, tp: int, pp: int) -> StepTimes:
-        return self.steps
-
-
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """Step times out of another system's file; plain data too."""
-
-    foreign: Foreign
-
-    def __call__(self, gpu: GpuType, tp: int, pp: int) -> StepTimes:
-        """Errors: DoesNotFit where the file has none of that GPU, tp and pp."""
-        try:
-            return self.foreign(gpu.name, tp, pp)
-        except ProfileError as error:
-            raise DoesNotFit(error.message) from None
-
-
-@dataclass(frozen=True, slots=True)
-class FromProfile:
-    """What a file of measurements says; None: nothing."""
-
-    steps: MakeStepTimes
-    link: LinkSpec | None = None
-    delays: Delays | None = None
-    colocated_delays: Delays | None = None
-    subject: Subject | None = None
-    served: ServedSteps | None = None
-    of_one_device: bool = False  # its step times stand for every worker
-    complete: bool = True
-
-    def lacks(self) -> list[str]:
-        """What a user should know before he believes what is made of it."""
-        if self.subject is None:
-            return []
-        found = [] if self.complete else ["the profile is not complete: its measuring was stopped, or too short"]
-        return found if self.delays is not None else [*found, "the profile has no delays: TTFT and TPOT are too low"]
-
-
-def profile_of(args: argparse.Namespace, *, mock: bool = False) -> FromProfile | None:
-    """What --profile names; None: nothing. `mock`: as the mock engine takes it, by its linear model.
-
-    A profile of `pdserve profile`, of the mock engine, of DistServe or of Splitwise. Errors: StartError (code 5).
-    """
-    if args.profile is None:
-        return None
-    path: Path = args.profile
-    try:
-        if (foreign := foreign_steps(path, args.model)) is not None:
-            return FromProfile(Imported(foreign))
-        measured = load_measured_profile(path)
-    except OSError as error:
-        raise StartError(f"--profile {path}: {error.strerror or error}", ExitCode.WORKLOAD) from None
-    except ValueError as error:
-        message = str(error)
-        raise StartError(
-            message if str(path) in message else f"--profile {path}: {message}", ExitCode.WORKLOAD
-        ) from None
-    steps = LinearSteps(measured.linear) if mock else measured.step_times
-    return FromProfile(
-        Measured(steps),
-        measured.link,
-        measured.delays,
-        measured.colocated_delays,
-        measured.subject,
-        measured.served,
-        True,
-        measured.complete,
-    )
-
-
 def goes_by_another_name(model: ModelShape, subject: Subject) -> bool:
     """Whether what was measured is called otherwise than what is planned for."""
     return Path(subject.model).name.lower() != model.name.lower()
@@ -178,7 +98,7 @@ def serving_of(args: argparse.Namespace, source: WorkloadSource, measured: FromP
     shared = _shared(args, measured) if args.one_machine else None
     if measured is not None and measured.subject is not None:
         model = measured_shape(model, measured.subject, args.profile)
-    longest = source.recorded or source.build(rate=1.0, num_requests=_SAMPLE)
+    longest = source.recorded or source.build(rate=1.0, num_requests=SAMPLE)
     needed = int((longest.prompt_tokens + longest.output_tokens).max())
     if args.max_model_len is not None and args.max_model_len < needed:
         raise ConfigError(
@@ -208,8 +128,8 @@ def _shared(args: argparse.Namespace, measured: FromProfile | None) -> ServedSte
     problems = []
     if measured is None or measured.served is None:
         problems.append(
-            "--one-machine needs --profile with what workers cost one another: `pdserve profile` measures it where it "
-            "serves the model, on a CPU and without --mock-delays or --no-delays"
+            "--one-machine needs --profile with what workers cost one another: `pdserve profile MODEL -o PROFILE.json` "
+            "measures it on a CPU, without --mock-delays and --no-delays"
         )
     if args.kv_bytes is None:
         problems.append("--one-machine needs --kv-bytes, of each worker: they share the machine's memory too")

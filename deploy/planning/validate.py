@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deploy.arguments import refuse
 from deploy.machine import available_bytes, machine_in_words
-from deploy.planning.subject import THIS_MACHINE, FromProfile
+from deploy.planning.profile import THIS_MACHINE, FromProfile
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
 from placement.search.build import Serving
@@ -42,7 +42,10 @@ class Validation:
         refuse(args, ("bounds", "local_prefill_max_tokens", "attainment"), where)
         problems = []
         if profile is None or not profile.of_one_device:
-            problems.append(f"{where} needs --profile with what `pdserve profile` measured on this machine")
+            delays = " --mock-delays" if args.validate == "mock" else " --threads 1"
+            problems.append(
+                f"{where} needs --profile with what `pdserve profile MODEL -o PROFILE.json{delays}` measures here"
+            )
         else:
             problems += _not_from_here(profile, args)
         if args.validate == "model" and not Path(args.model).is_dir():
@@ -123,6 +126,11 @@ class Validation:
 
 def _not_from_here(profile: FromProfile, args: argparse.Namespace) -> list[str]:
     subject, here = profile.subject, machine_in_words()
+    if args.validate == "mock" and profile.served is not None:
+        return [
+            f"--validate mock: the delays of {args.profile} are the real engine's; `pdserve profile MODEL -o "
+            "PROFILE.json --mock-delays` measures the mock engine's"
+        ]
     if subject is None:
         return (
             []

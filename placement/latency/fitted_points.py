@@ -51,6 +51,29 @@ class StepPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """The largest steps that were measured: beyond them a fit is extrapolated."""
+
+    step_tokens: float  # rows of a step with prompts in it
+    sequences: float  # decodes of a step
+    context_tokens: float  # of one sequence
+
+    @classmethod
+    def of(cls, points: Sequence[StepPoint]) -> Reach | None:
+        """None without any points. Contexts are those of decodes alone and of prompts alone: all of one length."""
+        if not points:
+            return None
+        contexts = [
+            point.context_tokens / max(1, point.decode_sequences) for point in points if point.regime != "mixed"
+        ]
+        return cls(
+            max((point.rows for point in points if point.prefill_tokens), default=0),
+            max(point.decode_sequences for point in points),
+            max(contexts, default=0.0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class FitError:
     """Relative errors of a set of points."""
 

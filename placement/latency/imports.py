@@ -8,6 +8,7 @@ tokens with the context and sequence terms of its decodes added. A pipeline's la
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from placement.compat.errors import ProfileError
 from placement.compat.splitwise import read_curve
 from placement.compat.splitwise.measurements import SCHEMA as SPLITWISE
 from placement.latency.fitted import PiecewiseSteps, Regime
+from placement.latency.fitted_points import Reach
 
 MIXED_PENALTY = 1.1  # Splitwise's, of a step of prompts and decodes
 _MS = 1e-3
@@ -39,6 +41,16 @@ class Foreign:
         if self.schema == DISTSERVE:
             return distserve_steps(read_profile(self.path, self.model), tp, pp)
         return splitwise_steps(self.path, self.model, gpu, tp, pp)
+
+    def reach(self, gpu: str, tp: int, pp: int) -> Reach | None:
+        """As far as a table goes, whose times do not depend on the context; None for coefficients.
+
+        Errors: ProfileError, one line, where the file has no such times.
+        """
+        if self.schema == DISTSERVE:
+            return None
+        steps = self(gpu, tp, pp)
+        return Reach(steps.prefill.rows[-1], steps.decode.rows[-1], math.inf)
 
 
 def foreign_steps(path: Path, model: str) -> Foreign | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -44,15 +45,45 @@ def test_a_profiles_price_and_power_are_the_plans_and_a_flag_wins(
     assert code == 0 and "$/h" not in said and " W;" not in said, "what nobody knows is not printed"
 
 
-def test_what_a_profile_lacks_is_said_with_the_answer(run: Run, with_subject: WithSubject, tmp_path: Path) -> None:
+ALONE = {"kv_bytes": 1 << 32, "gpus": 1}
+BOUNDS = ALONE | {"bounds": True, "quick": None, "processes": None, "max_num_seqs": 64}
+ONE = {"kv_bytes": 1 << 32, "num_requests": 20, "max_num_seqs": 64}
+
+
+@pytest.mark.parametrize(("command", "given"), [("plan", ALONE), ("plan", BOUNDS), ("simulate", ONE)])
+def test_what_a_profile_lacks_is_said_with_the_answer(
+    run: Run, with_subject: WithSubject, tmp_path: Path, command: str, given: dict[str, object]
+) -> None:
     path = with_subject(tmp_path / "p.json")
-    given = {"kv_bytes": 1 << 32, "gpus": 1}
-    code, said = run("plan", profile=path, **given)
-    assert code == 0 and "no delays: TTFT and TPOT are too low" in said and "not complete" not in said
+    code, said = run(command, profile=path, **given)
+    assert code == 0 and "no delays, so TTFT and TPOT are too low" in said and "not complete" not in said
     profile = load_measured_profile(path)
     path.write_text(json.dumps(profile_to_json(replace(profile, complete=False, delays=Delays()))))
-    code, said = run("plan", profile=path, **given)
+    code, said = run(command, profile=path, **given)
     assert code == 0 and "the profile is not complete" in said and "no delays" not in said
+
+
+@pytest.mark.parametrize(("command", "given"), [("plan", ALONE), ("plan", BOUNDS), ("simulate", ONE)])
+def test_what_was_never_measured_is_said_with_the_answer(
+    run: Run, with_subject: WithSubject, tmp_path: Path, command: str, given: dict[str, object]
+) -> None:
+    """The profile has steps of up to 512 prompt tokens and 64 sequences, and contexts of up to 512 tokens."""
+    path, more = with_subject(tmp_path / "p.json"), given | {"chunk": "512"}
+    assert "extrapolated" not in run(command, profile=path, **more)[1]
+    code, said = run(command, profile=path, **(more | {"chunk": "768"}))
+    assert code == 0 and "extrapolated: steps of up to 768 tokens (measured up to 512)\n" in said, said
+    code, said = run(command, profile=path, **(more | {"workload": "input=600,output=9", "slo_ttft": 1}))
+    assert code == 0 and "extrapolated: contexts of up to 608 tokens (measured up to 512)\n" in said, said
+
+
+def test_larger_batches_than_measured_are_said_where_requests_could_form_them(
+    run: Run, with_subject: WithSubject, tmp_path: Path
+) -> None:
+    """Not where never so many were open."""
+    given = {"profile": with_subject(tmp_path / "p.json"), "kv_bytes": 1 << 36, "chunk": "512"}
+    code, said = run("simulate", **given, rate=500, num_requests=300)
+    assert code == 0 and re.search(r"extrapolated: up to \d+ sequences in a step \(measured up to 64\)", said), said
+    assert "extrapolated" not in run("simulate", **given, rate=1, num_requests=100)[1]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +127,22 @@ def test_a_profile_of_something_else_is_refused(
     assert (code, said in printed) == (2, True), printed
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gpu": "h100"}, "--profile was measured on a CPU; its steps are not those of h100: leave --gpu out"),
+        ({"decode": "gpu=a100"}, "--profile was measured on a CPU; its steps are not those of a100: leave --gpu out"),
+        ({"prefill": "gpu=a100"}, "--profile was measured on one kind of device; a100 and this-machine are several"),
+        ({"decode": "tp=2"}, "--decode: 1xthis-machine tp2: the profile is of workers with tp=1 and pp=1"),
+    ],
+)
+def test_simulate_refuses_what_plan_refuses(
+    run: Run, with_subject: WithSubject, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    code, printed = run("simulate", profile=with_subject(tmp_path / "p.json"), kv_bytes=1 << 32, **changes)
+    assert (code, said in printed) == (2, True), printed
+
+
 def test_validation_is_given_the_plan_and_two_others_around_the_predicted_goodput(
     run: Run, with_subject: WithSubject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,13 +168,27 @@ def test_validation_is_given_the_plan_and_two_others_around_the_predicted_goodpu
     assert args.kv_bytes == blocks * (plan_validation_twin.MOCK_BLOCK_BYTES + plan_validation_twin.GENERATION_BYTES)
 
 
+def served_profile(path: Path) -> Path:
+    """The profile in `path`, as if workers had been served too."""
+    served = ServedSteps(0.0, 0.0, Warming(1e-3, 0.5), Slowdown(2.0, 0.5, 0.5, 0.5, 0.5))
+    path.write_text(json.dumps(profile_to_json(replace(load_measured_profile(path), served=served))))
+    return path
+
+
+def test_the_mock_engine_is_not_held_against_delays_of_the_real_one(
+    run: Run, with_subject: WithSubject, tmp_path: Path
+) -> None:
+    """Said before the search, with the command that measures the others."""
+    profile = served_profile(with_subject(tmp_path / "p.json"))
+    code, said = run("plan", profile=profile, validate="mock", kv_bytes=1 << 30)
+    assert code == 2 and "are the real engine's; `pdserve profile MODEL -o PROFILE.json --mock-delays`" in said
+    assert "requests/s" not in said
+
+
 def test_workers_on_one_machine_carry_less_and_a_plan_says_which_it_is_for(
     run: Run, with_subject: WithSubject, tmp_path: Path
 ) -> None:
-    path = with_subject(tmp_path / "P.json")
-    served = ServedSteps(0.0, 0.0, Warming(1e-3, 0.5), Slowdown(2.0, 0.5, 0.5, 0.5, 0.5))
-    profile = replace(load_measured_profile(path), served=served)
-    path.write_text(json.dumps(profile_to_json(profile)))
+    path = served_profile(with_subject(tmp_path / "P.json"))
     given = {"profile": path, "kv_bytes": "4G", "gpus": 2, "only": "split", "no_what_if": True}
     goodput, told = [], []
     for changes in ({}, {"one_machine": True}):
@@ -135,8 +196,9 @@ def test_workers_on_one_machine_carry_less_and_a_plan_says_which_it_is_for(
         code, said = run("plan", **(given | changes | {"output": out}))
         assert code == 0, said
         goodput.append(json.loads(out.read_text())["predicted"]["goodput_rps"])
-        told.append("for one machine, --one-machine" in said)
-    assert goodput[1] < 0.9 * goodput[0] and told == [True, False]
+        told.append(("for one machine, --one-machine" in said, " per machine)" in said, " per worker)" in said))
+        assert "GPU" not in said, "there is none"
+    assert goodput[1] < 0.9 * goodput[0] and told == [(True, True, False), (False, False, True)]
     rows = {}
     for name, changes in (("own", {}), ("shared", {"one_machine": True})):
         out = tmp_path / "rows.jsonl"
