@@ -10,7 +10,16 @@ from typing import Any
 
 from deploy.local.child_process import one_line
 from deploy.local.cluster import first_error
-from deploy.ray_cluster.placement import Bundle, KeeperStart, bundle_of, listen_hosts, missing, placed, workers_per_gpu
+from deploy.ray_cluster.placement import (
+    Bundle,
+    KeeperStart,
+    bundle_of,
+    counted,
+    listen_hosts,
+    missing,
+    placed,
+    workers_per_gpu,
+)
 from deploy.ray_cluster.worker_host import WorkerHost
 from pdserve.config import WorkerStart
 from pdserve.exit import ExitCode, StartError
@@ -116,8 +125,8 @@ def _reserve(ray: Any, start: KeeperStart, bundle: Bundle) -> Any:
         return group
     free = ray.available_resources()
     ray.util.remove_placement_group(group)
-    needs = " and ".join(f"{amount:g} {name}s" for name, amount in bundle.resources().items())
-    has = " and ".join(f"{free.get(name, 0.0):g} {name}s" for name in bundle.resources())
+    needs = " and ".join(counted(amount, name) for name, amount in bundle.resources().items())
+    has = " and ".join(counted(free.get(name, 0.0), name) for name in bundle.resources())
     raise StartError(
         f"{num_workers} workers, each with {needs}, placed {start.strategy}, found no room within "
         f"{PLACEMENT_TIMEOUT_S:g} s; free in the cluster: {has}",

@@ -15,7 +15,7 @@ import tempfile
 from deploy.local.child_process import ChildProcess, describe_exit
 from deploy.local.cluster import RunningWorker
 from deploy.local.worker_process import Ready
-from deploy.ray_cluster.placement import KeeperStart
+from deploy.ray_cluster.placement import LOCAL, KeeperStart
 from deploy.resolve import ResolvedServe
 from pdserve.exit import ExitCode, StartError
 
@@ -45,7 +45,8 @@ class RayCluster:
 
     async def start(self, timeout_s: float) -> list[RunningWorker]:
         """Every worker, warm; raises StartError when one cannot serve, Ray cannot be reached or has no room."""
-        self._temp_dir = tempfile.mkdtemp(prefix="pdray-", dir="/tmp")  # Ray's socket paths must stay below 108 bytes
+        if self._resolved.config.ray == LOCAL:
+            self._temp_dir = tempfile.mkdtemp(prefix="pdray-", dir="/tmp")  # Ray's socket paths stay below 108 bytes
         command = [sys.executable, "-P", "-m", "deploy.ray_cluster.keeper"]
         self._keeper = await ChildProcess.spawn("ray", command, self._line().to_json(), MAX_ANSWER_BYTES)
         log.info("starting %s through Ray (%s)", ", ".join(one.worker_id for one in self._starts), self._line().address)
@@ -63,9 +64,9 @@ class RayCluster:
 
     def _line(self) -> KeeperStart:
         config = self._resolved.config
-        assert config.ray is not None and self._temp_dir is not None
+        assert config.ray is not None
         return KeeperStart(
-            config.ray, self._temp_dir, config.ray_strategy, config.ray_cpus, config.router.insecure_bind,
+            config.ray, self._temp_dir or "", config.ray_strategy, config.ray_cpus, config.router.insecure_bind,
             tuple(self._starts),
         )  # fmt: skip
 

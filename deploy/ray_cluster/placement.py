@@ -18,7 +18,7 @@ class KeeperStart:
     """What the keeper is given on its first line of standard input."""
 
     address: str  # "local", "auto" or HOST:PORT of a running cluster
-    temp_dir: str  # where a local cluster keeps its sockets and logs
+    temp_dir: str  # where a local cluster keeps its sockets and logs; "" with one that is not ours
     strategy: str  # "pack", "spread", "strict_pack" or "strict_spread"
     cpus_per_worker: float | None  # None: its threads, 1 beside a GPU
     insecure_bind: bool  # workers may listen beyond their machine
@@ -67,11 +67,18 @@ def workers_per_gpu(num_workers: int, cluster_gpus: float) -> int:
 def missing(bundle: Bundle, num_workers: int, cluster: Mapping[str, float], free: Mapping[str, float]) -> str | None:
     """One line for a cluster that could not hold the workers even if it were idle, naming what it lacks; else None."""
     lacks = [
-        f"{amount * num_workers:g} {name}s, the cluster has {cluster.get(name, 0.0):g} ({free.get(name, 0.0):g} free)"
+        f"{counted(amount * num_workers, name)}, the cluster has {cluster.get(name, 0.0):g} "
+        f"({free.get(name, 0.0):g} free)"
         for name, amount in bundle.resources().items()
         if amount * num_workers > cluster.get(name, 0.0) + 1e-3  # Ray counts in ten-thousandths
     ]
-    return None if not lacks else f"{num_workers} workers need " + "; ".join(lacks)
+    who = "1 worker needs" if num_workers == 1 else f"{num_workers} workers need"
+    return f"{who} " + "; ".join(lacks) if lacks else None
+
+
+def counted(amount: float, name: str) -> str:
+    """`1 CPU`, `0.5 GPUs`."""
+    return f"{amount:g} {name}" if amount == 1 else f"{amount:g} {name}s"
 
 
 def placed(worker: WorkerStart, host: str, per_gpu: int) -> WorkerStart:
