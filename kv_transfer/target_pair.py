@@ -11,24 +11,17 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
 from kv_transfer.agreement import Agreement, UnusableTransports, agree, place_of
+from kv_transfer.control_messages import message_to_source
+from kv_transfer.greeting import check_hello
 from kv_transfer.notices import Committed, Identity, first_error
 from kv_transfer.rendezvous import StreamRendezvous
 from kv_transfer.transports.framing import give_tags
 from kv_transfer.transports.interface import BlockMove, CannotOpen, PairInfo, TargetChannel, Transport
 from pdserve.errors import IncompatiblePeer, InvariantViolation, PeerLost, ServingError
-from pdserve.ids import PROTOCOL_VERSION, SequenceKey
+from pdserve.ids import SequenceKey
 from pdserve.kv_memory import KvMemory
 from pdserve.v1 import worker_pb2 as pb
-from scheduling.handoff import (
-    Effect,
-    Receive,
-    TargetState,
-    TargetTransfer,
-    TellAbort,
-    TellAbortAck,
-    TellCommit,
-    TellReserved,
-)  # fmt: skip
+from scheduling.handoff import Effect, Receive, TargetState, TargetTransfer, TellAbortAck
 
 log = logging.getLogger(__name__)
 
@@ -141,14 +134,7 @@ class TargetPair:
             first = await anext(messages)
         hello, me = first.hello, self.owner.identity
         self.source_boot_id, self.source_worker_id = hello.source_boot_id, hello.source_worker_id
-        if hello.protocol_version != PROTOCOL_VERSION:
-            raise IncompatiblePeer(
-                f"protocol version {hello.protocol_version!r}, this worker speaks {PROTOCOL_VERSION}"
-            )
-        if hello.target_boot_id != me.boot_id:
-            raise PeerLost("hello for an earlier start of this worker")
-        if hello.layout_fingerprint != me.fingerprint or hello.block_bytes != me.block_bytes:
-            raise IncompatiblePeer(f"KV layout of {hello.source_worker_id} differs: another model, dtype or block size")
+        check_hello(hello, me)
         agreed = await self._agree(hello)
         self.transport_name, self._has_another = agreed.transport, agreed.has_another
         nonce = secrets.token_bytes(16)
@@ -249,15 +235,4 @@ class TargetPair:
         self.tell(transfer_id, TellAbortAck())
 
     def tell(self, transfer_id: int, effect: Effect) -> None:
-        match effect:
-            case TellReserved(skip):
-                message = pb.TargetMessage(reserved=pb.Reserved(transfer_id=transfer_id, skip_blocks=skip))
-            case TellCommit():
-                message = pb.TargetMessage(commit=pb.Commit(transfer_id=transfer_id))
-            case TellAbort(reason):
-                message = pb.TargetMessage(abort=pb.TransferAbort(transfer_id=transfer_id, reason=reason))
-            case TellAbortAck():
-                message = pb.TargetMessage(abort_ack=pb.TransferAbort(transfer_id=transfer_id))
-            case _:
-                raise InvariantViolation(f"not for the source: {effect}")
-        self.outbox.put_nowait(message)
+        self.outbox.put_nowait(message_to_source(transfer_id, effect))
