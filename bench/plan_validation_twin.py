@@ -76,7 +76,8 @@ def cluster_of(placement: Placement, profile: Profile, limits: Limits, mock: boo
     found = ClusterSpec(workers, block_bytes, profile.link or LinkSpec(1e10), delays or profile.delays or Delays())
     if mock or profile.served is None:
         return found
-    return replace(found, slowdown=profile.served.slowdown, warming=profile.served.warming)
+    served = profile.served
+    return replace(found, slowdown=served.slowdown, warming=served.warming, jitter=served.jitter)
 
 
 def planned(path: Path) -> tuple[Placement, int | None]:

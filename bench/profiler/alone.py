@@ -8,7 +8,7 @@ import statistics
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class Seen:
     second_s: float  # token 1 to token 2
     gap_s: float  # between later tokens, mean of a request
     gaps_s: tuple[float, ...] = ()  # token 1 to 2, 2 to 3, ...
+    each_ttft_s: tuple[float, ...] = ()  # of every request
+    each_gap_s: tuple[float, ...] = ()
 
 
 async def one_at_a_time(target: Target, prompt_tokens: int, output_tokens: int, requests: int) -> Seen:
@@ -63,13 +65,15 @@ async def one_at_a_time(target: Target, prompt_tokens: int, output_tokens: int, 
         await pool.close()
     whole = [gaps for gaps in gaps_s[WARM:] if len(gaps) == output_tokens - 1]  # others had two tokens in one message
     by_index = tuple(statistics.median(column) for column in zip(*whole, strict=True))
-    return Seen(*(statistics.median(column) for column in zip(*rows[WARM:], strict=True)), by_index)
+    ttft_s, second_s, gap_s = zip(*rows[WARM:], strict=True)
+    medians = (statistics.median(column) for column in (ttft_s, second_s, gap_s))
+    return Seen(*medians, by_index, ttft_s, gap_s)
 
 
 def alone_in(twin: ClusterSpec, prompt_tokens: int, output_tokens: int) -> tuple[float, float]:
-    """TTFT and TPOT of such a request in the simulator, seconds."""
+    """TTFT and TPOT of such a request in the simulator, seconds, at the machine's usual speed."""
     workload = Workload.of(np.array([prompt_tokens]), np.array([output_tokens]), np.array([0.0]))
-    told = simulate(twin, requests_of(workload)).requests
+    told = simulate(replace(twin, jitter=None), requests_of(workload)).requests
     return float(told.ttft_s[0]), float(told.tpot_s[0])
 
 

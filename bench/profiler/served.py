@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from bench.load.target import Target
 from bench.profiler.alone import Seen, mean_step_s, one_at_a_time, totals_of
 from bench.profiler.cluster import running
@@ -21,12 +23,15 @@ from bench.profiler.delays import BLOCK_SIZE, OUTPUT_TOKENS, REQUESTS, Known, Me
 from bench.profiler.together import CLUSTERS, Load, one_round, slowdown_of
 from bench.served.server import Server
 from placement.latency.served import ServedSteps
-from placement.simulator.cluster import LinkSpec, StepTimes, Warming
+from placement.simulator.cluster import Jitter, LinkSpec, StepTimes, Warming
 
 MOST_RATIO = 0.95  # of one decode's delay to the one's before it
 TOGETHER_S, TOGETHER_ROUNDS = 2.0, 4
 TOGETHER_PROMPTS, TOGETHER_DECODES = 4, 50  # of one worker, for which there must be time
 SHORTEST_S = 1e-4  # of a decode: a fit may say 0 where it was not measured
+JITTER_HOLD_S = 0.25  # means over 30 and over 250 ms of decodes vary alike: what there is, stays that long
+JITTER_FACTORS = 20
+LEAST_FACTOR = 0.5
 ONE_OUTPUT = 0.35  # of that time, were it alone: beside others it must end too
 
 
@@ -75,11 +80,13 @@ def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) ->
     trip = Trip(subject.prompt_tokens, subject.kv_bytes_per_token * BLOCK_SIZE, subject.link)
     warming = warming_of([colocated[0].gaps_s, *(one[0].gaps_s[1:] for one in (split, long))])
     served = {subject.prompt_tokens: split[1], subject.long_tokens: long[1]}
+    long_prompt_s = long[1].prefill_s * math.ceil(subject.long_tokens / subject.chunk_tokens)
     extras = [_extra(known, expected(subject, tokens), warming) for tokens, known in served.items()]
     steps = ServedSteps(
         *(max(0.0, statistics.fmean(column)) for column in zip(*extras, strict=True)),
         warming,
         slowdown_of(rounds, subject.at_once),
+        jitter_of([(colocated[0], colocated[1].prefill_s), (split[0], split[1].prefill_s), (long[0], long_prompt_s)]),
     )
     alone = [(seen, _in_a_row(known, warming)) for seen, known in (colocated, split)]
     return Served(steps, delays_of(*alone, wake_up_s(), trip))
@@ -107,6 +114,24 @@ def warming_of(gaps_s: Sequence[Sequence[float]]) -> Warming:
         return Warming(0.0, 0.0)
     ratio = min(max(0.0, 1.0 - total_s / moment), MOST_RATIO)
     return Warming(total_s * (1.0 - ratio), ratio)
+
+
+def jitter_of(series: Sequence[tuple[Seen, float]]) -> Jitter:
+    """From requests that were alone, and what the steps of each one's prompt take: how far each was off its median.
+
+    What a first token's time varies by is its steps' in full, which are nearly all of it.
+    """
+    prompts, decodes = [], []
+    for seen, prompt_s in series:
+        prompts += [max(LEAST_FACTOR, 1.0 + (one - seen.ttft_s) / prompt_s) for one in seen.each_ttft_s]
+        decodes += [max(LEAST_FACTOR, one / max(seen.gap_s, SHORTEST_S)) for one in seen.each_gap_s]
+    return Jitter(JITTER_HOLD_S, _equally_likely(prompts), _equally_likely(decodes))
+
+
+def _equally_likely(factors: Sequence[float]) -> tuple[float, ...]:
+    """The middles of as many equal shares of them."""
+    places = (np.arange(JITTER_FACTORS) + 0.5) / JITTER_FACTORS
+    return tuple(float(one) for one in np.quantile(factors, places))
 
 
 def _in_a_row(known: Known, warming: Warming) -> Known:

@@ -23,7 +23,7 @@ from deploy.resolve import ResolvedServe, resolve
 from pdserve.clock import MonotonicClock
 from pdserve.exit import ExitCode, StartError
 from placement.latency.fitted_profile import Profile, Subject, make_profile, profile_to_json
-from placement.simulator.cluster import LinkSpec
+from placement.simulator.cluster import Jitter, LinkSpec
 
 if TYPE_CHECKING:
     from bench.profiler.delays import Measured
@@ -228,6 +228,12 @@ def _bar(what: str, num_shapes: int) -> Callable[[int, int], None]:
     return watch
 
 
+def _varied(jitter: Jitter) -> str:
+    tenth = len(jitter.prompts) // 10  # of equally likely factors in order
+    kinds = (("prompts", jitter.prompts), ("decodes", jitter.decodes))
+    return ", ".join(f"{what} {factors[tenth]:.2f} to {factors[-1 - tenth]:.2f}" for what, factors in kinds)
+
+
 def report(profile: Profile) -> list[str]:
     """For people."""
     lines = [
@@ -267,5 +273,6 @@ def report(profile: Profile) -> list[str]:
             f"{beside.decodes_by_decodes:.0%} by decodes; cores for {beside.at_once:.3g} workers; behind a rest "
             f"prompts {1e3 * beside.rested_prompts_s:.3g} ms more"
         )
+        lines.append(f"  four of five times a machine's steps take {_varied(served.jitter)} times the usual")
     lines.append(f"  simulators will use: {profile.best_fit}; swap is not measured: the engine has none")
     return lines

@@ -115,6 +115,7 @@ def serving_of(args: argparse.Namespace, source: WorkloadSource, measured: FromP
         link=None if measured is None else measured.link,
         slowdown=None if shared is None else shared.slowdown,
         warming=None if shared is None else shared.warming,
+        jitter=None if shared is None else shared.jitter,
     )
     return (
         serving

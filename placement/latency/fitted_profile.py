@@ -14,13 +14,13 @@ from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_fit import FITS, cross_validate, fit_linear, fit_piecewise, fit_transfer
 from placement.latency.fitted_points import FitError, StepPoint, by_regime, relative_errors
 from placement.latency.served import ServedSteps, piecewise
-from placement.simulator.cluster import Delays, LinearSteps, LinkSpec, Slowdown, StepTimes, Warming
+from placement.simulator.cluster import Delays, Jitter, LinearSteps, LinkSpec, Slowdown, StepTimes, Warming
 from scheduling.latency import LatencyModel, model_from_json, model_to_json
 
 FORMAT = 1
 T = TypeVar("T")
 CURVES = ("prefill", "decode", "mixed")
-_WITHIN: dict[str, type] = {"Slowdown": Slowdown, "Warming": Warming}
+_WITHIN: dict[str, type] = {"Slowdown": Slowdown, "Warming": Warming, "Jitter": Jitter}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from placement.latency.fitted import PiecewiseSteps, Regime
-from placement.simulator.cluster import Slowdown, Warming
+from placement.simulator.cluster import Jitter, Slowdown, Warming
 from scheduling.latency import LatencyCoefficients
 
 
@@ -17,6 +17,7 @@ class ServedSteps:
     decode_extra_s: float  # any other: there is always one before it
     warming: Warming
     slowdown: Slowdown
+    jitter: Jitter
 
     def applied(self, steps: PiecewiseSteps) -> PiecewiseSteps:
         """The same steps, served."""

@@ -9,7 +9,16 @@ from placement.hardware.catalogue import GpuType
 from placement.latency.roofline import Roofline
 from placement.latency.shape import ModelShape
 from placement.search.candidate import Candidate, Pool
-from placement.simulator.cluster import ClusterSpec, Delays, LinkSpec, Slowdown, StepTimes, Warming, WorkerSpec
+from placement.simulator.cluster import (
+    ClusterSpec,
+    Delays,
+    Jitter,
+    LinkSpec,
+    Slowdown,
+    StepTimes,
+    Warming,
+    WorkerSpec,
+)
 from scheduling.batching import SchedulerConfig
 from scheduling.latency import LatencyCoefficients
 from scheduling.routing import Role, RoutingConfig
@@ -41,6 +50,7 @@ class Serving:
     link: LinkSpec | None = None  # None: NVLink where both pools share a node, else the network
     slowdown: Slowdown | None = None  # of workers that are all on one machine; None: each has its own hardware
     warming: Warming | None = None  # of decodes
+    jitter: Jitter | None = None
 
     @property
     def block_bytes(self) -> int:
@@ -109,7 +119,7 @@ def cluster_of(candidate: Candidate, serving: Serving) -> ClusterSpec:
     return ClusterSpec(
         tuple(workers), serving.block_bytes, link_of(candidate, serving), delays,
         RoutingConfig(local_prefill_max_tokens=candidate.local_prefill_tokens), max_in_flight=1 << 30,
-        slowdown=serving.slowdown, warming=serving.warming,
+        slowdown=serving.slowdown, warming=serving.warming, jitter=serving.jitter,
     )  # fmt: skip
 
 

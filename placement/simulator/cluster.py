@@ -10,6 +10,8 @@ from scheduling.batching import SchedulerConfig
 from scheduling.latency import LatencyCoefficients, LatencyModel
 from scheduling.routing import Role, RoutingConfig
 
+_WORD = (1 << 64) - 1
+
 
 class StepTimes(Protocol):
     """How long a step takes, seconds."""
@@ -120,6 +122,39 @@ class Warming:
 
 
 @dataclass(frozen=True, slots=True)
+class Jitter:
+    """A machine is now faster, now slower: for hold_s at a time a worker's steps take one of these times as long.
+
+    Each factor is as likely as the others. Worker, kind of step and time tell which: a run can be repeated.
+    """
+
+    hold_s: float
+    prompts: tuple[float, ...]  # of steps with prompt tokens
+    decodes: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.hold_s < math.inf:
+            raise ValueError(f"hold_s is {self.hold_s}; it must be above 0")
+        for name in ("prompts", "decodes"):
+            factors = getattr(self, name)
+            if not factors or not all(0.0 < one < math.inf for one in factors):
+                raise ValueError(f"{name} are {list(factors)}; there must be factors, all above 0")
+
+    def factor(self, worker: int, prompts: bool, now_s: float) -> float:
+        """Of a step that begins now; `worker`: any number of its own."""
+        factors = self.prompts if prompts else self.decodes
+        return factors[_mixed(2 * worker + prompts, int(now_s / self.hold_s)) * len(factors) >> 64]
+
+
+def _mixed(name: int, index: int) -> int:
+    """64 bits that look random (the finalizer of splitmix64)."""
+    bits = (name * 0x9E3779B97F4A7C15 + index * 0xD1B54A32D192ED03) & _WORD
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB & _WORD
+    return bits ^ bits >> 31
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterSpec:
     """The whole cluster."""
 
@@ -133,6 +168,7 @@ class ClusterSpec:
     status_s: float = 1.0  # between two accounts that a worker gives of itself
     slowdown: Slowdown | None = None  # of workers that share one machine; None: each has its own
     warming: Warming | None = None  # of decodes; None: every step is as fast as in a long row
+    jitter: Jitter | None = None  # None: the same step always takes the same time
 
     def __post_init__(self) -> None:
         names = [worker.worker_id for worker in self.workers]

@@ -51,7 +51,14 @@ class SimRouter:
         """A worker starts, empty."""
         name = spec.worker_id
         worker = SimWorker(
-            spec, self.events, self.spec.delays, self, self.counts[name], self._machine, self.spec.warming
+            spec,
+            self.events,
+            self.spec.delays,
+            self,
+            self.counts[name],
+            self._machine,
+            self.spec.warming,
+            self.spec.jitter,
         )
         self.workers[name] = worker
         chunk_tokens = spec.scheduler.max_num_batched_tokens

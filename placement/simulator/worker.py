@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pdserve.ids import SequenceKey
 from pdserve.sampling import SampledToken
-from placement.simulator.cluster import Delays, Warming, WorkerSpec
+from placement.simulator.cluster import Delays, Jitter, Warming, WorkerSpec
 from placement.simulator.events import EventQueue
 from placement.simulator.machine import Job, Machine
 from scheduling.batching import Batch, Scheduler, SequenceUpdate
@@ -53,6 +54,7 @@ class SimWorker:
         counts: WorkerCounts,
         machine: Machine | None = None,
         warming: Warming | None = None,
+        jitter: Jitter | None = None,
     ) -> None:
         """Without `machine` its steps take what they take alone."""
         self.spec = spec
@@ -66,6 +68,8 @@ class SimWorker:
         self._listener = listener
         self._machine = machine
         self._warming = warming
+        self._jitter = jitter
+        self._number = zlib.crc32(spec.worker_id.encode())
         self._decodes_in_a_row = 0
         self._rested = True
         self._job: Job | None = None
@@ -144,6 +148,8 @@ class SimWorker:
             batch.prefill_tokens, pairs, batch.decode_sequences, batch.context_tokens
         )
         seconds += self._warming_s(batch)
+        if self._jitter is not None:
+            seconds *= self._jitter.factor(self._number, batch.prefill_tokens > 0, self._events.now())
         rested, self._rested = self._rested, False
         counts = self.counts
         counts.prefill_tokens += batch.prefill_tokens

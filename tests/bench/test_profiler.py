@@ -18,7 +18,7 @@ from bench.profiler.together import Window, slowdown_of
 from deploy.cli import main
 from deploy.models.demo_model import demo_model_directory
 from placement.latency.fitted_profile import load_measured_profile
-from placement.simulator.cluster import LinearSteps, LinkSpec, Warming
+from placement.simulator.cluster import Jitter, LinearSteps, LinkSpec, Warming
 from scheduling.latency import LatencyCoefficients, LatencyModel, load_profile, save_profile
 
 LIMITS = Limits(chunk_tokens=512, max_num_seqs=64, max_model_len=2048, num_blocks=1000, block_size=16)
@@ -109,6 +109,18 @@ def test_warming_up_is_what_the_first_decodes_take_longer() -> None:
     assert served.warming_of([]) == served.warming_of([[1.0]]) == Warming(0.0, 0.0)
 
 
+def test_jitter_is_how_far_lone_requests_are_off_their_median() -> None:
+    ttft_s = tuple(0.1 + 0.001 * i for i in range(-20, 21))
+    gap_s = tuple(0.01 * (1.0 + 0.01 * i) for i in range(-20, 21))
+    seen = Seen(0.1, 0.01, 0.01, (), ttft_s, gap_s)
+    found = served.jitter_of([(seen, 0.05)])
+    assert len(found.prompts) == len(found.decodes) == served.JITTER_FACTORS
+    assert found.prompts == pytest.approx(tuple(1.0 + 0.02 * (2 * i - 19) for i in range(20)))  # 1 ms of 50 each
+    assert found.decodes == pytest.approx(tuple(1.0 + 0.01 * (2 * i - 19) for i in range(20)))
+    nothing = served.jitter_of([(Seen(0.1, 0.0, 0.0, (), (0.001,), (0.0,)), 0.05)])
+    assert nothing == Jitter(served.JITTER_HOLD_S, (0.5,) * 20, (0.5,) * 20)  # never negative
+
+
 def test_delays_are_told_apart_from_warming_up() -> None:
     warming = Warming(2e-3, 0.5)
     known = Known(10e-3, 3e-3, warming)
@@ -146,6 +158,7 @@ def test_serving_the_mock_engine_adds_to_its_steps(tmp_path: Path, monkeypatch: 
     found = served.measure_served(subject, tmp_path, requests=4)
     assert found.steps.prefill_extra_s > 0.0 and found.steps.decode_extra_s > 0.0  # a mock step is never early
     assert found.steps.slowdown.at_once == 64.0 and all(map(math.isfinite, astuple(found.steps.slowdown)))
+    assert found.steps.jitter.prompts[0] < 1.0 < found.steps.jitter.prompts[-1]
     assert 0.0 <= found.steps.warming.first_s < 4e-3 and 0.0 <= found.steps.warming.ratio < 1.0
     assert found.delays.split.message_s > 0.0 and found.delays.colocated.front_s >= 0.0
 

@@ -23,7 +23,7 @@ from placement.latency.fitted_profile import (
 )
 from placement.latency.imports import foreign_steps
 from placement.latency.served import ServedSteps
-from placement.simulator.cluster import Delays, LinearSteps, Slowdown, Warming
+from placement.simulator.cluster import Delays, Jitter, LinearSteps, Slowdown, Warming
 from scheduling.latency import load_profile, model_from_json
 
 SUBJECT = Subject("demo", 4096, 1 << 20, "float32", "cpu", 1, "native step", "x86_64, 2 processors", None, 0.5)
@@ -56,7 +56,8 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
 
 def test_served_steps_are_longer_by_what_serving_adds(tmp_path: Path) -> None:
     alone = make_profile(SUBJECT, points())
-    served = replace(alone, served=ServedSteps(2e-3, 5e-4, Warming(1e-3, 0.7), Slowdown(2.0, 0.2, 0.1, 0.3, 0.4, 5e-3)))
+    slowdown, jitter = Slowdown(2.0, 0.2, 0.1, 0.3, 0.4, 5e-3), Jitter(0.3, (0.9, 1.1), (0.8, 1.0, 1.3))
+    served = replace(alone, served=ServedSteps(2e-3, 5e-4, Warming(1e-3, 0.7), slowdown, jitter))
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(profile_to_json(served)))
     assert load_measured_profile(path) == served
@@ -86,7 +87,11 @@ NO_CORES = {
     "at_once": 0, "prompts_by_prompts": 0, "prompts_by_decodes": 0, "decodes_by_prompts": 0, "decodes_by_decodes": 0,
     "rested_prompts_s": 0,
 }  # fmt: skip
-SERVED = {"prefill_extra_s": 0, "decode_extra_s": 0, "warming": {"first_s": 0, "ratio": 0}, "slowdown": NO_CORES}
+SERVED = {
+    "prefill_extra_s": 0, "decode_extra_s": 0, "warming": {"first_s": 0, "ratio": 0},
+    "slowdown": NO_CORES | {"at_once": 2},
+    "jitter": {"hold_s": 1, "prompts": [1], "decodes": [1]},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -109,6 +114,9 @@ SERVED = {"prefill_extra_s": 0, "decode_extra_s": 0, "warming": {"first_s": 0, "
         ),
         (["served"], SERVED | {"slowdown": NO_CORES}, "slowdown: at_once is 0.0"),
         (["served"], SERVED | {"warming": {"first_s": 1, "ratio": 1}}, "served: warming: warming by 1.0 s, then 1.0"),
+        (["served"], SERVED | {"jitter": {"hold_s": 1, "prompts": [], "decodes": [1]}}, "jitter: prompts are "),
+        (["served"], SERVED | {"jitter": {"hold_s": 0, "prompts": [1], "decodes": [1]}}, "jitter: hold_s is 0.0"),
+        (["served"], SERVED | {"jitter": {"hold_s": 1, "prompts": 2, "decodes": [1]}}, "prompts is 2; it must be a"),
     ],
 )
 def test_an_error_names_file_key_and_value(keys: list[Any], value: object, told: str) -> None:

@@ -13,6 +13,7 @@ from placement.simulator.cluster import (
     ClusterEvent,
     ClusterSpec,
     Delays,
+    Jitter,
     LinearSteps,
     LinkSpec,
     RoleChange,
@@ -140,6 +141,26 @@ def test_decodes_warm_up_behind_a_prompt_and_behind_a_rest() -> None:
     assert float(again.tpot_s[0] - between.tpot_s[0]) > more_s
 
 
+def test_a_machine_is_now_faster_now_slower() -> None:
+    jitter = Jitter(0.5, (1.0, 2.0), (0.5, 3.0))
+    steady = ClusterSpec((worker("a", Role.DECODE),), 1 << 16, LinkSpec(1e9))
+    requests = [SimRequest(float(at), 100, 5) for at in range(200)]
+    told, usual = (simulate(spec, requests).requests for spec in (replace(steady, jitter=jitter), steady))
+    slower, later = told.ttft_s / usual.ttft_s, told.tpot_s / usual.tpot_s
+    assert sorted(set(slower.round(6))) == [1.0, 2.0] and sorted(set(later.round(6))) == [0.5, 3.0]
+    for slow in (slower > 1.5, later > 1.5):
+        assert 70 < slow.sum() < 130  # of 200: as likely as not
+    assert (simulate(replace(steady, jitter=jitter), requests).requests.ttft_s == told.ttft_s).all()
+
+
+def test_a_workers_speed_is_its_own_and_lasts() -> None:
+    jitter = Jitter(0.5, tuple(1.0 + i for i in range(20)), (1.0,))
+    assert len({jitter.factor(7, True, at) for at in (1.0, 1.1, 1.4999)}) == 1
+    assert len({jitter.factor(worker, True, 1.0) for worker in range(40)}) > 10
+    drawn = [jitter.factor(7, True, 0.5 * window) for window in range(2000)]
+    assert all(60 < drawn.count(factor) < 140 for factor in jitter.prompts)
+
+
 def test_a_rested_worker_is_told_from_a_busy_one() -> None:
     cold = Slowdown(9.0, 0.0, 0.0, 0.0, 0.0, rested_prompts_s=0.1)
     spec = ClusterSpec((worker("a", Role.DECODE), worker("b", Role.DECODE)), 1 << 16, LinkSpec(1e9), slowdown=cold)
@@ -162,6 +183,7 @@ def cases(draw: st.DrawFn) -> tuple[ClusterSpec, list[SimRequest], list[ClusterE
         RoutingConfig(local_prefill_max_tokens=draw(st.sampled_from([0, 50]))), round_robin=draw(st.booleans()),
         slowdown=draw(st.sampled_from([None, Slowdown(2.0, 0.3, 0.1, 0.2, 0.4, 0.003)])),
         warming=draw(st.sampled_from([None, Warming(0.002, 0.7)])),
+        jitter=draw(st.sampled_from([None, Jitter(0.01, (0.9, 1.2), (0.8, 1.0, 2.0))])),
     )  # fmt: skip
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     arrivals = np.cumsum(rng.exponential(draw(st.sampled_from([0.002, 0.05])), draw(st.integers(1, 40))))

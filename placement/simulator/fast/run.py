@@ -40,6 +40,8 @@ def unsupported(cluster: ClusterSpec, workload: Workload) -> str:
         return "workers that slow one another down"
     if cluster.warming:
         return "decodes that warm up"
+    if cluster.jitter:
+        return "steps that take now more, now less time"
     if len(workload) == 0:
         return "a workload without requests"
     prompt, longest = int(workload.prompt_tokens.max()), int((workload.prompt_tokens + workload.output_tokens).max())
