@@ -32,7 +32,7 @@ from router.core.core import Core
 from router.metrics import RouterMetrics
 from router.record import RequestRecord
 from router.request_log import RequestLog
-from router.tracing import span_writer
+from router.tracing import trace_sink
 
 NOTHING, METRICS, LOG, TRACES = "nothing", "metrics", "metrics and log", "metrics and traces"
 VARIANTS = (NOTHING, METRICS, LOG, TRACES)
@@ -62,7 +62,7 @@ def run_variant(addresses: list[str], variant: str, log_path: str, endpoint: str
     if variant == LOG:
         sinks.append(BackgroundSink("request_log", RequestLog(log_path)))
     elif variant == TRACES:
-        sinks.append(BackgroundSink("traces", span_writer(endpoint)))
+        sinks.append(trace_sink(endpoint, "model"))
 
     def make() -> Core:
         return Core(addresses, SECRET, sinks=sinks, metrics=SilentMetrics if variant == NOTHING else RouterMetrics)

@@ -88,7 +88,7 @@ class FrontDoors:
         )
         self._config = config
         self._view = LiveView(front.slo_classes, text.card.served_name, clock, planned)
-        self._sinks = open_sinks(config)
+        self._sinks = open_sinks(config, text.card.served_name)
         self.core = Core(addresses, secret, names, clock=clock, sinks=[self._view, *self._sinks])
         self.core.metrics.registry.register(LostRecords(self._sinks))
         self.desk = FrontDesk(self.core, text.card, text.tokenizer, front, clock)

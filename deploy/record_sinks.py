@@ -20,16 +20,19 @@ def check_sinks(config: RouterConfig) -> None:
         _check_tracing(config.otlp_endpoint)
 
 
-def open_sinks(config: RouterConfig) -> list[BackgroundSink]:
-    """Each with its thread running; `close` them when nothing ends any more. Raises as `check_sinks`."""
+def open_sinks(config: RouterConfig, model: str) -> list[BackgroundSink]:
+    """Each with its thread running; `close` them when nothing ends any more. Raises as `check_sinks`.
+
+    `model`: the name under which it is served.
+    """
     sinks = []
     if config.request_log is not None:
         sinks.append(BackgroundSink("request_log", _open_log(config.request_log)))
     if config.otlp_endpoint is not None:
         _check_tracing(config.otlp_endpoint)
-        from router.tracing import span_writer  # loading it takes a third of a second
+        from router.tracing import trace_sink  # loading it takes a third of a second
 
-        sinks.append(BackgroundSink("traces", span_writer(config.otlp_endpoint)))
+        sinks.append(trace_sink(config.otlp_endpoint, model))
     return sinks
 
 

@@ -36,13 +36,22 @@ class RecordWriter(Protocol):
 class BackgroundSink:
     """A `RecordSink` in front of a writer. Owned by the router's loop; never waits there."""
 
-    def __init__(self, name: str, writer: RecordWriter, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self,
+        name: str,
+        writer: RecordWriter,
+        max_waiting: int = MAX_WAITING,
+        max_batch: int = MAX_WAITING,
+        gather_s: float = GATHER_S,
+    ) -> None:
+        """`max_batch`: records that the writer gets at once, after `gather_s` at most."""
         self.name = name
-        self.num_dropped = 0  # for want of room
+        self.num_dropped = 0  # for want of room, or of time at the end
         self.num_failed = 0  # the writer raised
         self._writer = writer
         self._queue: queue.Queue[RequestRecord | None] = queue.Queue(max_waiting + 1)  # one more: the end always fits
-        self._max_waiting = max_waiting
+        self._max_waiting, self._max_batch, self._gather_s = max_waiting, max_batch, gather_s
+        self._num_in_hand = 0  # that the writer has
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -63,12 +72,15 @@ class BackgroundSink:
         self._ending.set()
         self._queue.put_nowait(None)
         self._thread.join(LAST_WORDS_S)
+        if self._thread.is_alive():
+            self.num_dropped += self._num_in_hand + max(0, self._queue.qsize() - 1)  # but the end itself
         if self.num_lost:
             log.warning("%s: %d records were lost", self.name, self.num_lost)
 
     def _run(self) -> None:
         said = ""
         while (batch := self._batch()) is not None:
+            self._num_in_hand = len(batch)
             try:
                 self._writer.write(batch)
                 said = ""
@@ -77,6 +89,7 @@ class BackgroundSink:
                 if str(error) != said:
                     log.error("%s: %d records not written: %s", self.name, len(batch), error)
                 said = str(error)
+            self._num_in_hand = 0
         self._writer.close()
 
     def _batch(self) -> list[RequestRecord] | None:
@@ -84,9 +97,10 @@ class BackgroundSink:
         first = self._queue.get()
         if first is None:
             return None
-        self._ending.wait(GATHER_S)
+        if self._queue.qsize() + 1 < self._max_batch:
+            self._ending.wait(self._gather_s)
         batch = [first]
-        while not self._queue.empty():
+        while len(batch) < self._max_batch and not self._queue.empty():
             more = self._queue.get_nowait()
             if more is None:
                 self._queue.put_nowait(None)

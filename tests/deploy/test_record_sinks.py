@@ -33,11 +33,11 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, whole: bool) -> None
     with pytest.raises(
         StartError, match=r"--otlp-endpoint is http://c:4317; opentelemetry\..*pdserve\[tracing\]"
     ) as caught:
-        open_sinks(RouterConfig(otlp_endpoint="http://c:4317"))
+        open_sinks(RouterConfig(otlp_endpoint="http://c:4317"), "m")
     assert caught.value.exit_code is ExitCode.ENVIRONMENT
 
 
 def test_nothing_is_opened_unasked() -> None:
     """The default."""
     check_sinks(RouterConfig())
-    assert open_sinks(RouterConfig()) == []
+    assert open_sinks(RouterConfig(), "m") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 
 from pdserve.sampling import FinishReason
 from pdserve.slo import Blame, Slo, Timing, Verdict
-from router.background import BackgroundSink
+from router.background import LAST_WORDS_S, BackgroundSink
 from router.record import Outcome, Predicted, RequestRecord, Transfer, WorkerTimes
 from router.trace_context import well_formed
 from router.tracing.phases import phase_spans
@@ -21,6 +22,8 @@ from router.tracing.phases import phase_spans
 pytest.importorskip("opentelemetry.sdk", reason="the extra `tracing` is not installed")
 
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+from router.tracing.exporter import MOST_RECORDS
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
@@ -43,9 +46,15 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[mi
     def __init__(self) -> None:
         self.spans: list[Any] = []
         self.service = ""
+        self.refuses = False
+        self.answers = threading.Event()
+        self.answers.set()
         self._came = threading.Condition()
 
     def Export(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self.answers.wait(20.0)
+        if self.refuses:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "not for you")
         with self._came:
             for resource in request.resource_spans:
                 named = {one.key: one.value.string_value for one in resource.resource.attributes}
@@ -65,20 +74,20 @@ def collector() -> Iterator[tuple[Collector, str]]:
     server.stop(None).wait()
 
 
-def export(endpoint: str, *records: RequestRecord) -> None:
-    from router.tracing import span_writer
+def export(endpoint: str, *records: RequestRecord) -> BackgroundSink:
+    from router.tracing import trace_sink
 
-    sink = BackgroundSink("traces", span_writer(endpoint))
+    sink = trace_sink(endpoint, "llama")
     for record in records:
         sink.record(record)
     sink.close()
-    assert sink.num_lost == 0
+    return sink
 
 
 def test_one_trace_from_the_client_through_every_phase(collector: tuple[Collector, str]) -> None:
     """The request is a child of the client's span, the phases are children of the request, end to end."""
     found, endpoint = collector
-    export(endpoint, RECORD)
+    assert export(endpoint, RECORD).num_lost == 0
     assert found.service == "pdserve" and {span.trace_id.hex() for span in found.spans} == {TRACE}
     (request,) = [span for span in found.spans if span.name == "request"]
     assert request.parent_span_id.hex() == SPAN
@@ -95,16 +104,41 @@ def test_one_trace_from_the_client_through_every_phase(collector: tuple[Collecto
     assert attributes(phases[1])["pdserve.worker.first_token_s"] == 0.25
     assert attributes(request)["pdserve.slo.blame"] == "decode"
     assert attributes(request)["gen_ai.usage.output_tokens"] == 5
+    assert attributes(request)["gen_ai.request.model"] == "llama"
 
 
 def test_a_request_without_a_trace_begins_one_and_a_failure_is_an_error(collector: tuple[Collector, str]) -> None:
     """An unsampled trace is left alone."""
     found, endpoint = collector
     failed = replace(RECORD, request_id="f", trace_parent=None, outcome=Outcome.FAILED, error="worker was lost")
-    export(endpoint, failed, replace(RECORD, trace_parent=PARENT[:-1] + "0"))
+    assert export(endpoint, failed, replace(RECORD, trace_parent=PARENT[:-1] + "0")).num_lost == 0
     (request,) = [span for span in found.spans if span.name == "request"]
     assert request.parent_span_id == b"" and request.trace_id.hex() != TRACE
     assert request.status.code == request.status.STATUS_CODE_ERROR and request.status.message == "worker was lost"
+
+
+def test_what_a_collector_does_not_take_is_counted(
+    collector: tuple[Collector, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every request, and the log has the collector's words once, however many messages it refused."""
+    found, endpoint = collector
+    found.refuses = True
+    sink = export(endpoint, *[RECORD] * (MOST_RECORDS + 1))
+    assert sink.num_lost == MOST_RECORDS + 1 and found.spans == []
+    ours = [one.getMessage() for one in caplog.records if one.name == "router.background"]
+    assert [message for message in ours if "not for you" in message] == ours[:1]
+    assert ours[0].startswith(f"traces: {MOST_RECORDS} records not written: ")
+
+
+def test_a_collector_that_hangs_costs_two_seconds_at_the_end(collector: tuple[Collector, str]) -> None:
+    """What it has not answered for by then is lost."""
+    found, endpoint = collector
+    found.answers.clear()
+    before_s = time.monotonic()
+    sink = export(endpoint, *[RECORD] * (MOST_RECORDS + 5))
+    assert time.monotonic() - before_s < LAST_WORDS_S + 1.0
+    assert sink.num_lost == MOST_RECORDS + 5
+    found.answers.set()
 
 
 def attributes(span: Any) -> dict[str, Any]:
