@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy.kv_size import kv_elements
 from deploy.safetensors_headers import BadCheckpoint, TensorEntry, read_header, read_json
 from deploy.tokenizer_probe import probe
 
@@ -49,6 +50,7 @@ class Checkpoint:
     num_parameters: int
     weight_bytes: int  # as stored
     stored_dtype: str  # of most weights: "float32", "bfloat16", "float16" or the format's name
+    kv_elements: int | None  # numbers of KV that a token has; None: its weights do not tell
 
 
 def check_checkpoint(path: Path) -> Checkpoint:
@@ -74,6 +76,7 @@ def check_checkpoint(path: Path) -> Checkpoint:
         num_parameters=sum(_elements(entry) for entry in tensors.values()),
         weight_bytes=sum(by_dtype.values()),
         stored_dtype=names.get(most, most),
+        kv_elements=kv_elements(config.get("text_config", config), sizes, tensors),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,8 +33,32 @@ class ReadyInfo:
     workers: Sequence[ReadyWorker]
 
 
+def remove_if_stale(path: Path) -> None:
+    """Remove what a cluster left that could not clean up (kill -9): none of the workers it names lives.
+
+    Called before anything that may take a while or fail, since somebody may be waiting for the file. That of a cluster
+    that runs stays: perhaps this start will not get as far as to replace it.
+    """
+    try:
+        left = read_ready_file(path)
+    except ConfigError:  # there is none, or it is another program's
+        return
+    if not any(_lives(worker) for worker in left.workers):
+        with suppress(OSError):  # prepare_ready_file will say so
+            path.unlink()
+
+
+def _lives(worker: ReadyWorker) -> bool:
+    """Whether its process is a worker's: numbers of processes come again."""
+    try:
+        command = Path(f"/proc/{worker.pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return f"{worker.role}_worker".encode() in command
+
+
 def prepare_ready_file(path: Path) -> None:
-    """Remove what an earlier run left, so that nobody takes it for ours; StartError when we could not write there."""
+    """Remove what was there, so that nobody takes it for ours; StartError when we could not write there."""
     try:
         path.unlink(missing_ok=True)
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
@@ -72,5 +97,5 @@ def read_ready_file(path: Path) -> ReadyInfo:
         return ReadyInfo(str(said["grpc"]), http, str(said["model"]), workers)
     except OSError as error:
         raise ConfigError([f"--ready-file is {path}; {error.strerror}: is the server running?"]) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError([f"--ready-file is {path}; it is not one that pdserve serve wrote"]) from None

@@ -11,9 +11,11 @@ from deploy.checkpoint import Checkpoint, check_checkpoint
 from deploy.cores import Share, divide, shown, this_machine
 from deploy.gpus import Gpu, Gpus, find_gpus, spread, usable_gpus
 from deploy.hub import model_directory
+from deploy.kv_size import check_kv_room
 from deploy.machine import available_bytes
 from deploy.models.demo_model import demo_model_directory
 from deploy.safetensors_headers import BadCheckpoint
+from deploy.words import counted
 from kv_transfer.selection import HOST_TRANSPORTS
 from kv_transfer.transports.gpu_choice import GPU_TRANSPORTS, GpuPlace, obstacle
 from pdserve.config import ServeConfig, WorkerConfig, WorkerStart
@@ -93,6 +95,7 @@ def resolve(config: ServeConfig) -> ResolvedServe:
     shares = _shares(config, num_workers)
     worker = replace(config.worker, dtype=dtype, max_model_len=max_model_len, threads=shares[0].threads)
     worker = _defaults(worker, num_workers)
+    check_kv_room(worker, checkpoint.kv_elements, max_model_len)
     name = config.router.served_model_name or ("mock" if mock_only else config.model)
     return ResolvedServe(config, checkpoint, name, max_model_len, worker, devices, shares)
 
@@ -212,8 +215,8 @@ def _defaults(worker: WorkerConfig, num_workers: int) -> WorkerConfig:
         )
     elif cpu and kv_bytes is not None and kv_bytes * num_workers > available_bytes():
         raise StartError(
-            f"--kv-bytes is {kv_bytes:,} for each of {num_workers} workers; together at most {available_bytes():,} "
-            "bytes are available",
+            f"--kv-bytes is {kv_bytes:,} for each of {counted(num_workers, 'worker')}; together at most "
+            f"{available_bytes():,} bytes are available",
             ExitCode.ENVIRONMENT,
         )
     max_num_seqs = worker.max_num_seqs or (64 if cpu else 256)

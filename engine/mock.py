@@ -22,6 +22,7 @@ from scheduling.step import SequenceStep, StepResult
 
 Words = npt.NDArray[np.uint64]
 
+KV_BYTES_PER_TOKEN = 64  # of a worker's mock engine
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2**64
 _MASK = (1 << 64) - 1
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from deploy.flags import add_settings, serve_config
 from deploy.machine import check_can_listen, raise_open_files
 from deploy.ray_cluster.cluster import check_ray_installed
-from deploy.ready_file import ReadyInfo, prepare_ready_file, write_ready_file
+from deploy.ready_file import ReadyInfo, prepare_ready_file, remove_if_stale, write_ready_file
 from deploy.record_sinks import check_sinks
 from deploy.resolve import ResolvedServe, resolve
 from deploy.serve import Serving
 from deploy.stop_signals import StopSignals
+from deploy.words import counted
 from pdserve.config import ServeConfig
 from pdserve.exit import ExitCode
 from pdserve.settings import ConfigError
@@ -45,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, then start; returns the exit code."""
+    if (given := vars(args).get("ready_file")) is not None:
+        remove_if_stale(Path(given))
     config = serve_config(vars(args), args.config, args.plan)
+    if config.ready_file is not None:
+        remove_if_stale(Path(config.ready_file))
     configure_logging()
     resolved = resolve(config)
     prepare(config)
@@ -114,8 +119,7 @@ def _announced(ready_file: str | None, info: ReadyInfo) -> Iterator[None]:
     if ready_file is not None:
         write_ready_file(Path(ready_file), info)
     http = f", HTTP http://{info.http}" if info.http is not None else ""
-    workers = "1 worker" if len(info.workers) == 1 else f"{len(info.workers)} workers"
-    print(f"ready: {info.model}, gRPC {info.grpc}{http}, {workers}", flush=True)
+    print(f"ready: {info.model}, gRPC {info.grpc}{http}, {counted(len(info.workers), 'worker')}", flush=True)
     try:
         yield
     finally:

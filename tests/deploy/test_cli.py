@@ -17,9 +17,11 @@ import pytest
 from deploy import cli
 from deploy.config_file import read_config_file
 from deploy.flags import add_worker_settings, known_settings, serve_config, worker_flags
+from deploy.ready_file import ReadyInfo, ReadyWorker, write_ready_file
 from pdserve.settings import ConfigError
 
 ModelFiles = Any  # the fixture's class, in conftest.py
+PROFILE = ("base_s", "per_prefill_token_s", "per_decode_sequence_s", "per_context_token_s")
 
 
 def call(arguments: Sequence[str]) -> int:
@@ -202,6 +204,24 @@ def test_more_kv_memory_than_the_machine_has_exits_with_3(
     assert "--kv-bytes is 989,560,464,998,400 for each of 2 workers" in capsys.readouterr().err
 
 
+def test_kv_memory_without_room_for_one_request_is_refused_before_anything_is_loaded(
+    model_files: ModelFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the shapes of the weights; a mock engine's KV has its own."""
+    kv = {f"model.layers.0.self_attn.{which}_proj.weight": ("F32", [4, 8]) for which in "kv"}
+    model_files.weights({"model.embed_tokens.weight": ("F32", [16, 8]), **kv})
+    assert call(["serve", str(model_files.path), "--kv-bytes", "2079"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "--kv-bytes: KV memory is 2,079 bytes, room for 3 blocks of 16 tokens; 64 tokens need 4 blocks, 2,080" in said
+    )
+    assert "starting" not in said
+    (model_files.path / "p.json").write_text(json.dumps(dict.fromkeys(PROFILE, 1e-3)))
+    mock = ["serve", str(model_files.path), "--mock", str(model_files.path / "p.json")]
+    assert call([*mock, "--kv-bytes", "4127"]) == 2
+    assert "64 tokens need 4 blocks, 4,128 bytes; give more, or lower --max-model-len" in capsys.readouterr().err
+
+
 def test_a_bad_model_exits_with_4(model_files: ModelFiles, capsys: pytest.CaptureFixture[str]) -> None:
     """A broken directory, one that is missing, and an id that the hub cannot have."""
     (model_files.path / "config.json").unlink()
@@ -225,6 +245,33 @@ def test_a_ready_file_that_cannot_be_written_exits_with_6(
     arguments = ["serve", str(model_files.path), "--ready-file", "/nonexistent/f", "--grpc", "127.0.0.1:0"]
     assert call([*arguments, "--http", "127.0.0.1:0"]) == 6
     assert "--ready-file is /nonexistent/f" in capsys.readouterr().err
+
+
+def test_the_ready_file_of_a_cluster_that_was_killed_goes_before_anything_can_fail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is wrong with the start; the file of a cluster that runs, and what is no ready file, stay."""
+    file, settings = tmp_path / "ready.json", tmp_path / "c.yaml"
+    settings.write_text(f"ready-file: {file}\n")
+
+    def left_behind(pid: int) -> bool:
+        worker = ReadyWorker("decode-0", "decode", pid, "cpu")
+        write_ready_file(file, ReadyInfo("127.0.0.1:1", None, "m", [worker]))
+        assert call(["serve", "M", "--ready-file", str(file), "--block-size", "3"]) == 2
+        gone = not file.exists()
+        write_ready_file(file, ReadyInfo("127.0.0.1:1", None, "m", [worker]))
+        assert call(["serve", "/no/model", "--config", str(settings)]) == 4
+        assert gone is not file.exists()
+        return not gone
+
+    assert not left_behind(1 << 22), "no process has this number"
+    assert not left_behind(os.getpid()), "another program's process has it now"
+    waits = [sys.executable, "-c", "import sys; sys.stdin.read()", "-m", "decode_worker"]
+    with subprocess.Popen(waits, stdin=subprocess.PIPE) as worker:
+        assert left_behind(worker.pid)
+        worker.kill()
+    file.write_text("mine")
+    assert call(["serve", "M", "--ready-file", str(file), "--block-size", "3"]) == 2 and file.read_text() == "mine"
 
 
 def test_nobody_there_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from deploy.checkpoint import check_checkpoint
 from engine.families import TESTED
 from engine.kernels import CHOICES
 
@@ -80,6 +81,15 @@ def test_numbers_do_not_depend_on_company_chunks_or_blocks(
         for layer, (ours, expected) in enumerate(zip(other.kv, alone.kv, strict=True)):
             assert torch.equal(ours[0], expected[0]), f"{how}: keys of layer {layer}"
             assert torch.equal(ours[1], expected[1]), f"{how}: values of layer {layer}"
+
+
+@pytest.mark.parametrize(("arch", "fields"), FAMILIES, ids=IDS)
+def test_the_size_of_kv_is_known_before_a_model_is_loaded(
+    arch: str, fields: dict[str, Any], load_tiny: Any, tiny_dir: Any
+) -> None:
+    """To the number, so that `serve` refuses no pool that a worker would take."""
+    seen = load_tiny(arch, **fields).kv_layout(1)
+    assert check_checkpoint(tiny_dir(arch, **fields)).kv_elements == seen.block_elements
 
 
 def test_the_table_of_tested_families_says_what_is_tested_here() -> None:
