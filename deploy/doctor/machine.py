@@ -14,6 +14,7 @@ from pathlib import Path
 from deploy.cores import Machine, divide, this_machine
 from deploy.doctor.finding import Finding, fail, ok, warn
 from deploy.machine import MIN_OPEN_FILES, available_bytes, check_can_listen
+from deploy.words import counted
 from pdserve.exit import StartError
 from pdserve.settings import is_loopback, split_address
 
@@ -59,8 +60,8 @@ def check_cores(wanted: Wanted, machine: Machine) -> Finding:
     count = len(machine.cores)
     usable = min(float(count), machine.quota or count)
     share = divide(machine, max(1, wanted.workers))[0]
-    threads = "1 thread" if share.threads == 1 else f"{share.threads} threads"
-    said = f"{usable:g} cores for {wanted.workers} workers and a router: {threads} each"
+    threads = counted(share.threads, "thread")
+    said = f"{usable:g} cores for {counted(wanted.workers, 'worker')} and a router: {threads} each"
     if usable < wanted.workers:
         return warn(AREA, "cores", said, "workers wait for one another: start fewer, or on more machines (--ray)")
     return ok(AREA, "cores", said)
@@ -68,14 +69,15 @@ def check_cores(wanted: Wanted, machine: Machine) -> Finding:
 
 def check_memory(wanted: Wanted, available: int) -> Finding:
     if wanted.runs:
-        said = f"{available / 2**30:.1f} GiB available beside {wanted.workers} workers that run"
+        said = f"{available / 2**30:.1f} GiB available beside {counted(wanted.workers, 'running worker')}"
         return ok(AREA, "memory", said)
     least = wanted.workers * MIN_WORKER_BYTES
     said = (
         f"{available / 2**30:.1f} GiB available, {available / 2**30 / max(1, wanted.workers):.1f} GiB for each worker"
     )
     if available < least:
-        hint = f"{wanted.workers} workers take at least {least >> 30} GiB, and the model's weights each: start fewer"
+        workers = counted(wanted.workers, "worker")
+        hint = f"at least {least >> 30} GiB for {workers}, and the model's weights each: start fewer"
         return warn(AREA, "memory", said, hint)
     return ok(AREA, "memory", said)
 
@@ -87,7 +89,8 @@ def check_open_files(wanted: Wanted) -> Finding:
     most = least + FILES_PER_REQUEST * wanted.max_requests
     if hard == resource.RLIM_INFINITY:
         return ok(AREA, "open files", f"no limit; up to {most:,} are needed")
-    said = f"limit {hard:,}; {wanted.workers} workers need {least:,}, with {wanted.max_requests:,} requests {most:,}"
+    need = "1 worker needs" if wanted.workers == 1 else f"{wanted.workers} workers need"
+    said = f"limit {hard:,}; {need} {least:,}, with {wanted.max_requests:,} requests {most:,}"
     hint = f"raise the hard limit to {most:,} (ulimit -Hn, LimitNOFILE= of the service, the container's ulimits)"
     if hard < least:
         return fail(AREA, "open files", said, hint)

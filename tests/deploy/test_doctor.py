@@ -109,6 +109,15 @@ def test_too_few_cores_and_too_little_memory_are_named() -> None:
     assert check_memory(wanted, 1 << 36).status is Status.OK
 
 
+def test_one_worker_is_one() -> None:
+    """In every line that counts them."""
+    small = Machine(((0,), (1,)))
+    for alone in (Wanted(prefill=0), Wanted(prefill=0, runs=True)):
+        found = [check_cores(alone, small), check_memory(alone, 1 << 20), check_open_files(alone)]
+        said = " ".join(f"{one.found} {one.hint}" for one in found)
+        assert "for 1 worker and a router: 2 threads each" in said and "1 workers" not in said
+
+
 @pytest.mark.parametrize(("limit", "status"), [(300, Status.FAIL), (400, Status.WARN), (8000, Status.OK)])
 def test_a_low_limit_of_open_files_is_named(limit: int, status: Status, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too low for the workers; for the workers alone; for requests too."""
