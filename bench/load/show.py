@@ -10,16 +10,32 @@ from bench.load.statistics import Spread
 from bench.load.summary import Objective, Summary
 from placement.workload import Workload
 
+_AS_ASKED = 0.005  # of the rate: what is nearer than that is called the same
 
-def workload_line(workload: Workload) -> str:
-    """What is sent."""
+
+def workload_line(workload: Workload, asked: float | None) -> str:
+    """What is sent; `asked`: requests per second."""
     prompt, output = workload.prompt_tokens, workload.output_tokens
     skipped = f", {workload.num_skipped} rows of the file left out" if workload.num_skipped else ""
+    rate = f"{workload.rate:.3g}/s"
+    if asked and not _as_asked(asked, workload.rate):
+        rate = f"{asked:.3g}/s asked for, {rate} drawn"
     return (
-        f"{len(workload):,} requests in {workload.arrival_s[-1]:.0f} s ({workload.rate:.3g}/s), "
+        f"{len(workload):,} requests in {workload.arrival_s[-1]:.0f} s ({rate}), "
         f"prompts {prompt.mean():,.0f} tokens on average (most {prompt.max():,}), "
         f"outputs {output.mean():,.0f} (most {output.max():,}){skipped}"
     )
+
+
+def rate_words(asked: float, sent: float) -> str:
+    """Requests per second; few random arrivals come faster or slower than their mean, and then both are told."""
+    if not sent or _as_asked(asked, sent):
+        return f"{asked:.4g} requests/s"
+    return f"{asked:.4g} requests/s asked for, {sent:.3g} sent"
+
+
+def _as_asked(asked: float, found: float) -> bool:
+    return abs(found - asked) <= _AS_ASKED * asked
 
 
 def summary_lines(run: Summary, objective: Objective) -> list[str]:

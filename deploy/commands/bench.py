@@ -19,10 +19,11 @@ from bench.load.document import Document
 from bench.load.goodput import Goodput, Probe
 from bench.load.processes import processes_needed
 from bench.load.session import Run, SearchSettings, Settings, Watch, find_goodput, run_at, warm_up
-from bench.load.show import comparison_lines, goodput_lines, probe_line, summary_lines, workload_line
+from bench.load.show import comparison_lines, goodput_lines, probe_line, rate_words, summary_lines, workload_line
 from bench.load.summary import Objective, Summary
 from bench.load.target import Target, introduced, parse_target
 from deploy.commands.bench_arguments import add_arguments, check, workload_spec
+from deploy.words import counted
 from pdserve.exit import ExitCode, StartError
 from placement.workload import WorkloadSource
 
@@ -123,12 +124,13 @@ class Command:
         if self._args.find_goodput and number is None and duration is None:
             number = self._args.min_requests
         sample = self._source.build(rate=rate, num_requests=number, duration_s=duration, seed=self._args.seed)
-        workers = f", {target.num_workers} workers" if target.num_workers is not None else ""
+        workers = f", {counted(target.num_workers, 'worker')}" if target.num_workers is not None else ""
         self._say(f"{target.name}: {target.model}{workers}")
         if target is self._target:
             processes = self._args.processes or processes_needed(sample, target.door)
-            self._say(f"{workload_line(sample)}")
-            self._say(f"seed {self._args.seed}, prompt seed {self._prompt_seed}, {processes} generator process(es)")
+            self._say(workload_line(sample, rate))
+            made_by = f"{processes} generator process{'' if processes == 1 else 'es'}"
+            self._say(f"seed {self._args.seed}, prompt seed {self._prompt_seed}, {made_by}")
         if self._args.warmup:
             warm_up(target, sample, self._args.warmup, self._args.timeout, self._prompt_seed)
 
@@ -142,7 +144,7 @@ class Command:
             with _progress() as watch:
                 run = run_at(self._target, self._source, rate, self._settings, number, watch)
             self._runs.append(run)
-            self._say(f"\nat {run.rate:.4g} requests/s:")
+            self._say(f"\nat {rate_words(run.rate, run.summary.offered_rate)}:")
             self._say("\n".join(summary_lines(run.summary, self._objective)))
             if run.summary.interrupted:
                 return
@@ -183,7 +185,7 @@ class Command:
                 return
 
     def _tell_round(self, target: Target, number: int, run: Run) -> None:
-        self._say(f"\nround {number + 1}, {target.name}, {run.rate:.4g} requests/s:")
+        self._say(f"\nround {number + 1}, {target.name}, {rate_words(run.rate, run.summary.offered_rate)}:")
         self._say("\n".join(summary_lines(run.summary, self._objective)))
 
     def _all_runs(self) -> list[Run]:

@@ -167,4 +167,5 @@ def workload_spec(args: argparse.Namespace) -> WorkloadSpec:
         source = f"input={args.input_len},output={args.output_len}"
     flags = {"arrivals": args.arrivals, "cv": args.cv, "max-total": args.max_total}
     flag = "--workload" if args.workload is not None else "--trace" if args.trace is not None else "--input-len"
-    return parse_workload_spec(source + "".join(f",{key}={value}" for key, value in flags.items() if value), flag)
+    text = source + "".join(f",{key}={value}" for key, value in flags.items() if value)
+    return parse_workload_spec(text, flag, is_file=args.trace is not None)

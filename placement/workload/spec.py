@@ -9,7 +9,9 @@ SOURCE is a trace file, a preset (azure-code, azure-conv, mooncake), or nothing,
     --workload input=2000,output=100,rate=2
     --workload input=lognormal:2000:0.8,output=50..200,correlation=0.3,arrivals=gamma,cv=3
 
-Wrong words are wrong arguments (exit code 2); a file that cannot be used is a wrong workload (5).
+Wrong words are wrong arguments (exit code 2): a key, a value, a source that is neither preset nor like a file's name.
+Right words of a workload that cannot be used are 5: a file that is missing or damaged, nothing left within the limits,
+no rate.
 """
 
 from __future__ import annotations
@@ -68,9 +70,12 @@ class WorkloadSpec:
         return Path(self.source) if self.source and self.source not in PRESETS else None
 
 
-def parse_workload_spec(text: str, flag: str = FLAG) -> WorkloadSpec:
-    """Raises ConfigError naming the flag, the key, its value and what is allowed."""
-    source, pairs = _split(text, flag)
+def parse_workload_spec(text: str, flag: str = FLAG, *, is_file: bool = False) -> WorkloadSpec:
+    """Raises ConfigError naming the flag, the key, its value and what is allowed.
+
+    `is_file`: whatever the text begins with is a file's name.
+    """
+    source, pairs = _split(text, flag, is_file)
     known = {one.name.replace("_", "-") for one in fields(WorkloadSpec)} - {"source"}
     values: dict[str, Any] = {"source": source}
     for pair in pairs:
@@ -88,16 +93,16 @@ def parse_workload_spec(text: str, flag: str = FLAG) -> WorkloadSpec:
     return spec
 
 
-def _split(text: str, flag: str) -> tuple[str, list[str]]:
+def _split(text: str, flag: str, is_file: bool) -> tuple[str, list[str]]:
     """(source, the pairs behind it). A file's name may hold commas and equal signs, if there is such a file."""
     words = text.split(",")
     for num in range(len(words), 0, -1):
         if Path(",".join(words[:num])).is_file():
             return ",".join(words[:num]), words[num:]
     first = words[0].strip()
-    if "=" in first:
+    if "=" in first and not is_file:
         return "", words
-    if first in PRESETS or first.endswith((".csv", ".json", ".jsonl", ".gz")) or "/" in first:
+    if is_file or first in PRESETS or first.endswith((".csv", ".json", ".jsonl", ".gz")) or "/" in first:
         return first, words[1:]  # a file that is not there is told when it is read
     raise _wrong(flag, f"is {text!r}; it must begin with a trace file, one of {', '.join(PRESETS)}, or input=...")
 

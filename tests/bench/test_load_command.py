@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -143,6 +144,21 @@ def test_rates_are_swept_and_no_prompt_comes_twice(
     assert {tuple(one.token_ids.ids) for one in fake.requests} == set(prompts)
 
 
+def test_the_rate_that_was_asked_for_and_the_one_that_was_sent_are_told_where_they_differ(
+    service: tuple[FakeService, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eight random arrivals are some way from their mean; constant ones are not."""
+    _, address = service
+    args = ["bench", "--server", address, *LOAD[:4], "--rate", "50", "--num-requests", "8", "--warmup", "0"]
+    assert main(args) == 0
+    drawn = re.search(r"8 requests in 0 s \(50/s asked for, (\S+)/s drawn\)", said := capsys.readouterr().out)
+    sent = re.search(r"at 50 requests/s asked for, (\S+) sent:", said)
+    assert drawn and sent and drawn.group(1) == sent.group(1) != "50", said
+    assert main([*args, "--arrivals", "constant"]) == 0
+    said = capsys.readouterr().out
+    assert "8 requests in 0 s (50/s), " in said and "at 50 requests/s:\n" in said
+
+
 def test_goodput_is_searched(service: tuple[FakeService, str], capsys: pytest.CaptureFixture[str]) -> None:
     """The rate at which 32 threads of a slow server fall behind, with its limits, per GPU and per worker."""
     _, address = service
@@ -278,7 +294,11 @@ WRONG = [
     ([*LOAD, "--report", "x.pdf"], 2, "--report is x.pdf; it must end in .html or .png"),
     ([*LOAD, "--rate", "0"], 2, "'0' must be a number above 0"),
     (["--workload", "input=0,output=1"], 2, "--workload input is '0'"),
+    (["--workload", "nope"], 2, "--workload is 'nope'; it must begin with a trace file, one of azure-code"),
+    (["--workload", "nope.csv"], 5, "nope.csv: cannot be read: No such file"),
     (["--trace", "no.csv"], 5, "no.csv: cannot be read: No such file"),
+    (["--trace", "nope"], 5, "nope: cannot be read: No such file"),
+    (["--trace", "nope,rate=2"], 5, "nope: cannot be read: No such file"),
     ([*LOAD, "--json", "/nowhere/x.json"], 6, "--json is /nowhere/x.json"),
     ([*LOAD, "--server", "nonsense"], 2, "--server is 'nonsense'; it must be HOST:PORT"),
     ([*LOAD, "--server", "127.0.0.1:1", "--num-requests", "1"], 1, "it does not answer"),
