@@ -212,7 +212,11 @@ class Core:
         if self._draining or self.fleet.has(lost.identity.role):
             return
         if lost.identity.role is Role.DECODE:
-            log.error("%s: every request is refused (UNAVAILABLE, 503) until one is back", self.why_not_ready())
+            log.error(
+                "%s: every request is refused (UNAVAILABLE, 503); a broken connection is made again, "
+                "a worker that ended is not started again: restart the server",
+                self.why_not_ready(),
+            )
         elif self.fleet.has(Role.DECODE):
             log.warning("no prefill worker is up: decode workers compute the prompts")
 

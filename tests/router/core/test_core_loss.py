@@ -153,7 +153,7 @@ def test_a_session_that_comes_back_aborts_what_was_left(harness: Any) -> None:
     harness.run(0, 1, walk, QUICK)
 
 
-def test_a_restarted_worker_is_another_one(harness: Any) -> None:
+def test_a_restarted_worker_is_another_one(harness: Any, caplog: pytest.LogCaptureFixture) -> None:
     """New boot id at the same address: old sequences are nothing to it, new ones are served."""
 
     async def walk(cluster: Any) -> None:
@@ -166,6 +166,7 @@ def test_a_restarted_worker_is_another_one(harness: Any) -> None:
             await harness.read_all(stream)
         assert not cluster.core.is_ready()
         assert cluster.core.why_not_ready() == "no decode worker is up (decode-0 lost)"
+        assert "(UNAVAILABLE, 503); a broken connection is made again, a worker that ended is not" in caplog.text
         with pytest.raises(NoWorker, match="no decode worker is up"):
             cluster.submit("meanwhile")
         worker.boot_id = new_boot_id()
