@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve, ask, tell, stop."""
     configure_logging("WARNING")
+    os.environ.setdefault("PDSERVE_LOG_LEVEL", "WARNING")  # the workers', who inherit it
     raise_open_files()
     return asyncio.run(_demo())
 

@@ -103,6 +103,18 @@ def test_a_dead_worker_is_outlived_and_a_dead_launcher_is_not(tmp_path: Path) ->
 
 @pytest.mark.e2e
 @pytest.mark.slow
+def test_the_demo_says_what_it_shows_and_nothing_else() -> None:
+    """No line of any log, at its end least of all."""
+    environment = {name: value for name, value in os.environ.items() if name != "PDSERVE_LOG_LEVEL"}
+    command = [sys.executable, "-m", "deploy.cli", "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    said = done.stdout.splitlines()
+    assert done.returncode == 0 and said[-1].startswith("6 of 6 requests were handed over; 6 of 6 gave the tokens")
+    assert "INFO" not in done.stdout + done.stderr
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait_and_one_before_it_is_ready_is_no_success(tmp_path: Path) -> None:
     """Forced while a request runs on: exit 0 at once. Interrupted at start: exit 130. Nothing is left of either."""
     with serving(tmp_path, base_s=0.02) as (process, ready):
