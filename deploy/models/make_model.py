@@ -13,6 +13,12 @@ from pathlib import Path
 from deploy.models.model_spec import ARCHITECTURES, DTYPES, BadModelSpec, ModelSpec
 
 BAD_ARGUMENTS, OUTPUT_FAILED = 2, 6  # exit codes
+FLAGS = {
+    "num_layers": "--layers", "hidden_size": "--hidden", "intermediate_size": "--intermediate", "num_heads": "--heads",
+    "num_kv_heads": "--kv-heads", "vocab_size": "--vocab", "max_position_embeddings": "--max-len",
+    "num_experts": "--experts",
+}  # fmt: skip
+"""Of ModelSpec's fields, those whose flag has another name."""
 WRITTEN = ("*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer.json", "chat_template.jinja")
 
 
@@ -79,7 +85,8 @@ def main(args: argparse.Namespace) -> int:
             return _fail(f"DIR is {directory}; it must be empty, or say --force", OUTPUT_FAILED)
         make_model(directory, spec)
     except BadModelSpec as error:
-        return _fail(str(error), BAD_ARGUMENTS)
+        field = str(error).split(" ", 1)[0]
+        return _fail(f"{FLAGS.get(field, '--' + field.replace('_', '-'))}: {error}", BAD_ARGUMENTS)
     except OSError as error:
         return _fail(f"DIR is {directory}; it must be writable: {error}", OUTPUT_FAILED)
     num_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
@@ -88,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"pdserve make-model: {message}", file=sys.stderr)
+    print(f"pdserve make-model: error: {message}", file=sys.stderr)  # as every command's (deploy.cli.fail)
     return code
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,13 @@ def run(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     return main(parser.parse_args(arguments))
+
+
+def run_help() -> str:
+    """What `make-model --help` says."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.format_help()
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -144,7 +152,9 @@ def test_a_model_that_cannot_be_is_one_line_and_code_2(
     """The line names the argument, its value and what is allowed; nothing is written."""
     assert run(str(tmp_path / "m"), *arguments) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    named = re.match(r"pdserve make-model: error: (--[a-z-]+): ", error)
+    assert error.count("\n") == 1 and named is not None
+    assert run_help().count(f"{named.group(1)} ") > 0, "it is a flag"
     assert all(name in error for name in names), error
     assert not (tmp_path / "m").exists()
 
