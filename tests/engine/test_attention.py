@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.attention import AttentionCall, ReferenceAttention, TiledAttention
-from engine.attention.tiled import KEY_TILE, MIN_ROWS
+from engine.attention.query_tiles import KEY_TILE, MIN_ROWS
 from engine.batch import pack
 from engine.kv_pool import KvPool
 from pdserve.ids import SequenceKey
