@@ -7,7 +7,7 @@ import re
 import statistics
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,6 +75,11 @@ def alone_in(twin: ClusterSpec, prompt_tokens: int, output_tokens: int) -> tuple
     workload = Workload.of(np.array([prompt_tokens]), np.array([output_tokens]), np.array([0.0]))
     told = simulate(replace(twin, jitter=None), requests_of(workload)).requests
     return float(told.ttft_s[0]), float(told.tpot_s[0])
+
+
+def equally_likely(values: Sequence[float], num: int) -> tuple[float, ...]:
+    """The middles of `num` equal shares of them, in order."""
+    return tuple(float(one) for one in np.quantile(values, (np.arange(num) + 0.5) / num))
 
 
 def step_totals(http_port: int) -> Totals:

@@ -15,18 +15,24 @@ import queue
 import statistics
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.profiler.alone import Seen, alone_in, one_at_a_time
+from bench.profiler.alone import Seen, alone_in, equally_likely, one_at_a_time
 from bench.profiler.cluster import running
+from bench.profiler.together import all_ask
+from placement.latency.served import MockServed
 from placement.simulator.cluster import ClusterSpec, Delays, LinkSpec, Warming, WorkerSpec
 from scheduling.batching import SchedulerConfig
 from scheduling.latency import LatencyCoefficients, LatencyModel, save_profile
 from scheduling.routing import Role
 
-STEP_S = 4e-3  # of the mock engine
-PROMPT_TOKENS, OUTPUT_TOKENS = 64, 33
+STEPS = LatencyCoefficients(base_s=6e-3, per_prefill_token_s=1.5e-4)  # of the mock engine: as long as real ones
+PROMPT_TOKENS, OUTPUT_TOKENS = 512, 33
+AT_ONCE, AT_ONCE_S = 8, 4.0  # clients, and how long they ask
+SHORT_PROMPT, LONG_OUTPUT = 16, 128  # theirs: hardly anything but decodes
+FRONTS = 20
 BLOCK_SIZE, BLOCK_BYTES, NUM_BLOCKS = 16, 1024, 4096
 REQUESTS = 40
 STEADY = Warming(0.0, 0.0)
@@ -50,7 +56,7 @@ class Known:
         return self.decode_s + self.warming.mean_s(1, OUTPUT_TOKENS - 1)
 
 
-MOCK = Known(STEP_S, STEP_S)
+MOCK = Known(LatencyModel(STEPS).step_s(PROMPT_TOKENS, 0, 0), STEPS.base_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +74,13 @@ class Measured:
 
     split: Delays
     colocated: Delays
+    mock: MockServed | None = None  # where it is the mock engine's
 
 
 def measure_delays(log_dir: Path, link: LinkSpec | None = None, requests: int = REQUESTS) -> Measured:
     """Starts both clusters on the mock engine. Errors: ServerFailed, BadAnswer."""
     profile = log_dir / "delays.json"
-    save_profile(profile, LatencyModel(LatencyCoefficients(base_s=STEP_S)))
+    save_profile(profile, LatencyModel(STEPS))
     clusters = {
         name: ["--mock", str(profile), "--prefill", str(prefill), "--decode", "1"]
         for name, prefill in (("colocated", 0), ("split", 1))
@@ -85,9 +92,20 @@ def measure_delays(log_dir: Path, link: LinkSpec | None = None, requests: int = 
         for name, (server, target) in started.items():
             server.resume()
             seen[name] = asyncio.run(one_at_a_time(target, PROMPT_TOKENS, OUTPUT_TOKENS, requests))
+            if name == "split":
+                lengths = [(SHORT_PROMPT, LONG_OUTPUT)] * AT_ONCE
+                at_once_s = asyncio.run(all_ask(target, lengths, 0.0, AT_ONCE_S))
             server.park()
     trip = Trip(PROMPT_TOKENS, BLOCK_BYTES, link or LinkSpec(1e12))
-    return delays_of((seen["colocated"], MOCK), (seen["split"], MOCK), wake_up_s(), trip)
+    delays = delays_of((seen["colocated"], MOCK), (seen["split"], MOCK), wake_up_s(), trip)
+    return replace(delays, mock=mock_served(list(seen.values()), seen["split"].gap_s, at_once_s))
+
+
+def mock_served(alone: Sequence[Seen], gap_s: float, at_once_s: Sequence[float]) -> MockServed:
+    """From requests that were alone, the time between a lone one's tokens, and between those of AT_ONCE together."""
+    more_s = 0.0 if not at_once_s else (statistics.median(at_once_s) - gap_s) / (AT_ONCE - 1)
+    off_s = [one - seen.ttft_s for seen in alone for one in seen.each_ttft_s]
+    return MockServed(max(0.0, more_s), equally_likely(off_s, FRONTS))
 
 
 def delays_of(colocated: tuple[Seen, Known], split: tuple[Seen, Known], wake_s: float, trip: Trip) -> Measured:

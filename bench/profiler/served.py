@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from bench.load.target import Target
-from bench.profiler.alone import Seen, mean_step_s, one_at_a_time, totals_of
+from bench.profiler.alone import Seen, equally_likely, mean_step_s, one_at_a_time, totals_of
 from bench.profiler.cluster import running
 from bench.profiler.delays import BLOCK_SIZE, OUTPUT_TOKENS, REQUESTS, Known, Measured, Trip, delays_of, wake_up_s
 from bench.profiler.together import CLUSTERS, Load, one_round, slowdown_of
@@ -125,13 +123,7 @@ def jitter_of(series: Sequence[tuple[Seen, float]]) -> Jitter:
     for seen, prompt_s in series:
         prompts += [max(LEAST_FACTOR, 1.0 + (one - seen.ttft_s) / prompt_s) for one in seen.each_ttft_s]
         decodes += [max(LEAST_FACTOR, one / max(seen.gap_s, SHORTEST_S)) for one in seen.each_gap_s]
-    return Jitter(JITTER_HOLD_S, _equally_likely(prompts), _equally_likely(decodes))
-
-
-def _equally_likely(factors: Sequence[float]) -> tuple[float, ...]:
-    """The middles of as many equal shares of them."""
-    places = (np.arange(JITTER_FACTORS) + 0.5) / JITTER_FACTORS
-    return tuple(float(one) for one in np.quantile(factors, places))
+    return Jitter(JITTER_HOLD_S, equally_likely(prompts, JITTER_FACTORS), equally_likely(decodes, JITTER_FACTORS))
 
 
 def _in_a_row(known: Known, warming: Warming) -> Known:

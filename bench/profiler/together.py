@@ -105,17 +105,17 @@ def _took(before: Totals, after: Totals, window: Window, gaps_s: Sequence[float]
 
 
 def _keep_busy(target: Target, load: Load, window: Window) -> list[float]:
-    """Workers with prompts of one token of output, and others with long outputs: what _all_ask has.
+    """Workers with prompts of one token of output, and others with long outputs: what all_ask has.
 
     Long prompts: the fewer requests, the less the front and the clients, who want the same cores, are in what is seen.
     """
     asking, rest_s, tokens = (1, REST_S, load.chunk_tokens) if window.rested else (ASKING, 0.0, load.prompt_tokens)
     lengths = [(tokens, 1)] * asking * window.prompts
     lengths += [(load.prompt_tokens, load.output_tokens)] * window.decodes
-    return asyncio.run(_all_ask(target, lengths, rest_s, load.seconds))
+    return asyncio.run(all_ask(target, lengths, rest_s, load.seconds))
 
 
-async def _all_ask(target: Target, lengths: Sequence[tuple[int, int]], rest_s: float, seconds: float) -> list[float]:
+async def all_ask(target: Target, lengths: Sequence[tuple[int, int]], rest_s: float, seconds: float) -> list[float]:
     """A client for each of them; when the time is over all hang up, so that none computes alone at the end.
 
     The mean time between tokens of each output that ended, without that to the second token, which a handoff is in.

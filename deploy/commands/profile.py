@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,12 @@ from deploy.arguments import above_zero, check_output, count, write_output
 from deploy.commands.serve import configure_logging
 from deploy.flags import add_worker_settings, serve_config, worker_flags
 from deploy.machine import machine_in_words
+from deploy.profile_report import report
 from deploy.resolve import ResolvedServe, resolve
 from pdserve.clock import MonotonicClock
 from pdserve.exit import ExitCode, StartError
 from placement.latency.fitted_profile import Profile, Subject, make_profile, profile_to_json
-from placement.simulator.cluster import Jitter, LinkSpec
+from placement.simulator.cluster import LinkSpec
 
 if TYPE_CHECKING:
     from bench.profiler.delays import Measured
@@ -35,7 +36,6 @@ BUDGET_S = 120.0
 PROMPT_TOKENS = 256  # of the requests through served workers, at most
 LONG_OUTPUT_TOKENS = 256  # of those that keep a decode worker busy, at most
 _BUSY = 0.6  # of the cores, before anything is measured
-_SHOWN = ("prefill", "decode", "mixed", "all")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +122,7 @@ def _measure(args: argparse.Namespace, resolved: ResolvedServe) -> Profile:
     try:
         if args.mock_delays or resolved.devices[0] != "cpu":
             delays = _delays(found.link)
-            return replace(found, delays=delays.split, colocated_delays=delays.colocated)
+            return replace(found, delays=delays.split, colocated_delays=delays.colocated, mock=delays.mock)
         served = _served(args, resolved, found, limits, found.link or LinkSpec(1e12))
     except KeyboardInterrupt:
         print("\nstopped: the profile is without delays", flush=True)
@@ -226,53 +226,3 @@ def _bar(what: str, num_shapes: int) -> Callable[[int, int], None]:
         bar.set_postfix_str(f"round {rounds + 1} of up to {total // num_shapes}")
 
     return watch
-
-
-def _varied(jitter: Jitter) -> str:
-    tenth = len(jitter.prompts) // 10  # of equally likely factors in order
-    kinds = (("prompts", jitter.prompts), ("decodes", jitter.decodes))
-    return ", ".join(f"{what} {factors[tenth]:.2f} to {factors[-1 - tenth]:.2f}" for what, factors in kinds)
-
-
-def report(profile: Profile) -> list[str]:
-    """For people."""
-    lines = [
-        f"{len(profile.points)} kinds of step, {sum(point.repeats for point in profile.points)} timed"
-        + ("" if profile.complete else "; NOT the whole grid: give more --budget-s")
-    ]
-    lines.append("  error of the fit (median, P90): at the measured points; at points left out (5-fold)")
-    for fit, kinds in profile.seen.items():
-        for kind in (one for one in _SHOWN if one in kinds):
-            held = profile.held_out.get(fit, {}).get(kind)
-            left_out = "too few points" if held is None else f"{held.median:6.1%} {held.p90:6.1%}"
-            lines.append(f"  {fit:<10} {kind:<8} {kinds[kind].median:6.1%} {kinds[kind].p90:6.1%}   {left_out}")
-    c = profile.linear.coefficients
-    lines.append(
-        f"  a step: {1e3 * c.base_s:.3g} ms + {1e6 * c.per_prefill_token_s:.3g} us a prompt token + "
-        f"{1e6 * c.per_decode_sequence_s:.3g} us a decode + {1e9 * c.per_context_token_s:.3g} ns a context token"
-    )
-    if (transfer := profile.linear.transfer) is not None:
-        rate = f"{transfer.bytes_per_s / 1e9:.3g} GB/s"
-        lines.append(f"  transfer over {profile.transport}: {1e3 * transfer.latency_s:.3g} ms + bytes at {rate}")
-    for what, delays in (("split", profile.delays), ("colocated", profile.colocated_delays)):
-        if delays is not None:
-            shown = ", ".join(
-                f"{name.removesuffix('_s')} {1e3 * value:.3g} ms" for name, value in asdict(delays).items()
-            )
-            lines.append(f"  delays, {what}: {shown}")
-    if (served := profile.served) is not None:
-        lines.append(
-            f"  served: {1e3 * served.prefill_extra_s:.3g} ms more a step of prompts, "
-            f"{1e3 * served.decode_extra_s:.3g} ms more any other; the first decode behind a prompt or a rest "
-            f"{1e3 * served.warming.first_s:.3g} ms more, the next {served.warming.ratio:.2f} of that, and so on"
-        )
-        beside = served.slowdown
-        lines.append(
-            f"  beside another worker: prompts {beside.prompts_by_prompts:.0%} longer by prompts, "
-            f"{beside.prompts_by_decodes:.0%} by decodes; decodes {beside.decodes_by_prompts:.0%} by prompts, "
-            f"{beside.decodes_by_decodes:.0%} by decodes; cores for {beside.at_once:.3g} workers; behind a rest "
-            f"prompts {1e3 * beside.rested_prompts_s:.3g} ms more"
-        )
-        lines.append(f"  four of five times a machine's steps take {_varied(served.jitter)} times the usual")
-    lines.append(f"  simulators will use: {profile.best_fit}; swap is not measured: the engine has none")
-    return lines

@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_fit import FITS, cross_validate, fit_linear, fit_piecewise, fit_transfer
 from placement.latency.fitted_points import FitError, StepPoint, by_regime, relative_errors
-from placement.latency.served import ServedSteps, piecewise
+from placement.latency.served import MockServed, ServedSteps, piecewise
 from placement.simulator.cluster import Delays, Jitter, LinearSteps, LinkSpec, Slowdown, StepTimes, Warming
 from scheduling.latency import LatencyModel, model_from_json, model_to_json
 
 FORMAT = 1
 T = TypeVar("T")
 CURVES = ("prefill", "decode", "mixed")
+_SIGNED = {"fronts_s"}  # differences
 _WITHIN: dict[str, type] = {"Slowdown": Slowdown, "Warming": Warming, "Jitter": Jitter}
 
 
@@ -54,6 +55,7 @@ class Profile:
     seen: Mapping[str, Mapping[str, FitError]] = field(default_factory=dict)  # fit -> kind of step -> error
     held_out: Mapping[str, Mapping[str, FitError]] = field(default_factory=dict)  # the same by cross-validation
     served: ServedSteps | None = None
+    mock: MockServed | None = None  # where delays are the mock engine's
     complete: bool = True  # False: the budget ended, or somebody, before every shape had its turn
 
     @property
@@ -116,6 +118,7 @@ def profile_to_json(profile: Profile) -> dict[str, Any]:
         "delays": None if profile.delays is None else asdict(profile.delays),
         "colocated_delays": None if profile.colocated_delays is None else asdict(profile.colocated_delays),
         "served": None if profile.served is None else asdict(profile.served),
+        "mock": None if profile.mock is None else asdict(profile.mock),
         "steps": None if profile.steps is None else {name: asdict(getattr(profile.steps, name)) for name in CURVES},
         "error": _errors_to_json(profile.seen),
         "cross_validation": _errors_to_json(profile.held_out),
@@ -151,7 +154,7 @@ def profile_from_json(given: object, where: str = "profile") -> Profile:
         name: None if measured.get(name) is None else _made(Delays, measured[name], f"{where}: {name}")
         for name in ("delays", "colocated_delays")
     }
-    served = measured.get("served")
+    served, mock = measured.get("served"), measured.get("mock")
     transfers = [_made(_Transfer, one, f"{where}: transfers {i}") for i, one in _rows(measured, "transfers", where)]
     return Profile(
         linear,
@@ -165,6 +168,7 @@ def profile_from_json(given: object, where: str = "profile") -> Profile:
         _errors(measured.get("error"), f"{where}: error"),
         _errors(measured.get("cross_validation"), f"{where}: cross_validation"),
         None if served is None else _made(ServedSteps, served, f"{where}: served"),
+        None if mock is None else _made(MockServed, mock, f"{where}: mock"),
         bool(measured.get("complete", True)),
     )
 
@@ -215,14 +219,14 @@ def _made(kind: type[T], given: object, where: str) -> T:
         what = "is missing" if wrong[0] in known else f"is not known; there are {', '.join(known)}"
         raise ValueError(f"{where}: {wrong[0]} {what} (of another version? `pdserve profile` measures again)")
     for name, value in values.items():
-        values[name] = _checked(known[name], value, f"{where}: {name}")
+        values[name] = _checked(known[name], value, f"{where}: {name}", -math.inf if name in _SIGNED else 0.0)
     try:
         return kind(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _checked(kind: str, value: object, where: str) -> object:
+def _checked(kind: str, value: object, where: str, least: float = 0.0) -> object:
     if value is None and "None" in kind:
         return None
     if kind in _WITHIN:
@@ -230,12 +234,12 @@ def _checked(kind: str, value: object, where: str) -> object:
     if kind.startswith("tuple"):
         if not isinstance(value, list):
             raise ValueError(f"{where} is {value!r}; it must be a list of numbers")
-        return tuple(_checked("float", one, where) for one in value)
+        return tuple(_checked("float", one, where, least) for one in value)
     if kind == "str":
         if not isinstance(value, str):
             raise ValueError(f"{where} is {value!r}; it must be text")
         return value
     number = isinstance(value, int if kind == "int" else int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:  # type: ignore[arg-type, operator]  # it is a number
+    if not number or not math.isfinite(value) or value < least:  # type: ignore[arg-type, operator]  # it is a number
         raise ValueError(f"{where} is {value!r}; it must be a {'whole ' if kind == 'int' else ''}number of at least 0")
     return value if kind == "int" else float(value)  # type: ignore[arg-type]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from placement.latency.fitted import PiecewiseSteps, Regime
-from placement.simulator.cluster import Jitter, Slowdown, Warming
-from scheduling.latency import LatencyCoefficients
+from placement.simulator.cluster import Jitter, LinearSteps, Slowdown, Warming
+from scheduling.latency import LatencyCoefficients, LatencyModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,24 @@ class ServedSteps:
         """The same steps, served."""
         decode, mixed = (_longer(one, self.decode_extra_s) for one in (steps.decode, steps.mixed))
         return replace(steps, prefill=_longer(steps.prefill, self.prefill_extra_s), decode=decode, mixed=mixed)
+
+
+@dataclass(frozen=True, slots=True)
+class MockServed:
+    """What a cluster of mock engines, whose steps take exactly what they are told to, adds beside its delays."""
+
+    sequence_s: float  # between two steps, for each sequence beyond the first
+    fronts_s: tuple[float, ...]  # what a request's way to its worker takes more than the median, equally likely each
+
+    def applied(self, model: LatencyModel) -> LinearSteps:
+        """Decodes with what each costs between steps; a lone one's is in the delays."""
+        c = model.coefficients
+        return LinearSteps(
+            LatencyModel(replace(c, per_decode_sequence_s=c.per_decode_sequence_s + self.sequence_s), model.transfer)
+        )
+
+    def jitter(self) -> Jitter:
+        return Jitter(1.0, (1.0,), (1.0,), self.fronts_s)
 
 
 def piecewise(c: LatencyCoefficients) -> PiecewiseSteps:

@@ -11,6 +11,7 @@ from scheduling.latency import LatencyCoefficients, LatencyModel
 from scheduling.routing import Role, RoutingConfig
 
 _WORD = (1 << 64) - 1
+_FRONTS = 1 << 40  # no worker's number
 
 
 class StepTimes(Protocol):
@@ -131,6 +132,7 @@ class Jitter:
     hold_s: float
     prompts: tuple[float, ...]  # of steps with prompt tokens
     decodes: tuple[float, ...]
+    fronts_s: tuple[float, ...] = (0.0,)  # what a request's way to its worker takes more than usual; less is negative
 
     def __post_init__(self) -> None:
         if not 0.0 < self.hold_s < math.inf:
@@ -139,11 +141,21 @@ class Jitter:
             factors = getattr(self, name)
             if not factors or not all(0.0 < one < math.inf for one in factors):
                 raise ValueError(f"{name} are {list(factors)}; there must be factors, all above 0")
+        if not self.fronts_s or not all(map(math.isfinite, self.fronts_s)):
+            raise ValueError(f"fronts_s are {list(self.fronts_s)}; there must be numbers of seconds")
 
     def factor(self, worker: int, prompts: bool, now_s: float) -> float:
         """Of a step that begins now; `worker`: any number of its own."""
         factors = self.prompts if prompts else self.decodes
-        return factors[_mixed(2 * worker + prompts, int(now_s / self.hold_s)) * len(factors) >> 64]
+        return _drawn(factors, 2 * worker + prompts, int(now_s / self.hold_s))
+
+    def front_s(self, request: int) -> float:
+        """More, or less, of this request's."""
+        return _drawn(self.fronts_s, _FRONTS, request)
+
+
+def _drawn(values: tuple[float, ...], name: int, index: int) -> float:
+    return values[_mixed(name, index) * len(values) >> 64]
 
 
 def _mixed(name: int, index: int) -> int:

@@ -84,7 +84,10 @@ class _Run:
         self.events.at(life.request.arrival_s, self._arrive, life)
 
     def _arrive(self, life: RequestLife) -> None:
-        self.events.after(self._cluster.delays.front_s, self.router.submit, life)
+        front_s, jitter = self._cluster.delays.front_s, self._cluster.jitter
+        if jitter is not None:
+            front_s = max(0.0, front_s + jitter.front_s(life.index))
+        self.events.after(front_s, self.router.submit, life)
         self._admit_next()
 
     def _report(self) -> None:

@@ -21,7 +21,7 @@ from bench.profiler.alone import Seen, alone_in
 from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_points import StepPoint
 from placement.latency.fitted_profile import Profile, Subject, make_profile, profile_to_json
-from placement.latency.served import ServedSteps
+from placement.latency.served import MockServed, ServedSteps
 from placement.simulator.cluster import Delays, Jitter, Slowdown, Warming
 from placement.simulator.requests import requests_of
 from placement.simulator.simulate import simulate
@@ -230,6 +230,14 @@ def test_lone_requests_tell_the_machines_speed_and_the_twin_takes_it() -> None:
     slower = at_speed(spec, Speed(2.0, 1.5))
     assert slower.warming == Warming(3e-3, 0.5)
     assert slower.slowdown == Slowdown(2.0, 0.1, 0.1, 0.1, 0.1, 6e-3)  # shares of a step stay, seconds do not
+
+
+def test_the_mock_twin_has_what_its_sequences_cost_between_steps() -> None:
+    profile = Profile(LINEAR, delays=Delays(step_s=3e-4), mock=MockServed(1e-4, (0.0, 1e-3)))
+    twin = cluster_of(Placement(0, 1), profile, LIMITS, mock=True)
+    assert twin.jitter is not None and twin.jitter.fronts_s == (0.0, 1e-3)
+    gaps_s = [twin.workers[0].step_times.batch_s(0, 0.0, n, 100) + twin.delays.step_s for n in (1, 2, 5)]
+    assert gaps_s == pytest.approx([LINEAR.step_s(0, n, 100) + 3e-4 + 1e-4 * (n - 1) for n in (1, 2, 5)])
 
 
 def test_a_mean_gap_is_made_of_the_second_token_and_the_later_ones() -> None:

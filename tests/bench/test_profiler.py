@@ -11,7 +11,7 @@ import pytest
 
 from bench.profiler import served, together
 from bench.profiler.alone import Seen, parse_totals, since
-from bench.profiler.delays import MOCK, OUTPUT_TOKENS, STEP_S, Known, Trip, delays_of, wake_up_s
+from bench.profiler.delays import MOCK, OUTPUT_TOKENS, Known, Trip, delays_of, mock_served, wake_up_s
 from bench.profiler.shapes import Limits, Shape, shapes
 from bench.profiler.steps import Visits, steps_of
 from bench.profiler.together import Window, slowdown_of
@@ -55,18 +55,26 @@ def test_a_cut_off_grid_is_not_complete_and_gives_the_points_it_has() -> None:
 @pytest.mark.parametrize("link", [LinkSpec(1e12), LinkSpec(1e9, 2e-4)])
 def test_delays_are_those_that_the_simulator_needs_to_see_the_same(link: LinkSpec) -> None:
     trip = Trip(64, 1024, link)
-    colocated = Seen(ttft_s=STEP_S + 4e-3, second_s=0.0, gap_s=STEP_S + 3e-4)
-    split = replace(colocated, second_s=5e-3)
-    found = delays_of((colocated, MOCK), (replace(split, ttft_s=STEP_S + 5e-3), MOCK), 1e-4, trip)
+    colocated = Seen(ttft_s=MOCK.prefill_s + 4e-3, second_s=0.0, gap_s=MOCK.decode_s + 3e-4)
+    split = replace(colocated, second_s=MOCK.decode_s + 1e-3)
+    found = delays_of((colocated, MOCK), (replace(split, ttft_s=MOCK.prefill_s + 5e-3), MOCK), 1e-4, trip)
     for delays, outside_s in ((found.colocated, 4e-3), (found.split, 5e-3)):
         assert delays.step_s == pytest.approx(3e-4)
         assert delays.front_s + 2 * delays.message_s + delays.wake_s == pytest.approx(outside_s)
-    later = delays_of((colocated, MOCK), (replace(split, second_s=5.5e-3), MOCK), 1e-4, trip)
+    later = delays_of((colocated, MOCK), (replace(split, second_s=MOCK.decode_s + 1.5e-3), MOCK), 1e-4, trip)
     assert 0.0 < found.split.message_s < later.split.message_s
 
 
+def test_what_the_mock_engine_adds_is_what_several_requests_and_their_ways_take_more() -> None:
+    alone = Seen(0.1, 0.01, 0.01, (), tuple(0.1 + 0.001 * i for i in range(-20, 21)), ())
+    found = mock_served([alone], 6.2e-3, [6.9e-3, 6.8e-3, 7.6e-3])
+    assert found.sequence_s == pytest.approx(1e-4)
+    assert found.fronts_s == pytest.approx(tuple(0.001 * (2 * i - 19) for i in range(20)))
+    assert mock_served([alone], 6.2e-3, [6.1e-3]).sequence_s == mock_served([alone], 6.2e-3, []).sequence_s == 0.0
+
+
 def test_delays_are_never_negative() -> None:
-    fast = Seen(ttft_s=STEP_S, second_s=STEP_S, gap_s=0.9 * STEP_S)
+    fast = Seen(ttft_s=MOCK.prefill_s, second_s=MOCK.decode_s, gap_s=0.9 * MOCK.decode_s)
     delays = delays_of((fast, MOCK), (fast, MOCK), 1e-4, Trip(64, 1024, LinkSpec(1e12))).split
     assert min(delays.front_s, delays.message_s, delays.step_s) == 0.0
 

@@ -153,6 +153,16 @@ def test_a_machine_is_now_faster_now_slower() -> None:
     assert (simulate(replace(steady, jitter=jitter), requests).requests.ttft_s == told.ttft_s).all()
 
 
+def test_a_request_comes_now_sooner_now_later() -> None:
+    jitter = Jitter(1.0, (1.0,), (1.0,), (-0.001, 0.0, 0.004))
+    steady = ClusterSpec((worker("a", Role.DECODE),), 1 << 16, LinkSpec(1e9), Delays(front_s=0.002))
+    requests = [SimRequest(float(at), 100, 1) for at in range(100)]
+    told, usual = (simulate(spec, requests).requests for spec in (replace(steady, jitter=jitter), steady))
+    assert set((told.ttft_s - usual.ttft_s).round(6)) == {-0.001, 0.0, 0.004}
+    early = replace(steady, jitter=replace(jitter, fronts_s=(-1.0,)))  # never before it was sent
+    assert simulate(early, requests).requests.ttft_s == pytest.approx(usual.ttft_s - 0.002)
+
+
 def test_a_workers_speed_is_its_own_and_lasts() -> None:
     jitter = Jitter(0.5, tuple(1.0 + i for i in range(20)), (1.0,))
     assert len({jitter.factor(7, True, at) for at in (1.0, 1.1, 1.4999)}) == 1
