@@ -156,6 +156,7 @@ def _introduced_http(target: Target, flag: str) -> Target:
         model, length = str(first["id"]), first.get("max_model_len")
     except http.client.BadStatusLine:
         hint = f"if it is pdserve's gRPC door, say grpc://{target.host}:{target.port}"
+        hint += "" if target.tls else f", if it wants TLS https://{target.host}:{target.port}"
         raise StartError(f"{flag} is {target.name}; what answers there does not speak HTTP/1: {hint}") from None
     except (OSError, http.client.HTTPException) as error:
         raise StartError(f"{flag} is {target.name}; it does not answer: {error}") from None

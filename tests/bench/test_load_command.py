@@ -250,7 +250,11 @@ def test_the_wrong_door_and_a_missing_key_are_named(
         for server, words in (
             (f"http://{plain}", "an API key is needed: --api-key or PDSERVE_API_KEY (401)"),
             (plain, f"does not speak gRPC: if it is HTTP, say http://{plain}"),
-            (f"http://{address}", f"does not speak HTTP/1: if it is pdserve's gRPC door, say grpc://{address}"),
+            (
+                f"http://{address}",
+                f"does not speak HTTP/1: if it is pdserve's gRPC door, say grpc://{address}, "
+                f"if it wants TLS https://{address}",
+            ),
         ):
             assert main(["bench", "--server", server, *LOAD, "--num-requests", "1"]) == 1
             error = capsys.readouterr().err
