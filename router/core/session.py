@@ -19,7 +19,8 @@ from pdserve.errors import IncompatiblePeer, PeerLost, ServingError, Unauthentic
 from pdserve.ids import PROTOCOL_VERSION
 from pdserve.v1 import worker_pb2, worker_pb2_grpc
 from router.core.config import SessionConfig
-from router.core.messages import WorkerEvent, WorkerIdentity, event_from_proto, identity_from_proto
+from router.core.messages import WorkerEvent, WorkerIdentity
+from router.core.wire import event_from_proto, identity_from_proto
 
 _REFUSALS = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,

@@ -22,7 +22,7 @@ from pdserve.sampling import FinishReason, SamplingParams
 from pdserve.slo import Blame
 from pdserve.v1 import worker_pb2
 from router.core.config import CoreConfig, SessionConfig
-from router.core.messages import event_from_proto
+from router.core.wire import event_from_proto
 
 QUICK = CoreConfig(tick_s=0.05, session=SessionConfig(reconnect_min_s=0.02, reconnect_max_s=0.05))
 
