@@ -7,11 +7,12 @@ A dead worker's series disappear; what it had counted in series that name no wor
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from pdserve.slo import Slo
+from pdserve.slo import Blame, Slo
 from router.record import Outcome, RequestRecord
 from router.token_gaps import GapHistogram
 from router.worker_series import PREFIX, WorkerCollector, WorkerSnapshot, WorkerSource
@@ -20,6 +21,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _TRANSFER_SECONDS = (0.0005, *_SECONDS)
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0)
 _SIZES = tuple(float(2**n) for n in range(18))
+_MOST_VERDICTS = 1024  # series that show 0 before anything happened
 _PHASES = ("queue", "prefill", "transfer", "decode_wait", "decode")
 
 
@@ -57,6 +59,7 @@ class RouterMetrics:
         )
         for outcome in Outcome:
             self._requests.labels(outcome.value)
+        self._show_verdicts()
         self._in_phase = {phase: self._phase.labels(phase) for phase in _PHASES}
         self._show_thresholds(slos)
         own = {metric.name for metric in self.registry.collect()}
@@ -140,6 +143,17 @@ class RouterMetrics:
 
     def _counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
         return Counter(PREFIX + name, text, labels, registry=self.registry)
+
+    def _show_verdicts(self) -> None:
+        """From 0: a series that begins at 50 has not risen, for Prometheus, and a burst of misses would be in no rate.
+
+        Not of every tenant where that would be too many lines to send with each scrape.
+        """
+        kinds = [("met", Blame.NONE), *(("missed", blame) for blame in Blame)]
+        few = len(kinds) * len(self._slo_classes) * len(self._tenants) <= _MOST_VERDICTS
+        for slo_class, tenant in product(self._slo_classes, self._tenants if few else ("default",)):
+            for word, blame in kinds:
+                self._slo.labels(word, blame.value, slo_class, tenant)
 
     def _show_thresholds(self, slos: Iterable[Slo]) -> None:
         shown = Gauge(

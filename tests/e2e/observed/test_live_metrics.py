@@ -165,7 +165,9 @@ PHASES = ("queue", "prefill", "transfer", "decode_wait", "decode")
 def test_every_verdict_is_counted_at_its_source(live: Live) -> None:
     """By class, as the clients were told; a class that nobody can meet is missed."""
     found = families(live.router_page())["slo_requests"].samples
-    counted = {tuple(sorted(one.labels.items())): one.value for one in found if one.name.endswith("_total")}
+    counted = {
+        tuple(sorted(one.labels.items())): one.value for one in found if one.name.endswith("_total") and one.value
+    }
     assert sum(counted.values()) == NUM_REQUESTS
     missed = [labels for labels in counted if dict(labels)["verdict"] == "missed"]
     told = [answer.complete.slo for answer in live.answers]

@@ -6,10 +6,11 @@ import asyncio
 import time
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pdserve.sampling import FinishReason, SamplingParams
-from pdserve.slo import Slo
+from pdserve.slo import Blame, Slo
 from pdserve.v1 import worker_pb2
 from router.core.config import CoreConfig
 from router.core.fleet import Worker
@@ -160,6 +161,25 @@ def test_a_workers_bad_series_do_not_spoil_the_page(harness: Any) -> None:
         assert value(text, "kv_transfer_seconds_count") == 0.0
 
     harness.run(0, 1, walk)
+
+
+@pytest.mark.parametrize(("num_tenants", "shown"), [(2, {"default", "t0"}), (200, {"default"})])
+def test_verdicts_begin_at_zero(harness: Any, num_tenants: int, shown: set[str]) -> None:
+    """Or the rate of a first burst of misses would be 0; not of every tenant where they are many."""
+    tenants = frozenset({"default", *(f"t{n}" for n in range(num_tenants - 1))})
+
+    async def walk(cluster: Any) -> None:
+        found = {labels: at for (name, labels), at in series(cluster.metrics()).items() if "slo_requests" in name}
+        kinds = {("met", "none"), *(("missed", blame.value) for blame in Blame)}
+        assert set(found) == {
+            frozenset({"verdict": word, "blame": blame, "slo_class": one, "tenant": tenant}.items())
+            for word, blame in kinds
+            for one in ("default", "gold")
+            for tenant in shown
+        }
+        assert set(found.values()) == {0.0}
+
+    harness.run(0, 1, walk, CoreConfig(slos=(Slo(), Slo("gold", 30.0)), tenants=tenants))
 
 
 def worker_with(**changes: Any) -> Worker:
