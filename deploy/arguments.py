@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
 
 MAX_COUNT = 1_000_000
+MAX_WHOLE = 10**18
+MAX_BYTES = 1 << 44
 _SUFFIXES = {"k": 10, "m": 20, "g": 30, "t": 40}
 
 
@@ -36,9 +38,12 @@ def bytes_of(text: str) -> float:
 def memory_size(text: str) -> float:
     """Bytes above 0; argparse tells the user otherwise."""
     try:
-        return above_zero(str(bytes_of(text)))
-    except (ValueError, argparse.ArgumentTypeError):
-        raise argparse.ArgumentTypeError(f"{text!r} must be bytes above 0, like 536870912 or 512M") from None
+        number = bytes_of(text)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number <= MAX_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} must be bytes above 0, like 536870912 or 512M, at most 16T")
+    return number
 
 
 def count(text: str) -> int:
@@ -47,6 +52,18 @@ def count(text: str) -> int:
     if not 1 <= number <= MAX_COUNT:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to {MAX_COUNT:,}")
     return number
+
+
+def whole(low: int) -> Callable[[str], int]:
+    """Parses a whole number from `low` on; argparse tells the user otherwise."""
+
+    def parse(text: str) -> int:
+        number = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
+        if not low <= number <= MAX_WHOLE:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least {low}, at most {MAX_WHOLE}")
+        return number
+
+    return parse
 
 
 def require(args: argparse.Namespace, names: Iterable[str], mode: str) -> None:

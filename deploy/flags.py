@@ -106,7 +106,8 @@ def worker_flags(given: Mapping[str, Any]) -> list[str]:
 
 
 def serve_config(given: Mapping[str, Any], *files: Path | None) -> ServeConfig:
-    """The whole configuration: command line over the files, later ones first, over environment over defaults.
+    """The whole configuration: command line over the files (--config, --plan), later ones first, over environment
+    over defaults.
 
     Raises ConfigError with all problems at once, each naming where its value came from.
     """
@@ -115,9 +116,9 @@ def serve_config(given: Mapping[str, Any], *files: Path | None) -> ServeConfig:
     key = os.environ.get("PDSERVE_API_KEY")
     if key is not None:
         values["api_key"], origins["api_key"] = key, "PDSERVE_API_KEY"
-    for file in files:
+    for flag, file in zip(("--config", "--plan"), files, strict=False):
         if file is not None:
-            from_file = read_config_file(file, known_settings())
+            from_file = _read(flag, file)
             values |= from_file
             origins |= {name: f"{file}: {name.replace('_', '-')}" for name in from_file}
     for name in known_settings() & set(given):
@@ -130,6 +131,13 @@ def serve_config(given: Mapping[str, Any], *files: Path | None) -> ServeConfig:
     if misplaced := [problem for file in files if file is not None for problem in plan_problems(file, config)]:
         raise ConfigError(misplaced)
     return config
+
+
+def _read(flag: str, file: Path) -> dict[str, Any]:
+    try:
+        return read_config_file(file, known_settings())
+    except ConfigError as error:
+        raise ConfigError([f"{flag} {problem}" for problem in error.problems]) from None
 
 
 def _build(values: Mapping[str, Any]) -> ServeConfig:

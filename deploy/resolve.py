@@ -236,4 +236,5 @@ def _check_profile(path: Path) -> None:
     try:
         load_profile(path)
     except (OSError, ValueError) as error:
-        raise ConfigError([f"--mock is {path}; {getattr(error, 'strerror', None) or error}"]) from None
+        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
+        raise ConfigError([f"--mock is {path}; {reason}"]) from None

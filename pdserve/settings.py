@@ -87,7 +87,7 @@ def _range_words(low: float | None, high: float | None, above: float | None) -> 
     if above is not None and high is not None:
         return f" above {above:g} and at most {high:g}"
     if low is not None and high is not None:
-        return f" from {low:g} to {high:.15g}"
+        return f" from {low:g} to {high if isinstance(high, int) else f'{high:g}'}"
     return ""
 
 

@@ -8,19 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from deploy.arguments import above_zero
+from deploy.arguments import above_zero, whole
 from deploy.commands.generate import DEFAULT_SERVER
 from pdserve.settings import ConfigError
 from placement.workload import WorkloadSpec, parse_workload_spec
-
-
-def _whole(low: int) -> Any:
-    def parse(text: str) -> int:
-        if not text.isascii() or not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least {low}")
-        return int(text)
-
-    return parse
 
 
 def _share(text: str) -> float:
@@ -66,10 +57,10 @@ def _add_server(group: argparse._ArgumentGroup) -> None:
         help="HOST:PORT of pdserve's gRPC, or http[s]://HOST[:PORT][/v1] of any OpenAI server (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--compare", metavar="URL", help="a second server, under the same load in turn; prints ratios")
-    group.add_argument("--rounds", type=_whole(1), default=3, metavar="N", help="of --compare (default: %(default)s)")
+    group.add_argument("--rounds", type=whole(1), default=3, metavar="N", help="of --compare (default: %(default)s)")
     group.add_argument("--chat", action="store_true", help="chat completions instead of completions")
     group.add_argument("--model", default="", metavar="NAME", help="(default: what the server lists first)")
-    group.add_argument("--vocab-size", type=_whole(16), metavar="N",
+    group.add_argument("--vocab-size", type=whole(16), metavar="N",
                        help="token ids of prompts stay below (default: what pdserve says; 1024 over HTTP)")  # fmt: skip
     group.add_argument("--api-key", default=os.environ.get("PDSERVE_API_KEY"), help="the server's key")
     group.add_argument(
@@ -97,21 +88,21 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
 def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--rate", type=above_zero, metavar="R", help="requests per second (default: the workload's own)")
     group.add_argument("--rates", type=_rates, metavar="R,R,...", help="several, one run each")
-    group.add_argument("--num-requests", type=_whole(1), metavar="N", help="of a run")
+    group.add_argument("--num-requests", type=whole(1), metavar="N", help="of a run")
     group.add_argument("--duration", type=above_zero, metavar="S", help="of a run: requests that come in that time")
-    group.add_argument("--warmup", type=_whole(0), default=4, metavar="N",
+    group.add_argument("--warmup", type=whole(0), default=4, metavar="N",
                        help="requests before the first run, not counted (default: %(default)s)")  # fmt: skip
     group.add_argument("--skip", type=_seconds, default=0.0, metavar="S", help="of each run's begin, not counted")
     group.add_argument("--timeout", type=above_zero, default=600.0, metavar="S",
                        help="of a request, from when it was to be sent (default: %(default)g)")  # fmt: skip
-    group.add_argument("--max-concurrency", type=_whole(1), metavar="N",
+    group.add_argument("--max-concurrency", type=whole(1), metavar="N",
                        help="open requests; waiting for a place counts as latency (default: no limit)")  # fmt: skip
-    group.add_argument("--processes", type=_whole(1), metavar="N",
+    group.add_argument("--processes", type=whole(1), metavar="N",
                        help="generator processes (default: as many as the rate needs)")  # fmt: skip
     group.add_argument(
-        "--seed", type=_whole(0), default=0, metavar="N", help="of arrivals and lengths (default: %(default)s)"
+        "--seed", type=whole(0), default=0, metavar="N", help="of arrivals and lengths (default: %(default)s)"
     )
-    group.add_argument("--prompt-seed", type=_whole(0), metavar="N",
+    group.add_argument("--prompt-seed", type=whole(0), metavar="N",
                        help="of the prompts' tokens (default: drawn, so that none is cached yet)")  # fmt: skip
 
 
@@ -129,9 +120,9 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
                        help="with which a probe ends early (default: %(default)s)")  # fmt: skip
     group.add_argument("--min-probe-s", type=above_zero, default=30.0, metavar="S",
                        help="length of a probe that nothing decides earlier (default: %(default)g)")  # fmt: skip
-    group.add_argument("--min-requests", type=_whole(20), default=200, metavar="N",
+    group.add_argument("--min-requests", type=whole(20), default=200, metavar="N",
                        help="and with so many requests at least (default: %(default)s)")  # fmt: skip
-    group.add_argument("--gpus", type=_whole(1), metavar="N", help="of the server: goodput is told per GPU too")
+    group.add_argument("--gpus", type=whole(1), metavar="N", help="of the server: goodput is told per GPU too")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -156,6 +147,8 @@ def check(args: argparse.Namespace) -> None:
         problems.append("--find-goodput and --rates: the search chooses the rates; --rate is where it begins")
     if args.report is not None and args.report.suffix not in (".html", ".png"):
         problems.append(f"--report is {args.report}; it must end in .html or .png")
+    if args.report is not None and args.report == args.json:
+        problems.append(f"--json and --report are both {args.report}; they must differ")
     if problems:
         raise ConfigError(problems)
 

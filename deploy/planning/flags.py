@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from deploy.arguments import above_zero, count, memory_size
+from deploy.arguments import above_zero, count, memory_size, whole
 
 SHARED = (
     "workload",
@@ -47,7 +47,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         help="all workers share this machine's cores, as `pdserve profile` saw them do; a plan is then --quick "
         "(default: each has a machine of its own)",
     )  # fmt: skip
-    group.add_argument("--seed", type=int, metavar="N", help="of the requests drawn (default: 0)")
+    group.add_argument("--seed", type=whole(0), metavar="N", help="of the requests drawn (default: 0)")
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:

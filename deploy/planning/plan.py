@@ -20,6 +20,7 @@ from deploy.planning.subject import SAMPLE, serving_of, workload_of
 from deploy.planning.validate import Validation
 from deploy.words import counted
 from pdserve.exit import ExitCode, StartError
+from pdserve.settings import ConfigError
 from placement.search.build import Serving
 from placement.search.candidate import Candidate
 from placement.search.parallel import Closer, Processes, run_search
@@ -37,6 +38,10 @@ def run_plan(args: argparse.Namespace) -> int:
     for flag, path in (("--output", args.output), ("--report", args.report)):
         if path is not None:
             check_output(path, flag)
+    if args.report is not None and args.report.suffix not in (".html", ".png"):
+        raise ConfigError([f"--report is {args.report}; it must end in .html or .png"])
+    if args.report is not None and args.report == args.output:
+        raise ConfigError([f"--output and --report are both {args.report}; they must differ"])
     profile = profile_of(args, mock=args.validate == "mock")
     question, space = question_of(args), space_of(args, profile)
     spec, source = workload_of(args.workload)

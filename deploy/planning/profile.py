@@ -83,10 +83,7 @@ def profile_of(args: argparse.Namespace, *, mock: bool = False) -> FromProfile |
     except OSError as error:
         raise StartError(f"--profile {path}: {error.strerror or error}", ExitCode.WORKLOAD) from None
     except ValueError as error:
-        message = str(error)
-        raise StartError(
-            message if str(path) in message else f"--profile {path}: {message}", ExitCode.WORKLOAD
-        ) from None
+        raise StartError(f"--profile {path}: {str(error).removeprefix(f'{path}: ')}", ExitCode.WORKLOAD) from None
     steps = LinearSteps(measured.linear) if mock else measured.step_times
     return FromProfile(
         Measured(steps),

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from deploy.arguments import count, refuse, require
 from deploy.planning.prices import check_prices, priced
-from deploy.planning.profile import FromProfile, check_measured
+from deploy.planning.profile import THIS_MACHINE, FromProfile, check_measured
 from deploy.planning.subject import gpus
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
@@ -56,7 +56,7 @@ def question_of(args: argparse.Namespace) -> Question:
 def space_of(args: argparse.Namespace, profile: FromProfile | None) -> Space:
     """What may be tried, with its prices. Errors: ConfigError."""
     measured = args.profile is not None
-    gpu = args.gpu or ("this-machine" if measured else "h100")
+    gpu = args.gpu if args.gpu is not None else THIS_MACHINE if measured else "h100"
     both = _types("--gpu", gpu, args.gpus_per_node)
     prefill = both if args.prefill_gpu is None else _types("--prefill-gpu", args.prefill_gpu, args.gpus_per_node)
     decode = both if args.decode_gpu is None else _types("--decode-gpu", args.decode_gpu, args.gpus_per_node)

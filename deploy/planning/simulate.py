@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -55,7 +56,7 @@ def run_simulate(args: argparse.Namespace) -> int:
 
 
 def _candidate(args: argparse.Namespace, model: ModelShape) -> Candidate:
-    gpu = args.gpu or (THIS_MACHINE if args.profile is not None else "h100")
+    gpu = args.gpu if args.gpu is not None else THIS_MACHINE if args.profile is not None else "h100"
     try:
         chunk = count(args.chunk) if args.chunk is not None else 2048
     except argparse.ArgumentTypeError as error:
@@ -109,9 +110,10 @@ def _summary(rows: RequestColumns, args: argparse.Namespace) -> list[str]:
     lines.append(f"  mean of each phase: {phases}")
     if (unserved := int((rows.outcome != 1).sum())) > 0:
         lines.append(f"  not served: {unserved}")
-    if args.slo_ttft is not None and args.slo_tpot is not None:
-        share = rows.attainment(args.slo_ttft, args.slo_tpot)
-        lines.append(f"  within TTFT {args.slo_ttft:g} s and TPOT {args.slo_tpot:g} s: {100 * share:.2f} %")
+    targets = {"TTFT": args.slo_ttft, "TPOT": args.slo_tpot}
+    if asked := [f"{name} {limit:g} s" for name, limit in targets.items() if limit is not None]:
+        share = rows.attainment(*(math.inf if limit is None else limit for limit in targets.values()))
+        lines.append(f"  within {' and '.join(asked)}: {100 * share:.2f} %")
     return lines
 
 

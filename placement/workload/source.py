@@ -18,7 +18,7 @@ from placement.workload.sharing import Sharing, SystemPrompts
 from placement.workload.spec import WorkloadSpec
 from placement.workload.workload import Workload
 
-MAX_REQUESTS = 1 << 30
+MAX_REQUESTS = 50_000_000  # of one workload: more do not fit in the memory of a small machine
 MORE = 1.2  # of a rejection: drawn beyond what should be enough
 BOOTSTRAP_RUN = 50  # consecutive requests drawn together where arrivals are the trace's
 
@@ -62,6 +62,8 @@ class WorkloadSource:
         seed = seed if seed is not None else spec.seed or 0
         if rate is None:
             raise WorkloadError(f"workload {self.name}: has no times of its own, so it needs a rate")
+        if (asked := num or (rate * duration_s if duration_s else 0)) > MAX_REQUESTS:
+            raise WorkloadError(f"workload {self.name}: has {asked:.3g} requests; at most {MAX_REQUESTS:,} are made")
         if duration_s is None:
             if num is None and self.recorded is None:
                 raise WorkloadError(f"workload {self.name}: needs a number of requests or a duration")

@@ -298,6 +298,7 @@ WRONG = [
     ([*LOAD, "--report", "x.pdf"], 2, "--report is x.pdf; it must end in .html or .png"),
     ([*LOAD, "--rate", "0"], 2, "'0' must be a number above 0"),
     (["--workload", "input=0,output=1"], 2, "--workload input is '0'"),
+    ([*LOAD, "--json", "x.html", "--report", "x.html"], 2, "--json and --report are both x.html; they must differ"),
     (["--workload", "nope"], 2, "--workload is 'nope'; it must begin with a trace file, one of azure-code"),
     (["--workload", "nope.csv"], 5, "nope.csv: cannot be read: No such file"),
     (["--trace", "no.csv"], 5, "no.csv: cannot be read: No such file"),

@@ -142,6 +142,8 @@ def test_what_cannot_be_built_says_why(tmp_path: Path, trace: Path) -> None:
         (f"{trace},max-input=5", "no request is left within the given limits"),
         ("input=100,output=1,rate=1,n=5,max-input=50", "fewer than one request in 100"),
         ("input=100,output=1,rate=0.001,duration=1,arrivals=constant", "no request comes within 1 s"),
+        ("input=1,output=1,rate=1,n=60000000", "has 6e\\+07 requests; at most 50,000,000 are made"),
+        ("input=1,output=1,rate=1000,duration=1000000", "requests; at most 50,000,000 are made"),
     ):
         with pytest.raises(WorkloadError, match=said):
             built(text)
