@@ -1,6 +1,6 @@
 """The router's core: sessions to the workers, and every request that runs on them.
 
-one task per worker address:  connect -> events -> (lost) -> connect again, for ever
+one task per worker address:  connect -> events -> (lost) -> connect again, for ever (keeper.py)
 one housekeeping task:        silent workers, stalled clients, leases, the line in the log
 """
 
@@ -11,14 +11,12 @@ import logging
 from collections.abc import Iterable
 
 from pdserve.clock import Clock, MonotonicClock
-from pdserve.errors import IncompatiblePeer, ServingError, Stopping, Unauthenticated
-from pdserve.ids import new_boot_id
+from pdserve.errors import ServingError, Stopping
 from router.core.config import CoreConfig
-from router.core.fleet import Fleet, Worker
-from router.core.messages import StatusReport
+from router.core.fleet import Fleet
+from router.core.keeper import SessionKeeper
 from router.core.requests import Requests
 from router.core.running import RunningRequests
-from router.core.session import WorkerSession
 from router.core.stats import StatsLine
 from router.core.stream import RequestStream
 from router.core.worker_events import WorkerEvents
@@ -26,7 +24,7 @@ from router.interface import MetricsTarget, RouterRequest, WorkerView
 from router.metrics import RouterMetrics
 from router.record import RecordSink
 from router.worker_series import WorkerSnapshot
-from scheduling.routing import LeastPredictedLatency, Role, RoutingPolicy
+from scheduling.routing import LeastPredictedLatency, RoutingPolicy
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +55,11 @@ class Core:
         self.running = RunningRequests(self.metrics, every, self.clock, self.config.freed_grace_s)
         self.requests = Requests(self.config, self.fleet, policy, self.running, self.metrics, every, self.clock)
         self.worker_events = WorkerEvents(self.config, self.running, self.metrics, self.clock)
-        self._boot_id = new_boot_id()
-        self._secret = secret
+        self.keeper = SessionKeeper(
+            secret, self.config.session, self.fleet, self.worker_events, self.metrics, self.clock
+        )
         self._addresses = list(addresses)
-        self._unseen = set(self._addresses)  # never connected: the cluster is not complete
-        self._keepers: dict[str, asyncio.Task[None]] = {}
         self._housekeeper: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()  # a worker came or went
         self._draining = False
 
     # ---- life ----
@@ -73,32 +69,25 @@ class Core:
         assert self._housekeeper is None, "started twice"
         self._housekeeper = asyncio.create_task(self._keep_house(), name="housekeeping")
         for address in self._addresses:
-            self._keep(address)
+            self.keeper.expect(address)
 
     def add_worker(self, address: str) -> None:
         """Expect one more worker; nothing to do when it is known."""
-        if address not in self._keepers:
-            self._unseen.add(address)
-            self._keep(address)
+        self.keeper.expect(address)
 
     async def remove_worker(self, address: str) -> None:
         """Expect it no more; what runs on it ends UNAVAILABLE."""
-        task = self._keepers.pop(address, None)
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        self._unseen.discard(address)
-        self.fleet.forget(address)
+        await self.keeper.forget(address)
 
     async def wait_ready(self) -> None:
         """Until `is_ready`; the caller sets the deadline."""
         while not self.is_ready():
-            self._changed.clear()
-            await self._changed.wait()
+            self.keeper.changed.clear()
+            await self.keeper.changed.wait()
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for the running ones; what still runs then ends UNAVAILABLE (False)."""
-        self._draining = True
+        self._draining = self.keeper.stopping = True
         try:
             async with asyncio.timeout(timeout_s):
                 await self.running.wait_idle()
@@ -109,15 +98,14 @@ class Core:
 
     async def close(self) -> None:
         """End everything at once. Safe to repeat."""
-        self._draining = True
+        self._draining = self.keeper.stopping = True
         self.running.fail_all("the router stopped")
         await asyncio.gather(*(worker.session.flush(_LAST_WORDS_S) for worker in self.fleet))
-        tasks = [*self._keepers.values(), *([self._housekeeper] if self._housekeeper else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._keepers.clear()
-        self._housekeeper = None
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+            await asyncio.gather(self._housekeeper, return_exceptions=True)
+            self._housekeeper = None
+        await self.keeper.close()
 
     # ---- RouterCore ----
 
@@ -138,11 +126,7 @@ class Core:
         return not self.why_not_ready()
 
     def why_not_ready(self) -> str:
-        if self._draining:
-            return "the router is draining"
-        if self._unseen:
-            return f"{len(self._unseen)} of {len(self._keepers)} workers have not answered yet"
-        return "" if self.fleet.has(Role.DECODE) else f"no decode worker is up{self.fleet.lost_in_words()}"
+        return "the router is draining" if self._draining else self.keeper.what_is_missing()
 
     def metrics_text(self) -> bytes:
         return self.metrics.text()
@@ -155,70 +139,9 @@ class Core:
 
     def snapshots(self) -> list[WorkerSnapshot]:
         """For the metrics: every live worker."""
-        return [_snapshot(worker) for worker in self.fleet]
+        return [worker.snapshot() for worker in self.fleet]
 
-    # ---- tasks ----
-
-    def _keep(self, address: str) -> None:
-        self._keepers[address] = asyncio.create_task(self._keep_session(address), name=f"session to {address}")
-
-    async def _keep_session(self, address: str) -> None:
-        """Connect, serve, and again; the one place where a session's errors end."""
-        delay_s, said = self.config.session.reconnect_min_s, ""
-        while True:
-            session = WorkerSession(address, self._secret, self._boot_id, self.config.session)
-            try:
-                worker = self.fleet.admit(await session.connect(), session)
-                delay_s, said = self.config.session.reconnect_min_s, ""
-                await self._serve(worker)
-            except ServingError as error:
-                # An operator must see a refusal once; a worker that is still starting is no news.
-                refused = isinstance(error, IncompatiblePeer | Unauthenticated)
-                level = logging.ERROR if refused else logging.DEBUG
-                if error.message != said:
-                    log.log(level, "no session to worker at %s: %s", address, error.message)
-                said = error.message
-            except Exception:
-                log.exception("session to worker at %s broke", address)
-            finally:
-                await session.close()
-            await asyncio.sleep(delay_s)
-            delay_s = min(2 * delay_s, self.config.session.reconnect_max_s)
-
-    async def _serve(self, worker: Worker) -> None:
-        """Everything one live worker says, until it is lost."""
-        identity = worker.identity
-        log.info("worker %s (%s, %s) is up at %s", worker.id, identity.role.value, identity.device, identity.address)
-        self._unseen.discard(identity.address)
-        self._changed.set()
-        try:
-            async for event in worker.session.events():
-                worker.heard_s = self.clock.now()
-                if isinstance(event, StatusReport):
-                    worker.note_status(event, worker.heard_s)
-                else:
-                    self.worker_events.handle(worker, event)
-        except ServingError as error:
-            log.warning("worker %s is lost: %s", worker.id, error.message)
-        finally:
-            self.metrics.worker_lost(_snapshot(worker))
-            self.fleet.remove(worker)
-            self.worker_events.worker_lost(worker)
-            self._changed.set()
-            self._tell_what_is_left(worker)
-
-    def _tell_what_is_left(self, lost: Worker) -> None:
-        """In the log, when it was the last one of its role."""
-        if self._draining or self.fleet.has(lost.identity.role):
-            return
-        if lost.identity.role is Role.DECODE:
-            log.error(
-                "%s: every request is refused (UNAVAILABLE, 503); a broken connection is made again, "
-                "a worker that ended is not started again: restart the server",
-                self.why_not_ready(),
-            )
-        elif self.fleet.has(Role.DECODE):
-            log.warning("no prefill worker is up: decode workers compute the prompts")
+    # ---- housekeeping ----
 
     async def _keep_house(self) -> None:
         stats, last_s = StatsLine(), self.clock.now()
@@ -249,7 +172,3 @@ class Core:
                 worker.heard_s = now_s
             elif now_s - worker.heard_s > self.config.silence_s:
                 worker.session.fail(f"silent for {now_s - worker.heard_s:.1f} s")
-
-
-def _snapshot(worker: Worker) -> WorkerSnapshot:
-    return WorkerSnapshot(worker.id, worker.role.value, worker.status)

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from pdserve.errors import Cancelled, DeadlineExceeded, ServingError, StatusCode
 from pdserve.sampling import FinishReason
-from pdserve.slo import Timing
+from pdserve.slo import Timing, Verdict
 from router.core.active import ActiveRequest
 from router.core.messages import SequenceTimes
 from router.core.verdict import judge_rejected, judge_unserved
@@ -45,23 +46,8 @@ def note(sinks: Iterable[RecordSink], record: RequestRecord, ending: Ending) -> 
 def record_of(active: ActiveRequest, ending: Ending, now_s: float) -> RequestRecord:
     """All that is known of a request that was taken. Without a verdict: the client left, or said stop."""
     request, marks = active.request, active.marks
-    if isinstance(ending, Finished):
-        num_tokens, timing, reason, error = ending.num_tokens, ending.timing, ending.finish_reason, None
-        end_s = active.end_s(reason, num_tokens, now_s)
-        outcome = Outcome.CANCELLED if reason is FinishReason.ABORT else Outcome.FINISHED
-        verdict = None if reason is FinishReason.ABORT else ending.verdict
-    else:
-        num_tokens, reason, error, end_s = active.order.next_index, None, ending, now_s
-        timing = active.timing(num_tokens, now_s)
-        outcome, verdict = _failure(ending), None
-        if outcome is not Outcome.CANCELLED:
-            limit_s = request.deadline_s - request.received_s
-            verdict = judge_unserved(ending, timing, num_tokens, request.slo, marks.predicted, limit_s)
-        if outcome is Outcome.FAILED:
-            # Our own bugs must be seen; a lost worker has said so once, and overload would fill the log.
-            level = logging.ERROR if ending.status is StatusCode.INTERNAL else logging.DEBUG
-            log.log(level, "request %s failed: %s: %s", request.request_id, ending.status.name, ending.message)
-    at = active.borders(end_s)
+    end = _served(active, ending, now_s) if isinstance(ending, Finished) else _unserved(active, ending, now_s)
+    at = active.borders(end.end_s)
     return RequestRecord(
         request_id=request.request_id,
         tenant=request.tenant,
@@ -69,12 +55,12 @@ def record_of(active: ActiveRequest, ending: Ending, now_s: float) -> RequestRec
         slo=request.slo,
         deadline_s=request.deadline_s - request.received_s,
         trace_parent=request.trace_parent,
-        outcome=outcome,
-        finish_reason=reason,
-        error_status=None if error is None else error.status.name,
-        error=None if error is None else error.message,
+        outcome=end.outcome,
+        finish_reason=end.finish_reason,
+        error_status=None if end.error is None else end.error.status.name,
+        error=None if end.error is None else end.error.message,
         prompt_tokens=len(request.prompt_token_ids),
-        completion_tokens=num_tokens,
+        completion_tokens=end.num_tokens,
         cached_tokens=active.cached_tokens,
         received_unix_s=time.time() - (now_s - request.received_s),
         dispatched_s=None if marks.dispatched_s is None else marks.dispatched_s - marks.received_s,
@@ -84,9 +70,9 @@ def record_of(active: ActiveRequest, ending: Ending, now_s: float) -> RequestRec
         committed_s=at.committed_s,
         decode_started_s=at.decode_started_s,
         ended_s=at.ended_s,
-        timing=timing,
+        timing=end.timing,
         predicted=marks.predicted,
-        verdict=verdict,
+        verdict=end.verdict,
         prompt_times=_times(marks.prompt),
         decode_times=_times(marks.decode),
         transfer=marks.transfer,
@@ -125,6 +111,39 @@ def record_of_rejected(request: RouterRequest, error: ServingError, now_s: float
         decode_times=None,
         transfer=None,
     )
+
+
+class _End(NamedTuple):
+    """What the books say of one end."""
+
+    outcome: Outcome
+    finish_reason: FinishReason | None
+    error: ServingError | None
+    num_tokens: int
+    end_s: float
+    timing: Timing
+    verdict: Verdict | None
+
+
+def _served(active: ActiveRequest, ending: Finished, now_s: float) -> _End:
+    reason = ending.finish_reason
+    end_s = active.end_s(reason, ending.num_tokens, now_s)
+    if reason is FinishReason.ABORT:
+        return _End(Outcome.CANCELLED, reason, None, ending.num_tokens, end_s, ending.timing, None)
+    return _End(Outcome.FINISHED, reason, None, ending.num_tokens, end_s, ending.timing, ending.verdict)
+
+
+def _unserved(active: ActiveRequest, error: ServingError, now_s: float) -> _End:
+    request, num_tokens = active.request, active.order.next_index
+    timing, outcome, verdict = active.timing(num_tokens, now_s), _failure(error), None
+    if outcome is not Outcome.CANCELLED:
+        limit_s = request.deadline_s - request.received_s
+        verdict = judge_unserved(error, timing, num_tokens, request.slo, active.marks.predicted, limit_s)
+    if outcome is Outcome.FAILED:
+        # Our own bugs must be seen; a lost worker has said so once, and overload would fill the log.
+        level = logging.ERROR if error.status is StatusCode.INTERNAL else logging.DEBUG
+        log.log(level, "request %s failed: %s: %s", request.request_id, error.status.name, error.message)
+    return _End(outcome, None, error, num_tokens, now_s, timing, verdict)
 
 
 def _failure(error: ServingError) -> Outcome:

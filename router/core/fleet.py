@@ -16,6 +16,7 @@ from pdserve.v1 import worker_pb2
 from router.core.messages import StatusReport, WorkerIdentity
 from router.core.session import WorkerSession
 from router.interface import MetricsTarget, WorkerView
+from router.worker_series import WorkerSnapshot
 from scheduling.lease import LeaseTable
 from scheduling.ledger import Holding, ReportedLoad, WorkerLedger, WorkerLimits
 from scheduling.routing import Role, WorkerLoadView
@@ -88,6 +89,10 @@ class Worker:
     def load(self) -> WorkerLoadView:
         """What a routing policy may know."""
         return self._ledger.load(alive=self.alive)
+
+    def snapshot(self) -> WorkerSnapshot:
+        """What the metrics show of it."""
+        return WorkerSnapshot(self.id, self.role.value, self.status)
 
     def check(self) -> None:
         """The running sums are those of what it holds."""

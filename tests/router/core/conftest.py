@@ -230,8 +230,8 @@ class Cluster:
     async def lost(self, worker: FakeWorker) -> None:
         """Until the router has seen the end of it."""
         while self.core.fleet.get(worker.worker_id) is not None:
-            self.core._changed.clear()
-            await asyncio.wait_for(self.core._changed.wait(), PATIENCE_S)
+            self.core.keeper.changed.clear()
+            await asyncio.wait_for(self.core.keeper.changed.wait(), PATIENCE_S)
 
     async def heard(self, worker: FakeWorker) -> None:
         """Until the router has handled all that the worker said: its messages come in order, so one more must."""
