@@ -24,6 +24,7 @@ class Decision(Enum):
     BELOW = "below"  # it is missed, with confidence
     LIKELY_ABOVE = "likely above"  # all requests seen, the limits hold the target: by the share alone
     LIKELY_BELOW = "likely below"
+    SERVER_ENDED = "the server ended"  # so it says nothing of its rate
 
     @property
     def passes(self) -> bool:
@@ -114,6 +115,7 @@ class Goodput:
     probes: tuple[Probe, ...]
     bounded: bool  # a rate failed: the server was the limit, not the search
     complete: bool  # to the resolution; False: it was cut short
+    server_ended: bool = False  # that cut it short
 
 
 class RateSearch:

@@ -65,9 +65,10 @@ def curves(panels: dict[str, dict[str, list[tuple[float, float]]]], wanted: floa
     return figure
 
 
-def timeline(run: Run, objective: Objective) -> Figure:
+def timeline(run: Run, objective: Objective, system: str) -> Figure:
     """Each request's TTFT and TPOT at the time it was to be sent; what failed at the bottom."""
     figure = Figure(figsize=SIZE, layout="constrained")
+    figure.suptitle(f"{system}, {run.rate:.4g} requests/s", fontsize=10)
     first, second = figure.subplots(1, 2)
     began = [one for one in run.results if one.ttft_s is not None]
     _scatter(first, [(one.intended_s, one.ttft_s or 0.0) for one in began], "TTFT", objective.ttft_s)
@@ -76,14 +77,16 @@ def timeline(run: Run, objective: Objective) -> Figure:
     lost = [one.intended_s for one in run.results if one.outcome not in (Outcome.OK, Outcome.INTERRUPTED)]
     if lost:
         first.plot(lost, [0.0] * len(lost), "rx", markersize=4, label="not answered whole")
-        first.legend(fontsize=7)
+    for axes in (first, second):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
     return figure
 
 
 def _scatter(axes: Any, points: list[tuple[float, float]], label: str, limit: float | None) -> None:
     axes.scatter([at for at, _ in points], [1e3 * value for _, value in points], s=DOT)
     if limit is not None:
-        axes.axhline(1e3 * limit, color="0.3", linewidth=1)
+        axes.axhline(1e3 * limit, color="0.3", linewidth=1, label="SLO")
     axes.set(xlabel="seconds", ylabel=f"{label}, ms", title=f"{label} over time")
     axes.set_ylim(bottom=0)
 

@@ -17,7 +17,8 @@ from bench.load.summary import Objective
 
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:1150px;margin:2rem auto;padding:0 1rem;color:#222}"
-    "pre{background:#f5f5f5;padding:1rem;overflow:auto;font-size:13px}img{max-width:100%}"
+    "pre{background:#f5f5f5;padding:1rem;overflow:auto;font-size:13px}"
+    "div{overflow-x:auto}img{width:100%;min-width:44rem}"  # smaller, its words cannot be read
     "@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}pre{background:#242424}img{background:#fff}}"
 )
 
@@ -28,7 +29,7 @@ def write_report(
     """By the path's ending, .png or .html; raises OSError."""
     several = any(len({run.rate for run in its}) > 1 for its in runs.values())
     figures = [latency_against_rate(runs, objective), attainment_against_rate(runs, target)] if several else []
-    figures += [timeline(its[-1], objective) for its in runs.values() if its]
+    figures += [timeline(its[-1], objective, name) for name, its in runs.items() if its and its[-1].results]
     if not figures:  # interrupted before anything had ended
         figures = [Figure(figsize=SIZE)]
         figures[0].text(0.5, 0.5, "nothing was measured", ha="center")
@@ -36,7 +37,7 @@ def write_report(
         _stacked(figures, path)
         return
     shown = "".join(
-        f'<p><img alt="plot" src="data:image/png;base64,{base64.b64encode(as_png(figure)).decode()}"></p>'
+        f'<div><img alt="plot" src="data:image/png;base64,{base64.b64encode(as_png(figure)).decode()}"></div>'
         for figure in figures
     )
     page = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench.load.goodput import Goodput, Probe, RateSearch, Verdict
+from bench.load.goodput import Decision, Goodput, Probe, RateSearch, Verdict
 from bench.load.open_loop import LoopPlan
 from bench.load.processes import Ran, processes_needed, run_loop
 from bench.load.prompts import Prompts
@@ -61,9 +61,14 @@ Watch = Callable[[float, int, int], None]
 """Told of progress some times a second: seconds, requests ended, requests in all."""
 
 
-def warm_up(target: Target, workload: Workload, num: int, timeout_s: float, prompt_seed: int) -> None:
+def warm_up(
+    target: Target, workload: Workload, num: int, timeout_s: float, prompt_seed: int, what: str = "a warm-up request"
+) -> None:
     """Requests that do not count, a few at a time, lengths as in the workload; StartError where one fails."""
-    asyncio.run(_warm_up(target, workload, num, timeout_s, prompt_seed + WARM_SEED))
+    try:
+        asyncio.run(_warm_up(target, workload, num, timeout_s, prompt_seed + WARM_SEED))
+    except (BadAnswer, TimeoutError) as error:
+        raise StartError(f"{target.name} failed {what}: {error or f'no end in {timeout_s:g} s'}") from None
 
 
 async def _warm_up(target: Target, workload: Workload, num: int, timeout_s: float, prompt_seed: int) -> None:
@@ -80,8 +85,6 @@ async def _warm_up(target: Target, workload: Workload, num: int, timeout_s: floa
 
     try:
         await asyncio.gather(*(one_after_another() for _ in range(min(num, WARM_AT_ONCE))))
-    except (BadAnswer, TimeoutError) as error:
-        raise StartError(f"{target.name} failed a warm-up request: {error or f'no end in {timeout_s:g} s'}") from None
     finally:
         await pool.close()
 
@@ -172,13 +175,16 @@ def find_goodput(
     watch: Watch,
     told: Callable[[Probe, Summary], None],
 ) -> Goodput:
-    """Probes until the rate is known to the resolution; what it has, when interrupted."""
+    """Probes until the rate is known to the resolution; what it has, when interrupted or when the server ends."""
     rates = RateSearch(start_rate, search.resolution, search.lowest, search.highest)
     number = 0
     try:
         while (rate := rates.next_rate()) is not None:
             probe, summary = _probe(target, source, rate, settings, number, search, watch)
             number += 1
+            if summary.outcomes.get("failed") and not target.listens():
+                told(replace(probe, decision=Decision.SERVER_ENDED), summary)
+                return replace(rates.result(), complete=False, server_ended=True)
             rates.tell(probe)
             told(probe, summary)
             _settle(target, settings.prompt_seed + number)
@@ -234,6 +240,6 @@ def _settle(target: Target, prompt_seed: int) -> None:
     time.sleep(0.5)
     one = generate(Pairs(Fixed(8), Fixed(2)), None, 1)
     try:
-        warm_up(target, one, 1, 60.0, prompt_seed)
+        warm_up(target, one, 1, 60.0, prompt_seed, "the short request between two probes")
     except KeyboardInterrupt:
         raise Interrupted from None

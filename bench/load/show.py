@@ -111,10 +111,10 @@ def probe_line(probe: Probe, run: Summary) -> str:
 
 def goodput_lines(found: Goodput, attainment: float, num_gpus: int | None, num_workers: int | None) -> list[str]:
     """The answer, with what is sure of it."""
-    if not found.complete and found.rate == 0:
-        return ["goodput: interrupted; no rate had passed yet"]
     if not found.complete:
-        return [f"goodput: interrupted; at least {found.rate:.3g} requests/s passed"]
+        why = "the server ended" if found.server_ended else "interrupted"
+        passed = f"at least {found.rate:.3g} requests/s passed" if found.rate else "no rate had passed yet"
+        return [f"goodput: {why}; {passed}"]
     if found.rate == 0:
         lowest = min((one.rate for one in found.probes), default=0.0)
         return [f"goodput: none found; {lowest:.3g} requests/s already failed"]

@@ -103,7 +103,8 @@ class Command:
         ended = self._ended(targets)
         self._write()
         summaries = [run.summary for run in self._all_runs()]
-        cut = self._goodput is not None and not self._goodput.complete
+        found = self._goodput
+        cut = found is not None and not found.complete and not found.server_ended
         cut = cut or any(one.interrupted for one in self._comparisons)
         if cut or any(one.interrupted for one in summaries):
             return EXIT_INTERRUPTED

@@ -218,15 +218,19 @@ def test_a_server_that_ends_within_a_run_is_told(
 def test_a_server_that_ends_within_a_search_leaves_the_probes(
     service: tuple[FakeService, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line, 1, and what was found before is written."""
+    """Said once, 1, and what was found before is written; the probe that it ended in says nothing of its rate."""
     fake, address = service
-    fake.end_after = 5
+    fake.end_after = 25
     args = ["bench", "--server", address, *LOAD, "--warmup", "0", "--min-requests", "20", "--min-probe-s", "0.1",
             "--find-goodput", "--slo-ttft", "1", "--json", str(tmp_path / "r.json")]  # fmt: skip
     assert main(args) == 1
-    assert "failed a warm-up request" in capsys.readouterr().err
-    (run,) = json.loads((tmp_path / "r.json").read_text())["runs"]
+    said = capsys.readouterr().out
+    assert "  the server ended\n" in said and "goodput: the server ended; at least 100 requests/s passed\n" in said
+    assert said.count("takes no connections any more") == 1
+    found = json.loads((tmp_path / "r.json").read_text())
+    run = found["runs"][-1]
     assert run["outcomes"]["failed"] > 0 and run["blame"]["failed"] == run["outcomes"]["failed"]
+    assert found["goodput"]["complete"] is False and [one["rate"] for one in found["goodput"]["probes"]] == [100.0]
 
 
 class Refusing(BaseHTTPRequestHandler):
