@@ -42,6 +42,7 @@ from bench.plan_validation_twin import Limits, Placement, cluster_of, planned
 from bench.profiler.cluster import running
 from bench.served.process_tree import adopt_orphans, hear_signals
 from bench.served.server import Server, ServerFailed
+from pdserve.byte_sizes import memory_size
 from placement.latency.fitted_profile import Profile, load_measured_profile
 from placement.simulator.cluster import ClusterSpec
 from placement.simulator.requests import requests_of
@@ -145,7 +146,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--chunk", type=positive, default=512, metavar="N", help="tokens of a step")
     parser.add_argument("--max-num-seqs", type=positive, default=64, metavar="N")
     parser.add_argument("--max-model-len", type=positive, default=2048, metavar="N")
-    parser.add_argument("--kv-bytes", type=positive, default=1 << 26, metavar="N", help="of each worker, whole bytes")
+    parser.add_argument("--kv-bytes", type=memory_size, default=1 << 26, metavar="N", help="of each worker: 64M")
     parser.add_argument("--json", type=Path, metavar="F", help="write every request and the table there")
     parser.add_argument(
         "--measured", type=Path, metavar="F",
@@ -157,6 +158,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace, work_dir: Path) -> None:
     """Start and measure, or take what was measured; tell."""
     profile = load_measured_profile(args.profile)
+    if args.json is not None:
+        args.json.touch()  # not after an hour's runs
     validation = None if args.measured is None else Validation.load(args.measured)
     targets = DEFAULT if validation is None else validation.targets
     targets = replace(targets, ttft_s=args.slo_ttft or targets.ttft_s, tpot_s=args.slo_tpot or targets.tpot_s)
@@ -182,7 +185,7 @@ def run(args: argparse.Namespace, work_dir: Path) -> None:
 
 
 def _asked(args: argparse.Namespace) -> tuple[list[Placement], Limits]:
-    limits = Limits(args.chunk, args.max_num_seqs, args.max_model_len, args.kv_bytes)
+    limits = Limits(args.chunk, args.max_num_seqs, args.max_model_len, int(args.kv_bytes))
     placements = list(args.placements)
     if args.plan is not None:
         chosen, chunk = planned(args.plan)

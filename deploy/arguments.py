@@ -13,8 +13,6 @@ from pdserve.settings import ConfigError
 
 MAX_COUNT = 1_000_000
 MAX_WHOLE = 10**18
-MAX_BYTES = 1 << 44
-_SUFFIXES = {"k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def above_zero(text: str) -> float:
@@ -28,24 +26,6 @@ def above_zero(text: str) -> float:
     return number
 
 
-def bytes_of(text: str) -> float:
-    """A number of bytes: 536870912, 512M, 1.5g, 2GiB; powers of 1024. Errors: ValueError."""
-    number = text.strip().lower().removesuffix("b").removesuffix("i")
-    power = _SUFFIXES.get(number[-1:], 0)
-    return float(number[:-1] if power else number) * (1 << power)
-
-
-def memory_size(text: str) -> float:
-    """Bytes above 0; argparse tells the user otherwise."""
-    try:
-        number = bytes_of(text)
-    except (ValueError, OverflowError):
-        number = math.nan
-    if not 0 < number <= MAX_BYTES:
-        raise argparse.ArgumentTypeError(f"{text!r} must be bytes above 0, like 536870912 or 512M, at most 16T")
-    return number
-
-
 def count(text: str) -> int:
     """A whole number from 1 on."""
     number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
@@ -54,16 +34,24 @@ def count(text: str) -> int:
     return number
 
 
-def whole(low: int) -> Callable[[str], int]:
-    """Parses a whole number from `low` on; argparse tells the user otherwise."""
+def whole(low: int, high: int = MAX_WHOLE) -> Callable[[str], int]:
+    """Parses a whole number from `low` to `high`; argparse tells the user otherwise."""
 
     def parse(text: str) -> int:
-        number = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
-        if not low <= number <= MAX_WHOLE:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least {low}, at most {MAX_WHOLE}")
+        digits = text.removeprefix("-")
+        number = int(text) if digits.isascii() and digits.isdecimal() and len(digits) < 20 else low - 1
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least {low}, at most {high}")
         return number
 
     return parse
+
+
+def api_key(text: str) -> str:
+    """What can stand in a header; argparse tells the user otherwise, without the key."""
+    if not (text and text.isascii() and text.isprintable() and " " not in text):
+        raise argparse.ArgumentTypeError("it must be printable ASCII without spaces, at least one character")
+    return text
 
 
 def require(args: argparse.Namespace, names: Iterable[str], mode: str) -> None:

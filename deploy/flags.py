@@ -10,9 +10,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from deploy.arguments import bytes_of
 from deploy.config_file import read_config_file
 from deploy.plan_settings import plan_problems
+from pdserve.byte_sizes import bytes_of
 from pdserve.config import RouterConfig, ServeConfig, WorkerConfig
 from pdserve.settings import ConfigError
 

@@ -110,20 +110,16 @@ def mock_served(alone: Sequence[Seen], gap_s: float, at_once_s: Sequence[float])
 
 def delays_of(colocated: tuple[Seen, Known], split: tuple[Seen, Known], wake_s: float, trip: Trip) -> Measured:
     """The delays that make the simulator see the same; none is negative."""
-    seen, known = split
-    outside = Delays(step_s=max(0.0, seen.gap_s - known.later_s), wake_s=wake_s)
-    at_0, at_1 = (_second_s(replace(outside, message_s=one), known, trip) for one in (0.0, _MESSAGE_STEP_S))
-    message_s = max(0.0, (seen.second_s - at_0) / (at_1 - at_0) * _MESSAGE_STEP_S)
-    found = [
-        Delays(
-            max(0.0, seen.ttft_s - known.prefill_s - 2.0 * message_s - wake_s),
-            message_s,
-            max(0.0, seen.gap_s - known.later_s),
-            wake_s,
+    between = [Delays(step_s=max(0.0, seen.gap_s - known.later_s), wake_s=wake_s) for seen, known in (split, colocated)]
+    at_0, at_1 = (_second_s(replace(between[0], message_s=one), split[1], trip) for one in (0.0, _MESSAGE_STEP_S))
+    message_s = max(0.0, (split[0].second_s - at_0) / (at_1 - at_0) * _MESSAGE_STEP_S)
+    fronts_s = [seen.ttft_s - known.prefill_s - 2.0 * message_s - wake_s for seen, known in (split, colocated)]
+    return Measured(
+        *(
+            replace(one, front_s=max(0.0, front_s), message_s=message_s)
+            for one, front_s in zip(between, fronts_s, strict=True)
         )
-        for seen, known in (split, colocated)
-    ]
-    return Measured(*found)
+    )
 
 
 def _second_s(delays: Delays, known: Known, trip: Trip) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from deploy.arguments import above_zero, count, memory_size, whole
+from deploy.arguments import above_zero, count, whole
+from pdserve.byte_sizes import memory_size
 
 SHARED = (
     "workload",
