@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from bench.load.result import Outcome
 from bench.load.session import Run
@@ -31,6 +32,9 @@ def latency_against_rate(runs: dict[str, Sequence[Run]], objective: Objective) -
         if limit is not None:
             axes.axhline(1e3 * limit, color="0.3", linewidth=1, label="SLO")
         axes.set(xlabel="requests per second", ylabel=f"{label}, ms", yscale="log", title=f"{label} against rate")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.legend(fontsize=7)
     return figure
 
