@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from deploy.arguments import above_zero, whole
+from deploy.arguments import above_zero, api_key, whole
 from deploy.commands.generate import DEFAULT_SERVER
 from pdserve.settings import ConfigError
 from placement.workload import WorkloadSpec, parse_workload_spec
@@ -62,7 +62,7 @@ def _add_server(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", default="", metavar="NAME", help="(default: what the server lists first)")
     group.add_argument("--vocab-size", type=whole(16), metavar="N",
                        help="token ids of prompts stay below (default: what pdserve says; 1024 over HTTP)")  # fmt: skip
-    group.add_argument("--api-key", default=os.environ.get("PDSERVE_API_KEY"), help="the server's key")
+    group.add_argument("--api-key", type=api_key, default=os.environ.get("PDSERVE_API_KEY"), help="the server's key")
     group.add_argument(
         "--ignore-eos", action=argparse.BooleanOptionalAction, default=True,
         help="ask for exactly the workload's output lengths (ignore_eos, min_tokens)",

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from deploy.arguments import api_key
 from deploy.doctor.finding import Finding, Status, as_json, table, worst
 from deploy.doctor.gpus import AREA as GPUS
 from deploy.doctor.gpus import check_gpus
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     running = parser.add_argument_group("a cluster that runs")
     running.add_argument("--server", metavar="URL", help="its HTTP address: [http://]HOST:PORT")
-    running.add_argument("--api-key", default=os.environ.get("PDSERVE_API_KEY"), help="that it asks for")
+    running.add_argument("--api-key", type=api_key, default=os.environ.get("PDSERVE_API_KEY"), help="that it asks for")
     running.add_argument("--ready-file", type=Path, metavar="F", help="that it wrote")
     parser.add_argument("--json", type=Path, metavar="F", help="the findings and figures, for programs")
 

@@ -7,12 +7,14 @@ import os
 import sys
 from contextlib import closing
 
+from deploy.arguments import above_zero, api_key, whole
 from pdserve.client import Client, Completion, GenerateOptions
 from pdserve.errors import NotFound, RequestError, ServingError, StatusCode, Unauthenticated
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import address_problems
 
 DEFAULT_SERVER = "127.0.0.1:50051"
+_INT32 = (1 << 31) - 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,17 +22,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="text to continue; - reads standard input")
     server = os.environ.get("PDSERVE_SERVER", DEFAULT_SERVER)
     parser.add_argument("--server", default=server, metavar="HOST:PORT", help="gRPC address (default: %(default)s)")
-    parser.add_argument("--api-key", default=os.environ.get("PDSERVE_API_KEY"), help="the server's key")
-    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="at most (default: %(default)s)")
+    parser.add_argument("--api-key", type=api_key, default=os.environ.get("PDSERVE_API_KEY"), help="the server's key")
+    parser.add_argument(
+        "--max-tokens", type=whole(1, _INT32), default=256, metavar="N", help="at most (default: %(default)s)"
+    )
     parser.add_argument("--temperature", type=float, metavar="X", help="0 is greedy (default: 0)")
     parser.add_argument("--top-p", type=float, metavar="X", help="nucleus mass (default: 1)")
-    parser.add_argument("--top-k", type=int, metavar="N", help="most likely tokens to choose from (default: all)")
+    parser.add_argument(
+        "--top-k", type=whole(-1, _INT32), metavar="N", help="most likely tokens to choose from (default: all)"
+    )
     parser.add_argument("--min-p", type=float, metavar="X", help="least probability, relative to the best (default: 0)")
     parser.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1 repeats less (default: 1)")
-    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    parser.add_argument("--seed", type=whole(0), metavar="N", help="the same seed gives the same text")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends the text; may be repeated")
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the end of sequence")
-    parser.add_argument("--timeout-s", type=float, default=600.0, metavar="S", help="deadline (default: %(default)s)")
+    parser.add_argument(
+        "--timeout-s", type=above_zero, default=600.0, metavar="S", help="deadline (default: %(default)s)"
+    )
     parser.add_argument("--stats", action="store_true", help="then tell on standard error how long it took")
 
 
@@ -44,7 +52,11 @@ def run(args: argparse.Namespace) -> int:
         min_p=args.min_p, repetition_penalty=args.repetition_penalty, seed=args.seed, stop=args.stop,
         ignore_eos=args.ignore_eos, timeout_s=args.timeout_s,
     )  # fmt: skip
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    try:
+        prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+        prompt.encode()  # what was no UTF-8 on the command line stands in it as halves of characters
+    except UnicodeError:
+        raise StartError("PROMPT is not UTF-8 text", ExitCode.CONFIG) from None
     try:
         completion = _stream(args, prompt, options)
     except (ServingError, ValueError) as error:

@@ -10,9 +10,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from deploy.models.model_spec import ARCHITECTURES, DTYPES, BadModelSpec, ModelSpec
+from deploy.machine import available_bytes
+from deploy.models.model_spec import ARCHITECTURES, DTYPES, MIXTURES, BadModelSpec, ModelSpec, ResolvedSpec
 
-BAD_ARGUMENTS, OUTPUT_FAILED = 2, 6  # exit codes
+BAD_ARGUMENTS, TOO_LARGE, OUTPUT_FAILED = 2, 3, 6  # exit codes
+LEARNED_POSITIONS = frozenset({"gpt2", "opt"})
 FLAGS = {
     "num_layers": "--layers", "hidden_size": "--hidden", "intermediate_size": "--intermediate", "num_heads": "--heads",
     "num_kv_heads": "--kv-heads", "vocab_size": "--vocab", "max_position_embeddings": "--max-len",
@@ -78,7 +80,12 @@ def main(args: argparse.Namespace) -> int:
     spec = ModelSpec(**{name: given[name] for name in ModelSpec.__dataclass_fields__})
     directory: Path = args.directory
     try:
-        spec.resolved()
+        needed, free = 4 * _num_weights(spec.resolved()), available_bytes()
+        if needed > free:
+            return _fail(
+                f"the model has {needed:,} bytes of float32 weights, {free:,} bytes of memory are available: lower "
+                "--hidden, --layers, --vocab, --max-len, --intermediate or --experts", TOO_LARGE,
+            )  # fmt: skip
         if directory.exists() and not directory.is_dir():
             return _fail(f"DIR is {directory}; it must be a directory, and it is a file", OUTPUT_FAILED)
         if directory.is_dir() and any(directory.iterdir()) and not args.force:
@@ -92,6 +99,15 @@ def main(args: argparse.Namespace) -> int:
     num_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     print(f"{directory}: {spec.arch}, {num_bytes / 1e6:,.1f} MB of {spec.dtype} weights")
     return 0
+
+
+def _num_weights(spec: ResolvedSpec) -> int:
+    """Of the matrices, about."""
+    attention = 2 * spec.hidden_size * spec.head_dim * (spec.num_heads + spec.num_kv_heads)
+    experts = spec.num_experts if spec.arch in MIXTURES else 1
+    layer = attention + 3 * spec.hidden_size * spec.intermediate_size * experts
+    positions = spec.max_position_embeddings if spec.arch in LEARNED_POSITIONS else 0
+    return spec.num_layers * layer + (2 * spec.vocab_size + positions) * spec.hidden_size
 
 
 def _fail(message: str, code: int) -> int:

@@ -23,6 +23,7 @@ from placement.search.space import Affinity, Space, candidates
 
 MODE = "plan"
 MOST_GPUS = PART_GPUS * MOST_COPIES  # that a budget may allow, or a rate ask for, when --gpus does not say
+LEAST_RATE = 1e-4  # workers report every second of a simulation, which is hundreds of requests long
 _COMPAT_ONLY = ("backend", "requests", "max_rate_per_gpu", "resolution", "nodes")
 _QUICK = Effort(min_requests=300, max_requests=1200, min_seconds=20.0, tolerance=0.04, max_probes=8)
 
@@ -40,6 +41,8 @@ def check_flags(args: argparse.Namespace) -> None:
             ["--validate mock and --one-machine need two profiles: the mock engine's delays are measured by `pdserve "
              "profile --mock-delays`, what workers cost one another only without it; leave one of the two flags out"]
         )  # fmt: skip
+    if args.rate is not None and args.rate < LEAST_RATE:
+        raise ConfigError([f"--rate is {args.rate:g}; it must be at least {LEAST_RATE:g} requests/s"])
     if args.bounds:
         refuse(args, ("output", "report", "processes", "quick", "no_what_if", "validate"), f"{MODE} --bounds")
 

@@ -23,6 +23,8 @@ from placement.search.plan_file import percentiles
 from placement.simulator.results import RequestColumns
 
 MODE = "simulate"
+MAX_WORKERS = 8192  # of a pool: there are tables of all pairs
+MAX_SECONDS = 10_000_000  # of traffic: workers report every second of it
 _COLUMNS = (
     "arrival_s", "prompt_tokens", "output_tokens", "ttft_s", "tpot_s", "e2e_s", "queue_s", "prefill_s", "transfer_s",
     "decode_wait_s", "decode_s",
@@ -46,6 +48,11 @@ def run_simulate(args: argparse.Namespace) -> int:
     cluster = cluster_of(candidate, serving)
     num = args.num_requests or (None if source.recorded is not None else 1000)
     workload = source.build(rate=args.rate, num_requests=num, seed=args.seed or 0)
+    if workload.arrival_s[-1] > MAX_SECONDS:
+        raise StartError(
+            f"--workload: its {len(workload)} requests come over {workload.arrival_s[-1]:.3g} s; at most "
+            f"{MAX_SECONDS:,} s are simulated: give a higher --rate or fewer --num-requests", ExitCode.WORKLOAD,
+        )  # fmt: skip
     rows = Simulated(cluster)(workload)
     print(f"{candidate}: {len(workload)} requests at {workload.rate:.3g}/s")
     print("\n".join([*_summary(rows, args), *caveats(profile, serving, [candidate], rows)]))
@@ -73,6 +80,8 @@ def _pool(name: str, text: str, gpu: str, model: ModelShape) -> Pool:
         raise ConfigError(
             [f"--{name}: tp is {tp}; it must divide the {model.heads} heads of {model.name}: {', '.join(able)}"]
         )
+    if workers * pp > MAX_WORKERS:
+        raise ConfigError([f"--{name}: workers is {workers}; it must be at most {MAX_WORKERS // pp:,}"])
     if pp > model.layers:
         raise ConfigError([f"--{name}: pp is {pp}; it must be at most the {model.layers} layers of {model.name}"])
     (kind, *more) = gpus("--gpu" if values["gpu"] == gpu else f"--{name}: gpu", values["gpu"])

@@ -70,6 +70,12 @@ BAD_ARGUMENTS = {
     "kv bytes huge": (["serve", "M", "--kv-bytes", "1e400"], "it must be a whole number from 1 to 1125899906842624"),
     "mock missing": (["serve", "--mock", "/nonexistent.json"], "--mock is /nonexistent.json; No such file"),
     "generate without prompt": (["generate"], "the following arguments are required: PROMPT"),
+    "generate no time": (["generate", "--timeout-s", "nan", "hi"], "--timeout-s: 'nan' must be a number above 0"),
+    "generate no tokens": (["generate", "--max-tokens=-1", "hi"], "--max-tokens: '-1' must be a whole number, at"),
+    "generate too many": (["generate", "--top-k", "9" * 20, "hi"], "must be a whole number, at least -1, at most 2147"),
+    "generate seed": (["generate", "--seed", "9" * 5000, "hi"], "must be a whole number, at least 0, at most 10000"),
+    "generate no text": (["generate", "\udcff"], "PROMPT is not UTF-8 text"),
+    "a key that no header takes": (["generate", "--api-key", "a\nb", "hi"], "--api-key: it must be printable ASCII"),
     "generate bad server": (["generate", "--server", "x", "hi"], "--server is 'x'; it must be HOST:PORT"),
 }  # fmt: skip
 

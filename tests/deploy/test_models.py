@@ -159,6 +159,15 @@ def test_a_model_that_cannot_be_is_one_line_and_code_2(
     assert not (tmp_path / "m").exists()
 
 
+def test_a_model_larger_than_memory_is_refused_before_it_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Environment: another machine may hold it."""
+    assert run(str(tmp_path / "m"), "--hidden", "1000000000") == 3
+    assert "bytes of memory are available: lower --hidden" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
 def test_make_model_checks_before_it_writes(tmp_path: Path) -> None:
     """The function refuses like the command."""
     with pytest.raises(BadModelSpec, match="num_kv_heads is 3"):
