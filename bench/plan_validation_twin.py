@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from placement.latency.fitted_profile import Profile
-from placement.simulator.cluster import ClusterSpec, Delays, LinearSteps, LinkSpec, StepTimes, WorkerSpec
+from placement.simulator.cluster import ClusterSpec, Delays, LinkSpec, WorkerSpec
 from scheduling.batching import SchedulerConfig
 from scheduling.routing import Role
 
@@ -64,7 +64,7 @@ def cluster_of(placement: Placement, profile: Profile, limits: Limits, mock: boo
         max_model_len=limits.max_model_len, max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.chunk_tokens,
     )  # fmt: skip
-    times = _mock_times(profile) if mock else profile.step_times
+    times = profile.mock_step_times if mock else profile.step_times
     num_blocks = limits.kv_bytes // (block_bytes + GENERATION_BYTES)
     prior = profile.linear.coefficients  # the warm-up has taught the router something like it
     roles = [Role.PREFILL] * placement.prefill + [Role.DECODE] * placement.decode
@@ -75,18 +75,11 @@ def cluster_of(placement: Placement, profile: Profile, limits: Limits, mock: boo
     delays = profile.delays if placement.prefill else profile.colocated_delays
     found = ClusterSpec(workers, block_bytes, profile.link or LinkSpec(1e10), delays or profile.delays or Delays())
     if mock and profile.mock is not None:
-        between_s = max(
-            0.0, found.delays.step_s - profile.mock.sequence_s
-        )  # of the first sequence: it is a decode's now
-        return replace(found, delays=replace(found.delays, step_s=between_s), jitter=profile.mock.jitter())
+        return replace(found, jitter=profile.mock.jitter())
     if mock or profile.served is None:
         return found
     served = profile.served
     return replace(found, slowdown=served.slowdown, warming=served.warming, jitter=served.jitter)
-
-
-def _mock_times(profile: Profile) -> StepTimes:
-    return LinearSteps(profile.linear) if profile.mock is None else profile.mock.applied(profile.linear)
 
 
 def planned(path: Path) -> tuple[Placement, int | None]:

@@ -17,7 +17,7 @@ from placement.latency.imports import Foreign, foreign_steps
 from placement.latency.served import ServedSteps
 from placement.search.build import DoesNotFit, MakeStepTimes
 from placement.search.candidate import Pool
-from placement.simulator.cluster import Delays, LinearSteps, LinkSpec, StepTimes
+from placement.simulator.cluster import Delays, LinkSpec, StepTimes
 
 THIS_MACHINE = "this-machine"
 
@@ -84,7 +84,7 @@ def profile_of(args: argparse.Namespace, *, mock: bool = False) -> FromProfile |
         raise StartError(f"--profile {path}: {error.strerror or error}", ExitCode.WORKLOAD) from None
     except ValueError as error:
         raise StartError(f"--profile {path}: {str(error).removeprefix(f'{path}: ')}", ExitCode.WORKLOAD) from None
-    steps = LinearSteps(measured.linear) if mock else measured.step_times
+    steps = measured.mock_step_times if mock else measured.step_times
     return FromProfile(
         Measured(steps),
         measured.link,

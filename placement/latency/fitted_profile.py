@@ -73,6 +73,11 @@ class Profile:
         return None if transfer is None else LinkSpec(transfer.bytes_per_s, transfer.latency_s)
 
     @property
+    def mock_step_times(self) -> StepTimes:
+        """Of the mock engine, which takes the linear model's times, as they are when it serves."""
+        return LinearSteps(self.linear) if self.mock is None else self.mock.applied(self.linear)
+
+    @property
     def step_times(self) -> StepTimes:
         """For simulators: as they are in workers that serve, where that was measured."""
         fitted = None if self.best_fit == "linear" else self.steps

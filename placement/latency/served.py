@@ -33,11 +33,10 @@ class MockServed:
     fronts_s: tuple[float, ...]  # what a request's way to its worker takes more than the median, equally likely each
 
     def applied(self, model: LatencyModel) -> LinearSteps:
-        """Decodes with what each costs between steps; a lone one's is in the delays."""
-        c = model.coefficients
-        return LinearSteps(
-            LatencyModel(replace(c, per_decode_sequence_s=c.per_decode_sequence_s + self.sequence_s), model.transfer)
-        )
+        """With what sequences cost between steps; prompts' steps, of tens of ms, lose one's, some us: still linear."""
+        c, more_s = model.coefficients, self.sequence_s
+        base_s, per_sequence_s = max(0.0, c.base_s - more_s), c.per_decode_sequence_s + more_s
+        return LinearSteps(replace(model, coefficients=replace(c, base_s=base_s, per_decode_sequence_s=per_sequence_s)))
 
     def jitter(self) -> Jitter:
         return Jitter(1.0, (1.0,), (1.0,), self.fronts_s)
