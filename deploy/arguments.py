@@ -93,10 +93,19 @@ def pair_count(name: str, key: str, value: str) -> int:
 
 
 def check_output(path: Path, flag: str = "--output") -> None:
-    """Raises StartError (exit code 6) before the work, for a place where no file can be."""
+    """Raises StartError (exit code 6) before the work, for a place where no file can be; leaves nothing there."""
     if os.path.isdir(path) or not os.path.isdir(path.parent):  # Path.is_dir raises for names that are too long
         reason = "is a directory" if os.path.isdir(path) else "its directory does not exist"
         raise StartError(f"{flag} is {path}; {reason}", ExitCode.OUTPUT)
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe's reader would see it opened and closed
+        return
+    try:
+        fresh = not os.path.lexists(path)
+        path.open("ab").close()
+        if fresh:
+            path.unlink()
+    except OSError as error:
+        raise StartError(f"{flag} is {path}; {error.strerror}", ExitCode.OUTPUT) from None
 
 
 def write_output(path: Path, text: str, flag: str = "--output") -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from bench.load.session import Run, SearchSettings, Settings, Watch, find_goodpu
 from bench.load.show import comparison_lines, goodput_lines, probe_line, rate_words, summary_lines, workload_line
 from bench.load.summary import Objective, Summary
 from bench.load.target import Target, introduced, parse_target
+from deploy.arguments import check_output
 from deploy.commands.bench_arguments import add_arguments, check, workload_spec
 from deploy.words import counted
 from pdserve.exit import ExitCode, StartError
@@ -37,8 +37,9 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     spec = workload_spec(args)
     source = WorkloadSource(spec)
-    _writable(args.json, "--json")
-    _writable(args.report, "--report")
+    for flag, path in (("--json", args.json), ("--report", args.report)):
+        if path is not None:
+            check_output(path, flag)
     return Command(args, source, _target(args, args.server, "--server")).run()
 
 
@@ -48,11 +49,6 @@ def _target(args: argparse.Namespace, text: str, flag: str) -> Target:
     asked = replace(target, model=args.model, exact_lengths=args.ignore_eos, extra_body=extra)
     found = introduced(asked, flag)
     return found if args.vocab_size is None else replace(found, vocab_size=args.vocab_size)
-
-
-def _writable(path: Path | None, flag: str) -> None:
-    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        raise StartError(f"{flag} is {path}; it must be a file in a directory that can be written", ExitCode.OUTPUT)
 
 
 class Command:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.arguments import api_key
+from deploy.arguments import api_key, check_output
 from deploy.doctor.finding import Finding, Status, as_json, table, worst
 from deploy.doctor.gpus import AREA as GPUS
 from deploy.doctor.gpus import check_gpus
@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table; 0 when nothing failed."""
     _check_arguments(args)
+    if args.json is not None:
+        check_output(args.json, "--json")
     ready = None if args.ready_file is None else read_ready_file(args.ready_file)
     server = _server(args, ready)
     seen = None if server is None else scrape(server, args.api_key)

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from deploy import cli
+from deploy.arguments import check_output
 from deploy.config_file import read_config_file
 from deploy.flags import add_worker_settings, known_settings, serve_config, worker_flags
 from deploy.ready_file import ReadyInfo, ReadyWorker, write_ready_file
+from pdserve.exit import StartError
 from pdserve.settings import ConfigError
 
 ModelFiles = Any  # the fixture's class, in conftest.py
@@ -281,6 +283,17 @@ def test_the_ready_file_of_a_cluster_that_was_killed_goes_before_anything_can_fa
         worker.kill()
     file.write_text("mine")
     assert call(["serve", "M", "--ready-file", str(file), "--block-size", "3"]) == 2 and file.read_text() == "mine"
+
+
+def test_looking_whether_an_output_can_be_written_leaves_things_as_they_are(tmp_path: Path) -> None:
+    """Nothing new, nothing lost."""
+    old = tmp_path / "old.json"
+    old.write_text("mine")
+    for path in (old, tmp_path / "new.json"):
+        check_output(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["old.json"] and old.read_text() == "mine"
+    with pytest.raises(StartError, match="--json is /proc/x; No such file"):
+        check_output(Path("/proc/x"), "--json")
 
 
 def test_nobody_there_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:

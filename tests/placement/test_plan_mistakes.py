@@ -68,6 +68,7 @@ Run = Callable[..., tuple[int, str]]
         ("plan", {"kv_bytes": "0"}, 2, "--kv-bytes: '0' must be bytes above 0"),
         ("plan", {"profile": "/no/such"}, 5, "/no/such"),
         ("plan", {"output": "/no/such/file"}, 6, "--output is /no/such/file; its directory does not exist"),
+        ("plan", {"output": "/proc/x"}, 6, "--output is /proc/x; No such file"),
         ("plan", {"report": "/no/such/file"}, 6, "--report is /no/such/file; its directory does not exist"),
         ("plan", {"bounds": True, "processes": None, "quick": None, "output": "x"}, 2, "--output means nothing to"),
         ("simulate", {"decode": None}, 2, "--decode is missing"),
