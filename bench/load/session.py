@@ -24,6 +24,7 @@ from placement.workload.lengths import Fixed, Pairs
 
 WARM_SEED = 1 << 40  # beyond those of measured runs
 WARM_AT_ONCE = 4
+LONGEST_S = 30 * 86400  # of a run
 PROBE_SKIP = 0.1  # of a probe's requests come while the server fills up
 
 
@@ -68,7 +69,7 @@ def warm_up(
     try:
         asyncio.run(_warm_up(target, workload, num, timeout_s, prompt_seed + WARM_SEED))
     except (BadAnswer, TimeoutError) as error:
-        raise StartError(f"{target.name} failed {what}: {error or f'no end in {timeout_s:g} s'}") from None
+        raise StartError(f"{target.name} failed {what}: {str(error) or f'no end in {timeout_s:g} s'}") from None
 
 
 async def _warm_up(target: Target, workload: Workload, num: int, timeout_s: float, prompt_seed: int) -> None:
@@ -90,7 +91,12 @@ async def _warm_up(target: Target, workload: Workload, num: int, timeout_s: floa
 
 
 def check_fits(target: Target, workload: Workload) -> None:
-    """Raises StartError where a request is longer than the server's context."""
+    """Raises StartError where a request is longer than the server's context, or the last comes in months."""
+    if len(workload) and workload.arrival_s[-1] > LONGEST_S:
+        raise StartError(
+            f"the workload's requests come over {workload.arrival_s[-1]:.3g} s, a run is {LONGEST_S:,} s long at most: "
+            "give a higher --rate or fewer --num-requests", ExitCode.WORKLOAD,
+        )  # fmt: skip
     if target.max_model_len is None or not len(workload):
         return
     total = workload.prompt_tokens + workload.output_tokens
@@ -111,6 +117,11 @@ def run_at(
         rate=rate, num_requests=settings.num_requests, duration_s=settings.duration_s, seed=settings.seed
     )
     check_fits(target, workload)
+    if settings.skip_s > workload.arrival_s[-1]:
+        raise StartError(
+            f"--skip is {settings.skip_s:g} s; the run's last request comes after {workload.arrival_s[-1]:.3g} s",
+            ExitCode.CONFIG,
+        )
     results: list[Result] = []
 
     def tick(now_s: float) -> bool:

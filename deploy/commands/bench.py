@@ -17,7 +17,7 @@ from bench.load.compare import Comparison, compare_at
 from bench.load.document import Document
 from bench.load.goodput import Goodput, Probe
 from bench.load.processes import processes_needed
-from bench.load.session import Run, SearchSettings, Settings, Watch, find_goodput, run_at, warm_up
+from bench.load.session import Run, SearchSettings, Settings, Watch, check_fits, find_goodput, run_at, warm_up
 from bench.load.show import comparison_lines, goodput_lines, probe_line, rate_words, summary_lines, workload_line
 from bench.load.summary import Objective, Summary
 from bench.load.target import Target, introduced, parse_target
@@ -128,6 +128,7 @@ class Command:
             self._say(workload_line(sample, rate))
             made_by = f"{processes} generator process{'' if processes == 1 else 'es'}"
             self._say(f"seed {self._args.seed}, prompt seed {self._prompt_seed}, {made_by}")
+        check_fits(target, sample)
         if self._args.warmup:
             warm_up(target, sample, self._args.warmup, self._args.timeout, self._prompt_seed)
 

@@ -97,7 +97,7 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
                        help="of a request, from when it was to be sent (default: %(default)g)")  # fmt: skip
     group.add_argument("--max-concurrency", type=whole(1), metavar="N",
                        help="open requests; waiting for a place counts as latency (default: no limit)")  # fmt: skip
-    group.add_argument("--processes", type=whole(1), metavar="N",
+    group.add_argument("--processes", type=whole(1, 256), metavar="N",
                        help="generator processes (default: as many as the rate needs)")  # fmt: skip
     group.add_argument(
         "--seed", type=whole(0), default=0, metavar="N", help="of arrivals and lengths (default: %(default)s)"

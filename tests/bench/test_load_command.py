@@ -303,6 +303,7 @@ WRONG = [
     ([*LOAD, "--rate", "0"], 2, "'0' must be a number above 0"),
     (["--workload", "input=0,output=1"], 2, "--workload input is '0'"),
     ([*LOAD, "--json", "x.html", "--report", "x.html"], 2, "--json and --report are both x.html; they must differ"),
+    ([*LOAD, "--processes", "100000"], 2, "--processes: '100000' must be a whole number, at least 1, at most 256"),
     (["--workload", "nope"], 2, "--workload is 'nope'; it must begin with a trace file, one of azure-code"),
     (["--workload", "nope.csv"], 5, "nope.csv: cannot be read: No such file"),
     (["--trace", "no.csv"], 5, "no.csv: cannot be read: No such file"),
@@ -336,5 +337,12 @@ def test_what_does_not_fit_or_is_not_stated_is_told(
     long = ["--input-len", "1024", "--output-len", "4", "--rate", "9", "--num-requests", "3", "--warmup", "0"]
     assert main(["bench", "--server", address, *long]) == 5
     assert "takes 1,024" in capsys.readouterr().err and not fake.requests
+    assert main(["bench", "--server", address, *long[:-2]]) == 5  # nor a warm-up request
+    assert "takes 1,024" in capsys.readouterr().err and not fake.requests
+    few = ["bench", "--server", address, *LOAD[:4], "--num-requests", "3"]
+    assert main([*few, "--rate", "1e-300"]) == 5
+    assert "a run is 2,592,000 s long at most: give a higher --rate" in capsys.readouterr().err and not fake.requests
+    assert main([*few, "--rate", "50", "--skip", "1000", "--warmup", "0"]) == 2
+    assert "--skip is 1000 s; the run's last request comes after 0." in capsys.readouterr().err and not fake.requests
     assert main(["bench", "--server", address, *LOAD]) == 5
     assert "needs a number of requests or a duration" in capsys.readouterr().err
