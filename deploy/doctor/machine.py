@@ -69,8 +69,8 @@ def check_cores(wanted: Wanted, machine: Machine) -> Finding:
 
 def check_memory(wanted: Wanted, available: int) -> Finding:
     if wanted.runs:
-        said = f"{available / 2**30:.1f} GiB available beside {counted(wanted.workers, 'running worker')}"
-        return ok(AREA, "memory", said)
+        running = "1 worker that runs" if wanted.workers == 1 else f"{wanted.workers} workers that run"
+        return ok(AREA, "memory", f"{available / 2**30:.1f} GiB available beside {running}")
     least = wanted.workers * MIN_WORKER_BYTES
     said = (
         f"{available / 2**30:.1f} GiB available, {available / 2**30 / max(1, wanted.workers):.1f} GiB for each worker"
