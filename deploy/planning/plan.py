@@ -154,7 +154,7 @@ def _write(
         "step_times": basis,
     }
     if args.output is not None:
-        plan = plan_to_json(outcome, question, what_if, about)
+        plan = plan_to_json(outcome, question, serving, what_if, about)
         write_output(args.output, json.dumps(plan, indent=1) + "\n")
         print(f"plan: {args.output}")
     if args.report is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pdserve.plan_format import FORMAT, KEY
+from placement.search.build import Serving
 from placement.search.candidate import Candidate, Pool
 from placement.search.pareto import front
 from placement.search.search import Answer, Outcome, Price, Question
@@ -19,13 +20,13 @@ _MOST_LISTED = 500  # so that the file stays small; the best are listed
 
 
 def plan_to_json(
-    outcome: Outcome, question: Question, what_if: Sequence[Consequence], about: dict[str, Any]
+    outcome: Outcome, question: Question, serving: Serving, what_if: Sequence[Consequence], about: dict[str, Any]
 ) -> dict[str, Any]:
     """The whole file. `serve` holds settings of `pdserve serve`; the rest is for people and dashboards."""
     best = outcome.best
     return {
         KEY: FORMAT,
-        "serve": {} if best is None else serve_settings(best.candidate),
+        "serve": {} if best is None else serve_settings(best.candidate, serving),
         "placement": None if best is None else _answer(best),
         "predicted": None if best is None else predicted(best, question),
         "slo": {
@@ -47,8 +48,12 @@ def plan_to_json(
     }  # fmt: skip
 
 
-def serve_settings(candidate: Candidate) -> dict[str, Any]:
-    """Settings of `pdserve serve`, whose workers are whole models on one device: TP and PP cannot be said there."""
+def serve_settings(candidate: Candidate, serving: Serving) -> dict[str, Any]:
+    """Settings of `pdserve serve`, whose workers are whole models on one device: TP and PP cannot be said there.
+
+    Of how workers were taken to be run, what changes the batches. Not `max_model_len`: that is the workload's longest
+    request, which others may exceed.
+    """
     prefill = candidate.prefill
     local = {"local_prefill_max_tokens": candidate.local_prefill_tokens} if candidate.local_prefill_tokens else {}
     return {
@@ -56,6 +61,10 @@ def serve_settings(candidate: Candidate) -> dict[str, Any]:
         "prefill": 0 if prefill is None else prefill.workers,
         "decode": candidate.decode.workers,
         "max_num_batched_tokens": candidate.chunk_tokens,
+        "max_num_seqs": serving.scheduler(candidate.chunk_tokens).max_num_seqs,
+        "block_size": serving.block_size,
+        "enable_prefix_caching": serving.prefix_caching,
+        **({} if serving.kv_bytes is None else {"kv_bytes": int(serving.kv_bytes)}),
     }
 
 

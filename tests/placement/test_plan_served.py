@@ -24,7 +24,9 @@ def test_serve_starts_what_a_plan_for_this_machine_says(run: Run, tmp_path: Path
     plan = json.loads(path.read_text())
     config = serve_config({"mock": str(profile)}, path)
     assert (config.prefill, config.decode) == (plan["serve"]["prefill"], plan["serve"]["decode"])
-    assert config.worker.max_num_batched_tokens == 512
+    worker = config.worker
+    assert (worker.max_num_batched_tokens, worker.max_num_seqs, worker.block_size) == (512, 256, 16)
+    assert (worker.kv_bytes, worker.enable_prefix_caching) == (1 << 32, True)
     shown = planned_of(config, path)
     assert shown.goodput_rps == plan["predicted"]["goodput_rps"]
     assert (shown.attainment, shown.ttft_s, shown.tpot_s) == (0.9, 0.2, 0.02)
