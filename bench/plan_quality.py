@@ -115,7 +115,7 @@ class Case:
         run = run_of(candidate, cluster_of(candidate, self.serving), self.source, 4321)
         bounds = Search(Question(self.slo), self.serving, self.source)
         bounds.screen([candidate])
-        upper = max([job.bounds.rate for job in bounds.jobs()], default=0.0)
+        upper = max([one.rate for _, one in bounds.screened], default=0.0)
         return find_goodput(run, self.slo, upper, _LONG).rate / candidate.gpus
 
 

@@ -25,7 +25,7 @@ def run_bounds(args: argparse.Namespace) -> int:
     search = Search(question, serving, source)
     search.screen(listed(space, serving.model))
     outcome = search.outcome(complete=False)
-    able = [Answer(job.candidate, job.bounds, None, "") for job in search.jobs()]
+    able = [Answer(candidate, bounds, None, "") for candidate, bounds in search.screened]
     print(
         f"{search.num_candidates} placements, {len(outcome.unfit)} do not fit in memory, {len(able)} may serve; bounds:"
     )

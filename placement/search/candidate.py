@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from placement.hardware.catalogue import GpuType
 
@@ -90,3 +90,18 @@ class Candidate:
         split = split if self.replicas == 1 else f"{self.replicas} x ({split})"
         local = f", prompts up to {self.local_prefill_tokens} on decode" if self.local_prefill_tokens else ""
         return f"{split}, chunk {self.chunk_tokens}{local}"
+
+
+def within(candidate: Candidate, other: Candidate) -> bool:
+    """Whether `other`, of the same shape, has as many workers and replicas or more."""
+    return (
+        candidate.replicas <= other.replicas
+        and candidate.decode.workers <= other.decode.workers
+        and (candidate.prefill is None or other.prefill is None or candidate.prefill.workers <= other.prefill.workers)
+    )
+
+
+def shape_of(candidate: Candidate) -> tuple[object, ...]:
+    """All but the numbers of workers and replicas."""
+    pools = tuple(replace(pool, workers=1) for pool in candidate.pools)
+    return (candidate.prefill is None, pools, candidate.chunk_tokens, candidate.local_prefill_tokens)

@@ -9,13 +9,13 @@ requests on 32 GPUs are five seconds of traffic, in which a queue that grows wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 
 import numpy as np
 
 from placement.search.bounds import Slo
+from placement.search.bracket import GROW, LONGEST, Attainment, Bracket, Verdict, interval, requests_for
 from placement.search.steady import NUM_BATCHES, first_steady, growth_of, longest_stay_s
 from placement.simulator.give_up import GiveUp
 from placement.simulator.results import SimulationResult
@@ -23,38 +23,13 @@ from placement.simulator.results import SimulationResult
 Run = Callable[[float, int, GiveUp], SimulationResult]
 """(rate, number of requests, when to give up) -> what happened; the same arguments give the same answer."""
 
+COARSE = 0.12  # of the rate: as narrow as the shortest runs make a bracket
+_FEW_STAYS = 3.0
+_LIKELY = 0.75  # of a bound
+_AMPLE = 1.25
 WARM_UP = 0.2  # of the requests, at least
-_STAYS = 6.0  # a run's traffic is so many times as long as its requests stay
-_LONGEST = 400_000  # requests that a run may have for their sake: at thousands a second it is minutes long
 _T = 2.09  # 95 % two-sided, 19 degrees of freedom
 _HOPELESS = 0.2  # below the target: a share that no confidence interval reaches from
-
-
-class Verdict(Enum):
-    """What a rate is."""
-
-    GOOD = "good"
-    BAD = "bad"
-    UNSTABLE = "unstable"
-
-
-@dataclass(frozen=True, slots=True)
-class Attainment:
-    """Of one rate: the share, its 95 % confidence half width, and what follows."""
-
-    rate: float
-    share: float  # of a run that was given up: at most
-    half_width: float
-    num_requests: int
-    verdict: Verdict
-
-    def surely_good(self, target: float) -> bool:
-        """Not only by chance."""
-        return self.verdict is Verdict.GOOD and self.share - self.half_width >= target
-
-    def surely_bad(self, target: float) -> bool:
-        """Not only by chance."""
-        return self.verdict is Verdict.UNSTABLE or self.share + self.half_width < target
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +41,19 @@ class Effort:
     min_seconds: float = 60.0  # of traffic
     tolerance: float = 0.02  # of the rate
     max_probes: int = 14
+    stays: float = 6.0  # a run's traffic is so many times as long as its requests stay
+
+    @property
+    def shortest(self) -> Effort:
+        """To find about where to look."""
+        return replace(self, max_requests=self.min_requests, tolerance=COARSE, stays=_FEW_STAYS)
+
+    def shorter(self, upper: float) -> tuple[Effort, ...]:
+        """The shortest, and one between. None where so few requests would be seconds of traffic."""
+        if self.min_seconds * _LIKELY * upper > GROW * self.min_requests:
+            return ()
+        between = replace(self, max_requests=GROW * self.min_requests, tolerance=2.5 * self.tolerance)
+        return tuple(one for one in (self.shortest, between) if one.max_requests < self.max_requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +69,13 @@ class Goodput:
     most: float | None = None  # the highest rate seen to be good, where another was asked for and carried
 
 
-def look(run: Run, rate: float, slo: Slo, effort: Effort) -> tuple[Attainment, SimulationResult]:
+def look(run: Run, rate: float, slo: Slo, effort: Effort, likely: int = 0) -> tuple[Attainment, SimulationResult]:
     """Attainment at one rate; more requests until the target is outside of the confidence interval, or enough is.
 
     A run whose requests stay long is made longer, and so is one whose backlog may grow by more than the tolerance:
-    only at the most requests is growth believed.
+    only at the most requests is growth believed. `likely`: requests that it will take, as far as is known.
     """
-    num = int(max(effort.min_requests, min(effort.max_requests, effort.min_seconds * rate)))
+    num = int(max(effort.min_requests, min(effort.max_requests, max(likely, effort.min_seconds * rate))))
     while True:
         first = int(WARM_UP * num)
         share = max(slo.attainment - _HOPELESS, 0.5 * slo.attainment)
@@ -95,11 +83,13 @@ def look(run: Run, rate: float, slo: Slo, effort: Effort) -> tuple[Attainment, S
         if not result.complete:
             return Attainment(rate, share, 0.0, num, Verdict.BAD), result
         found, undecided = _judge(result, rate, slo, effort.tolerance)
-        needed = int(_STAYS * longest_stay_s(result.requests) * rate)
-        most = max(effort.max_requests, min(needed, _LONGEST))
-        if num >= most or (num >= needed and not undecided):
+        needed = int(effort.stays * longest_stay_s(result.requests) * rate)
+        if num >= max(effort.max_requests, min(needed, LONGEST)) or (num >= needed and not undecided):
             return found, result
-        num = min(max(2 * num, needed), most)
+        ample = int(_AMPLE * needed)  # in a longer run some are seen to stay longer
+        wanted = GROW * num if found.verdict is Verdict.UNSTABLE else requests_for(found, found.share - slo.attainment)
+        more = max(2 * num, min(wanted, GROW * num)) if undecided else 0
+        num = min(max(more, ample), max(effort.max_requests, min(ample, LONGEST)))
 
 
 def _judge(result: SimulationResult, rate: float, slo: Slo, tolerance: float) -> tuple[Attainment, bool]:
@@ -113,32 +103,63 @@ def _judge(result: SimulationResult, rate: float, slo: Slo, tolerance: float) ->
     share = float(kept.mean())
     undecided = abs(share - slo.attainment) < half_width
     verdict = Verdict.GOOD if share >= slo.attainment else Verdict.BAD
+    stays = 0.0
     if verdict is Verdict.GOOD:
         growth = growth_of(columns, first)
+        stays = growth.share
         verdict = Verdict.UNSTABLE if growth.surely_above(tolerance / 2) else verdict
         undecided = undecided or growth.maybe_above(tolerance)
-    return Attainment(rate, share, half_width, len(met), verdict), undecided or verdict is Verdict.UNSTABLE
+    return Attainment(rate, share, half_width, len(met), verdict, stays), undecided or verdict is Verdict.UNSTABLE
 
 
 def find_goodput(
-    run: Run, slo: Slo, upper: float, effort: Effort, *, worth: Callable[[float], bool] = lambda rate: True
+    run: Run,
+    slo: Slo,
+    upper: float,
+    effort: Effort,
+    *,
+    worth: Callable[[float], bool] = lambda rate: True,
+    hints: Sequence[Attainment] = (),
 ) -> Goodput:
-    """Bisect below `upper` (a bound nothing can exceed); gives up once `worth(best possible rate)` is false."""
-    probes: list[Attainment] = []
+    """Narrow a bracket below `upper` (a bound nothing can exceed); gives up once `worth(best possible rate)` is false.
+
+    First by short runs, but for the shortest where those are the `hints`; longer ones begin with what these told, and
+    only the longest decide.
+    """
+    hints = tuple(hints)
+    for shorter in effort.shorter(upper)[1 if hints else 0 :]:
+        if any(2 * hint.num_requests > shorter.max_requests for hint in hints):
+            continue  # requests stay so long that the shortest runs were as long
+        bracket = Bracket(upper, slo.attainment, shorter.tolerance, hints)
+        while len(bracket.probes) < effort.max_probes and not bracket.settled:
+            rate = bracket.next_rate()
+            found, result = look_shortly(run, rate, slo, shorter, bracket.requests_for(rate))
+            bracket.enter(found)
+            if found.surely_bad(slo.attainment) and not worth(rate):
+                return Goodput(0.0, 0.0, rate, (*hints, *bracket.probes), None, result)
+        hints = (*hints, *bracket.probes)
+    bracket = Bracket(upper, slo.attainment, effort.tolerance, hints)
     good: SimulationResult | None = None
     bad: SimulationResult | None = None
-    low, high = 0.0, upper
-    while len(probes) < effort.max_probes and high - low > effort.tolerance * high and worth(high):
-        # The bound is optimistic: where nothing is known, three quarters of it is the likelier answer than a half.
-        rate = 0.75 * high if low == 0.0 and not probes else (low + high) / 2
-        found, result = look(run, rate, slo, effort)
-        probes.append(found)
+    while len(bracket.probes) < effort.max_probes and not bracket.closed and worth(bracket.high_rate):
+        rate = bracket.next_rate()
+        found, result = look(run, rate, slo, effort, bracket.requests_for(rate))
+        bracket.enter(found)
         if found.verdict is Verdict.GOOD:
-            low, good = rate, result
+            good = result
         else:
-            high, bad = rate, result
-    sure_low, sure_high = interval(probes, slo.attainment, low, upper)
-    return Goodput(low, sure_low, sure_high, tuple(probes), good, bad)
+            bad = result
+    probes = (*hints, *bracket.probes)
+    sure_low, sure_high = interval(probes, slo.attainment, bracket.low_rate, upper)
+    return Goodput(bracket.low_rate, sure_low, sure_high, probes, good, bad)
+
+
+def look_shortly(
+    run: Run, rate: float, slo: Slo, effort: Effort, likely: int = 0
+) -> tuple[Attainment, SimulationResult]:
+    """The same where the answer may be by chance: growth is believed only of long runs."""
+    found, result = look(run, rate, slo, effort, likely)
+    return replace(found, verdict=Verdict.GOOD if found.share >= slo.attainment else Verdict.BAD), result
 
 
 def confirm(run: Run, slo: Slo, goodput: Goodput, upper: float, effort: Effort) -> Goodput:
@@ -157,10 +178,3 @@ def confirm(run: Run, slo: Slo, goodput: Goodput, upper: float, effort: Effort) 
             step *= 2.0
     low, high = interval(probes, slo.attainment, goodput.rate, upper)
     return replace(goodput, low=low, high=high, probes=tuple(probes))
-
-
-def interval(probes: list[Attainment], target: float, rate: float, upper: float) -> tuple[float, float]:
-    """The highest rate up to `rate` that is surely good, and the lowest above it that is surely bad."""
-    good = [probe.rate for probe in probes if probe.rate <= rate and probe.surely_good(target)]
-    bad = [probe.rate for probe in probes if probe.rate > rate and probe.surely_bad(target)]
-    return max(good, default=0.0), min(bad, default=max(upper, rate))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from placement.search.binding import binding_of, utilisation_of
-from placement.search.bounds import Bounds
+from placement.search.bounds import Bounds, Slo
+from placement.search.bracket import Attainment, Bracket, Verdict
 from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate
-from placement.search.goodput import Goodput, Run, Verdict, confirm, find_goodput, look
+from placement.search.goodput import Goodput, Run, confirm, find_goodput, look, look_shortly
 from placement.search.search import Answer, Job, Outcome, Question, Search
 from placement.simulator.cluster import ClusterSpec
 from placement.simulator.fast.run import simulate_fast, unsupported
@@ -74,23 +75,33 @@ def traffic(source: WorkloadSource, rate: float, num_requests: int, seed: int, c
 
 
 def do_job(job: Job, question: Question, serving: Serving, source: WorkloadSource) -> Answer:
-    """Simulate one candidate for a question."""
-    candidate, bounds, effort = job.candidate, job.bounds, question.effort
+    """Simulate one candidate for a question: a short run, or all that is asked."""
+    candidate, bounds, slo, effort = job.candidate, job.bounds, question.slo, question.effort
     cluster = cluster_of(candidate, serving)
     run = run_of(candidate, cluster, source, question.seed)
+    if job.rate is not None:
+        return _one_look(job, *look_shortly(run, job.rate, slo, effort.shortest), slo)
     if question.rate is not None:
-        found, result = look(run, question.rate, question.slo, effort)
+        found, result = look(run, question.rate, slo, effort)
         if found.verdict is not Verdict.GOOD:
-            why = binding_of(result, question.slo, bounds.binding, colocated=candidate.prefill is None)
+            why = binding_of(result, slo, bounds.binding, colocated=candidate.prefill is None)
             return Answer(candidate, bounds, Goodput(0.0, 0.0, question.rate, (found,)), f"misses at this rate: {why}")
         goodput = Goodput(question.rate, 0.0, bounds.rate, (found,), result)
-    else:
-        goodput = find_goodput(run, question.slo, bounds.rate, effort, worth=lambda rate: rate > job.floor)
-    answer = answer_of(candidate, bounds, goodput, cluster, question)
-    if question.rate is None and job.floor > 0.0 and goodput.rate < job.floor:
-        least = min((probe.rate for probe in goodput.probes if probe.verdict is not Verdict.GOOD), default=bounds.rate)
-        return replace(answer, reason=f"given up: less than {least:.3g}/s; {answer.reason}")
-    return answer
+        return answer_of(candidate, bounds, goodput, cluster, question)
+    if job.floor > 0.0 and job.hints:
+        likely = Bracket(bounds.rate, slo.attainment, effort.tolerance, job.hints).requests_for(job.floor)
+        found, result = look(run, job.floor, slo, effort, likely)
+        if found.clearly_bad(slo.attainment):
+            return _one_look(job, found, result, slo)
+    goodput = find_goodput(run, slo, bounds.rate, effort, worth=lambda rate: rate > job.floor, hints=job.hints)
+    return answer_of(candidate, bounds, goodput, cluster, question)
+
+
+def _one_look(job: Job, found: Attainment, result: SimulationResult, slo: Slo) -> Answer:
+    """What one run tells."""
+    good = found.verdict is Verdict.GOOD
+    why = binding_of(None if good else result, slo, job.bounds.binding, colocated=job.candidate.prefill is None)
+    return Answer(job.candidate, job.bounds, Goodput(found.rate if good else 0.0, 0.0, job.bounds.rate, (found,)), why)
 
 
 def confirmed(answer: Answer, question: Question, serving: Serving, source: WorkloadSource) -> Answer:
@@ -122,5 +133,6 @@ def answer_of(
 def search(search: Search) -> Outcome:
     """Carry out a screened search in this process."""
     for job in search.jobs():
+        assert job is not None, "nothing is under way that could be waited for"
         search.take(do_job(job, search.question, search.serving, search.source))
     return search.outcome(complete=True)

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from placement.search.build import Serving
 from placement.search.job import confirmed, do_job
-from placement.search.search import Answer, Outcome, Question, Search
+from placement.search.search import Answer, Job, Outcome, Question, Search
 from placement.search.whatif import Consequence, WhatIf, as_asked, consequence
 from placement.workload.source import WorkloadSource
 from placement.workload.spec import WorkloadSpec
@@ -45,14 +45,15 @@ class Processes:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._end()
 
-    def each(self, tasks: Iterator[Task], take: Take) -> None:
-        """Do all of them; the next one is asked for when there is a process for it.
+    def each(self, tasks: Iterator[Task | None], take: Take) -> None:
+        """Do all of them; the next one is asked for when there is a process for it; None: not before another is done.
 
         Errors: those of a task, and KeyboardInterrupt; the processes are killed then, and others may follow.
         """
         try:
             if self._num == 1:
                 for task in tasks:
+                    assert task is not None, "nothing is under way that could be waited for"
                     take(task, task(self._source), 0)
             else:
                 self._side_by_side(tasks, take)
@@ -60,7 +61,7 @@ class Processes:
             self._end()
             raise
 
-    def _side_by_side(self, tasks: Iterator[Task], take: Take) -> None:
+    def _side_by_side(self, tasks: Iterator[Task | None], take: Take) -> None:
         running: dict[Future[Any], Task] = {}
         while True:
             while len(running) < self._num and (task := next(tasks, None)) is not None:
@@ -105,7 +106,10 @@ def run_search(search: Search, processes: Processes, progress: Progress | None =
         if progress is not None:
             progress(search, running)
 
-    tasks = (partial(do_job, job, search.question, search.serving) for job in search.jobs())
+    def task_of(job: Job | None) -> Task | None:
+        return None if job is None else partial(do_job, job, search.question, search.serving)
+
+    tasks = map(task_of, search.jobs())
     try:
         processes.each(tasks, take)
     except KeyboardInterrupt:

@@ -13,9 +13,10 @@ from functools import partial
 from typing import Any
 
 from placement.search.build import Serving
+from placement.search.candidate import shape_of
 from placement.search.enlarge import Sized, enlarged
 from placement.search.parallel import Closer, Processes, Task, look_closer
-from placement.search.search import Answer, Outcome, Question, Scaled, shape_of
+from placement.search.search import Answer, Outcome, Question, Scaled
 from placement.search.space import Space
 from placement.search.whatif import WhatIf
 

@@ -1,6 +1,7 @@
 """The search: screen by bounds, simulate the promising ones best first, stop when nothing left can win.
 
-Two questions. *Most*: the placement within the budget with the highest steady goodput. *Least*: the cheapest placement
+Two questions. *Most*: the placement within the budget with the highest steady goodput; and the best of the other kind,
+split or colocated, where that is not far behind (race.py). *Least*: the cheapest placement
 (GPUs, dollars or watts) that carries a given rate; where that is too close to call, dearer ones are looked at until one
 carries it with confidence, up to twice the price. For both, one whose bound cannot beat the best found so far is never
 simulated. Nothing here simulates: it says what to simulate next (job.py, parallel.py do).
@@ -14,9 +15,11 @@ from enum import Enum
 
 from placement.search.binding import Utilisation
 from placement.search.bounds import Bounds, Screen, Slo
+from placement.search.bracket import Attainment
 from placement.search.build import DoesNotFit, Serving
-from placement.search.candidate import Candidate
+from placement.search.candidate import Candidate, shape_of, within
 from placement.search.goodput import Effort, Goodput
+from placement.search.race import Races, Runner
 from placement.workload.source import WorkloadSource
 
 _AMPLE = 1.25
@@ -105,6 +108,8 @@ class Job:
     candidate: Candidate
     bounds: Bounds
     floor: float  # of the rate: what cannot beat it is given up
+    rate: float | None = None  # a short run is asked for, at this rate; None: all that the question asks
+    hints: tuple[Attainment, ...] = ()  # what short runs told
 
 
 class Search:
@@ -120,6 +125,7 @@ class Search:
         self._answers: list[Answer] = []
         self._unfit: list[str] = []
         self._waiting: list[tuple[Candidate, Bounds]] = []
+        self._races = Races(question.slo.attainment, question.effort)
         self._best: Answer | None = None
         self._sure: Answer | None = None
         self._failed: dict[tuple[object, ...], list[Candidate]] = {}  # at the question's rate, by shape
@@ -143,6 +149,8 @@ class Search:
         if self.question.rate is None:
             value = self.question.value
             self._waiting.sort(key=lambda one: (-value(one[1].rate, one[0]), price.of(one[0])))
+            for candidate, bounds in self._waiting:
+                self._races.add(candidate, bounds, value(1.0, candidate))
         else:
             # First the cheapest that promises enough and more; then the cheaper ones, the likeliest first: where one
             # fails, all that have less of the same fail with it.
@@ -152,17 +160,28 @@ class Search:
             )
         self._order = {candidate: place for place, (candidate, _) in enumerate(self._waiting)}
 
-    def jobs(self) -> Iterator[Job]:
-        """The next candidate worth simulating, until there is none."""
+    @property
+    def screened(self) -> list[tuple[Candidate, Bounds]]:
+        """Those that may serve, by their bounds; the likeliest first."""
+        return self._waiting
+
+    def jobs(self) -> Iterator[Job | None]:
+        """The next thing worth simulating, until there is none; None: not before another answer is there."""
+        if self.question.rate is None:
+            for one in self._races.heats():
+                yield None if one is None else Job(one.candidate, one.bounds, one.heat.floor, one.heat.rate, one.hints)
+            return
         for candidate, bounds in self._waiting:
-            why_not = self._hopeless(candidate, bounds)
+            why_not = self._hopeless(candidate)
             if why_not:
                 self._answers.append(Answer(candidate, bounds, None, why_not))
             else:
-                yield Job(candidate, bounds, self._floor(candidate))
+                yield Job(candidate, bounds, 0.0)
 
     def take(self, answer: Answer) -> None:
         """One job is done. Only the best keeps its run: a run is megabytes."""
+        if self.question.rate is None and not self._races.enter(answer.candidate, answer.goodput, answer.reason):
+            return
         if answer.goodput is not None and answer.rate == 0.0 and self.question.rate is not None:
             self._failed.setdefault(shape_of(answer.candidate), []).append(answer.candidate)
         if self.question.rate is not None and answer.surely_good(self.question.slo.attainment):
@@ -176,21 +195,23 @@ class Search:
 
     @property
     def num_answered(self) -> int:
-        return len(self._answers) + (self._best is not None)
+        return len(self._answers) + (self._best is not None) + self._races.num_open
 
     @property
     def best(self) -> Answer | None:
-        return self._best
+        """So far; what was only seen in a short run where that is all there is."""
+        return self._best or self.outcome(complete=False).best
 
     def outcome(self, *, complete: bool) -> Outcome:
         """What is known now."""
-        known = self._answers if self._best is None else [*self._answers, self._best]
+        unsettled = (_so_far(runner) for runner in self._races if runner.found is None)
+        known = sorted((*self._answers, *([] if self._best is None else [self._best]), *unsettled), key=self._rank)
+        best = self._best or next((one for one in known if one.rate > 0.0), None)
         sure = None if self._sure is None or self._too_dear(self._sure.candidate) else self._sure
-        return Outcome(self._best, sure, tuple(sorted(known, key=self._rank)), tuple(self._unfit), complete)
+        return Outcome(best, sure, tuple(known), tuple(self._unfit), complete)
 
     def _rank(self, answer: Answer) -> tuple[float, ...]:
-        """Best first: those that serve, then by what is asked for, then the cheaper, then the surer, then by what was
-        promised.
+        """Best first: those that serve, what is asked for, the cheaper, the surer, by what was promised.
 
         Ties go to the one that is simulated first, so that the answer does not depend on who ended first.
         """
@@ -203,43 +224,25 @@ class Search:
             return (0.0, price, unsure, -answer.bounds.rate, place)
         return (1.0 if answer.goodput is not None else 2.0, -answer.bounds.rate, price, place)
 
-    def _floor(self, candidate: Candidate) -> float:
-        """The rate that it must beat."""
-        if self._best is None or self.question.rate is not None:
-            return 0.0
-        if not self.question.per_gpu:
-            return self._best.rate
-        return self._best.rate / self._best.candidate.gpus * candidate.gpus
-
     def _too_dear(self, candidate: Candidate) -> bool:
         """To be the surer one of the cheapest; which was found first does not matter."""
         price = self.question.price
         return self._best is not None and price.of(candidate) > DEARER * price.of(self._best.candidate)
 
-    def _hopeless(self, candidate: Candidate, bounds: Bounds) -> str:
+    def _hopeless(self, candidate: Candidate) -> str:
+        """Of a rate that was asked for."""
         price = self.question.price
-        if self.question.rate is None:
-            enough = self.best is None or bounds.rate > self._floor(candidate)
-            return "" if enough else f"at most {bounds.rate:.3g}/s, by {bounds.binding}"
         if self._sure is not None and price.of(candidate) >= price.of(self._sure.candidate):
             return f"no cheaper than {self._sure.candidate}"
         if self._best is not None and self._too_dear(candidate):
             return f"more than {DEARER:g} times the price of {self._best.candidate}"
         failed = self._failed.get(shape_of(candidate), ()) if self._failed else ()
-        bigger = next((one for one in failed if _within(candidate, one)), None)
+        bigger = next((one for one in failed if within(candidate, one)), None)
         return "" if bigger is None else f"{bigger} is not enough"
 
 
-def _within(candidate: Candidate, other: Candidate) -> bool:
-    """Whether `other`, of the same shape, has as many workers and replicas or more."""
-    return (
-        candidate.replicas <= other.replicas
-        and candidate.decode.workers <= other.decode.workers
-        and (candidate.prefill is None or other.prefill is None or candidate.prefill.workers <= other.prefill.workers)
-    )
-
-
-def shape_of(candidate: Candidate) -> tuple[object, ...]:
-    """All but the numbers of workers and replicas."""
-    pools = tuple(replace(pool, workers=1) for pool in candidate.pools)
-    return (candidate.prefill is None, pools, candidate.chunk_tokens, candidate.local_prefill_tokens)
+def _so_far(runner: Runner) -> Answer:
+    bounds, goodput = runner.bounds, runner.goodput
+    if not goodput.probes:
+        return Answer(runner.candidate, bounds, None, f"at most {bounds.rate:.3g}/s, by {bounds.binding}")
+    return Answer(runner.candidate, bounds, goodput, f"given up: less than {runner.most:.3g}/s; {runner.reason}")

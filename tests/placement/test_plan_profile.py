@@ -199,7 +199,7 @@ def test_workers_on_one_machine_carry_less_and_a_plan_says_which_it_is_for(
         goodput.append(json.loads(out.read_text())["predicted"]["goodput_rps"])
         told.append(("for one machine, --one-machine" in said, " per machine)" in said, " per worker)" in said))
         assert "GPU" not in said, "there is none"
-    assert goodput[1] < 0.9 * goodput[0] and told == [(True, True, False), (False, False, True)]
+    assert goodput[1] < 0.95 * goodput[0] and told == [(True, True, False), (False, False, True)]
     rows = {}
     for name, changes in (("own", {}), ("shared", {"one_machine": True})):
         out = tmp_path / "rows.jsonl"

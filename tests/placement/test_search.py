@@ -14,9 +14,10 @@ from placement.latency.shape import KNOWN_SHAPES
 from placement.search import job as jobs
 from placement.search import parallel
 from placement.search.bounds import Slo
+from placement.search.bracket import Attainment, Verdict
 from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate, Pool
-from placement.search.goodput import Attainment, Effort, Goodput, Verdict, find_goodput, look
+from placement.search.goodput import Effort, Goodput, find_goodput, look
 from placement.search.job import do_job, run_of, search, traffic
 from placement.search.parallel import Closer, Processes, look_closer, run_search
 from placement.search.pareto import front
@@ -57,7 +58,7 @@ def test_the_best_is_as_good_as_every_candidate_simulated_alone() -> None:
     assert best is not None
     for candidate in candidates(Space(4, (H100,), (H100,), (1,), chunks=(512,)), SERVING.model):
         job = Job(candidate, asked_for._bounds(candidate), 0.0)
-        assert do_job(job, asked_for.question, SERVING, SOURCE).rate <= best.rate
+        assert do_job(job, asked_for.question, SERVING, SOURCE).rate <= best.rate * (1 + EFFORT.tolerance)
 
 
 def test_a_run_is_given_up_only_when_too_many_have_missed() -> None:

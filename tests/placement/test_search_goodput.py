@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from placement.search.bounds import Slo
-from placement.search.goodput import Effort, Run, Verdict, confirm, find_goodput, look
+from placement.search.bracket import Verdict
+from placement.search.goodput import Effort, Run, confirm, find_goodput, look
 from placement.search.steady import first_steady, growth_of
 from placement.simulator.give_up import GiveUp
 from placement.simulator.requests import Outcome
