@@ -31,6 +31,11 @@ from placement.search.space import Space
 from placement.search.whatif import AS_ASKED, CHANGES
 from placement.workload.source import WorkloadSource
 
+_PREFIXES = (
+    "prompts of this workload share prefixes: they are simulated by the real code, which takes minutes, at hundreds of "
+    "requests/s hours; --no-enable-prefix-caching answers in seconds, as if nothing were cached"
+)
+
 
 def run_plan(args: argparse.Namespace) -> int:
     """Returns the exit code: 1 when no placement can serve within the targets."""
@@ -49,6 +54,8 @@ def run_plan(args: argparse.Namespace) -> int:
     notes = check_sizes(args, space, serving.model)
     unit = unit_of((*space.prefill_gpus, *space.decode_gpus), serving)
     validation = None if args.validate is None else Validation.of(args, space, profile)
+    if serving.prefix_caching and source.build(rate=1.0, num_requests=1).prefixes is not None:
+        print(_PREFIXES, file=sys.stderr)
     with Processes(spec, source, args.processes) as processes, _sigterm_is_ctrl_c():
         try:
             found = _found(args, question, space, serving, source, processes)

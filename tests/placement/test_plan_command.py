@@ -61,3 +61,10 @@ def test_a_budget_of_money_is_enough(run: Run) -> None:
 def test_what_nothing_can_serve_is_exit_code_1(run: Run) -> None:
     code, said = run("plan", slo_ttft=1e-5)
     assert code == 1 and "no placement within the budget" in said
+
+
+def test_a_workload_that_takes_the_real_simulator_is_said_to_take_long(run: Run) -> None:
+    flags = {"gpus": 1, "only": "colocated", "chunk": "512", "no_what_if": True, "quick": True}
+    for words, told in (("input=64,output=4,prefix=32", True), ("input=64,output=4", False)):
+        code, said = run("plan", workload=words, **flags)
+        assert code == 0 and ("share prefixes: they are simulated by the real code" in said) is told
