@@ -137,16 +137,9 @@ def _other_kind(outcome: Outcome) -> str | None:
     kind = "split" if colocated else "colocated"
     found = max(others, key=lambda one: one.rate)
     if found.goodput is None or found.rate <= 0.0:
-        return f"no {kind} placement serves more than {figure(max(ceiling(one) for one in others))} requests/s"
+        return f"no {kind} placement serves more than {figure(max(one.ceiling for one in others))} requests/s"
     close = "; too close to call" if found.goodput.high > best.goodput.low else ""
     return f"best {kind}: {found.candidate}: {figure(found.rate)} requests/s, {found.rate / best.rate - 1:+.0%}{close}"
-
-
-def ceiling(answer: Answer) -> float:
-    """Requests per second that it does not reach, by simulation or by its bound."""
-    if answer.goodput is None or answer.rate > 0.0:
-        return answer.bounds.rate
-    return min((probe.rate for probe in answer.goodput.probes), default=answer.bounds.rate)
 
 
 def table(outcome: Outcome, question: Question) -> list[str]:
@@ -167,7 +160,7 @@ def _figure(answer: Answer, question: Question) -> str:
     if question.rate is not None:
         most = "up to " if answer.rate == 0.0 and answer.goodput.probes[0].half_width == 0.0 else ""
         return f"{most}{100 * answer.goodput.probes[0].share:.1f} %"
-    return f"{figure(answer.rate)}/s" if answer.rate > 0.0 else f"under {figure(ceiling(answer))}/s"
+    return f"{figure(answer.rate)}/s" if answer.rate > 0.0 else f"under {figure(answer.ceiling)}/s"
 
 
 def what_if_lines(what_if: Sequence[Consequence], copies: int = 1) -> list[str]:

@@ -169,7 +169,7 @@ def _write(
 
         title = f"{serving.model.name}, {args.workload}" + (f", {counted(args.gpus, unit)}" if args.gpus else "")
         try:
-            write_report(args.report, outcome, question, what_if, title, answer, basis)
+            write_report(args.report, outcome, question, what_if, title, answer, basis, unit)
         except OSError as error:
             raise StartError(f"--report is {args.report}; {error.strerror}", ExitCode.OUTPUT) from None
         print(f"report: {args.report}")

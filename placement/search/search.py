@@ -69,6 +69,13 @@ class Answer:
     def rate(self) -> float:
         return self.goodput.rate if self.goodput is not None else 0.0
 
+    @property
+    def ceiling(self) -> float:
+        """Requests per second that it does not reach, by simulation or by its bound."""
+        if self.goodput is None or self.rate > 0.0:
+            return self.bounds.rate
+        return min((probe.rate for probe in self.goodput.probes), default=self.bounds.rate)
+
     def surely_good(self, target: float) -> bool:
         """Of a rate that was asked for: whether it is carried with confidence, not perhaps by chance."""
         return self.goodput is not None and self.rate > 0.0 and self.goodput.probes[0].surely_good(target)

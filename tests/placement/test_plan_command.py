@@ -68,3 +68,19 @@ def test_a_workload_that_takes_the_real_simulator_is_said_to_take_long(run: Run)
     for words, told in (("input=64,output=4,prefix=32", True), ("input=64,output=4", False)):
         code, said = run("plan", workload=words, **flags)
         assert code == 0 and ("share prefixes: they are simulated by the real code" in said) is told
+
+
+def test_a_report_counts_machines(run: Run, with_subject: Callable[..., Path], tmp_path: Path) -> None:
+    report = tmp_path / "R.html"
+    flags = {"profile": with_subject(tmp_path / "p.json"), "kv_bytes": "4G", "gpus": 2, "no_what_if": True}
+    code, said = run("plan", report=report, **flags)
+    assert code == 0 and "per machine" in said
+    assert "<th>machines</th>" in report.read_text() and "GPU" not in report.read_text()
+
+
+def test_a_report_does_not_say_that_what_was_given_up_serves_nothing(run: Run, tmp_path: Path) -> None:
+    report = tmp_path / "R.html"
+    code, said = run("plan", report=report, workload="input=2000,output=300", gpus=4, tp="1,2,4", no_what_if=True)
+    given_up = [line.split("/s")[0].strip() for line in said.splitlines() if line.lstrip().startswith("under ")]
+    assert code == 0 and given_up
+    assert all(f"<td>{words}</td>" in report.read_text() for words in given_up)
