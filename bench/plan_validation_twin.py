@@ -83,9 +83,16 @@ def cluster_of(placement: Placement, profile: Profile, limits: Limits, mock: boo
 
 
 def planned(path: Path) -> tuple[Placement, int | None]:
-    """The placement of a plan file, and its chunk. Errors: OSError; ValueError for a file without one."""
+    """The placement of a plan file, and its chunk. Errors: OSError; ValueError where it has none that runs here."""
     given = json.loads(path.read_text())
     serve = given.get("serve", given)
     if not {"prefill", "decode"} <= set(serve):
         raise ValueError(f"{path}: has no prefill and decode workers to start")
+    placement = given.get("placement") or {}
+    pools = [pool for name in ("prefill", "decode") if (pool := placement.get(name))]
+    if any(pool["tp"] != 1 or pool["pp"] != 1 for pool in pools) or placement.get("replicas", 1) != 1:
+        raise ValueError(
+            f"{path}: is {placement.get('placement')}; workers here are whole models in one cluster: plan with --tp 1 "
+            "--pp 1 --affinity high"
+        )
     return Placement(int(serve["prefill"]), int(serve["decode"])), serve.get("max_num_batched_tokens")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from deploy.flags import add_worker_settings, serve_config, worker_flags
 from deploy.machine import machine_in_words
 from deploy.profile_report import report
 from deploy.resolve import ResolvedServe, resolve
+from deploy.stop_signals import sigterm_is_ctrl_c
 from pdserve.clock import MonotonicClock
 from pdserve.exit import ExitCode, StartError
 from placement.latency.fitted_profile import Profile, Subject, make_profile, profile_to_json
@@ -69,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, fit, write; Ctrl-C ends the measuring and keeps what there is."""
+    """Measure, fit, write; Ctrl-C and SIGTERM end the measuring and keep what there is."""
     check_output(args.output)
     config = serve_config({name: value for name, value in vars(args).items() if name != "output"})
     configure_logging("WARNING")
@@ -84,11 +86,12 @@ def run(args: argparse.Namespace) -> int:
             f"the machine is busy (load {load:.1f} on {cores} cores): what is measured now is the others too",
             flush=True,
         )
-    profile = _measure(args, resolved)
+    with sigterm_is_ctrl_c():
+        profile = _measure(args, resolved)
     print("\n".join(report(profile)))
     write_output(args.output, json.dumps(profile_to_json(profile), indent=1) + "\n")
     print(f"profile: {args.output}")
-    return ExitCode.OK
+    return ExitCode.OK if args.no_delays or profile.delays is not None else ExitCode.FAILED
 
 
 def _measure(args: argparse.Namespace, resolved: ResolvedServe) -> Profile:
@@ -126,6 +129,10 @@ def _measure(args: argparse.Namespace, resolved: ResolvedServe) -> Profile:
         served = _served(args, resolved, found, limits, found.link or LinkSpec(1e12))
     except KeyboardInterrupt:
         print("\nstopped: the profile is without delays", flush=True)
+        args.no_delays = True
+        return found
+    except StartError as error:
+        print(f"pdserve profile: error: {error.message}\nthe profile is without delays", file=sys.stderr, flush=True)
         return found
     return replace(found, delays=served.delays.split, colocated_delays=served.delays.colocated, served=served.steps)
 

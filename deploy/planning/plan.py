@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 
 from deploy.arguments import check_output, write_output
 from deploy.planning.answer import answer_line, more_lines, table, unit_of, what_if_lines
@@ -18,6 +15,7 @@ from deploy.planning.question import check_flags, check_sizes, listed, question_
 from deploy.planning.sizes import Sizes
 from deploy.planning.subject import SAMPLE, serving_of, workload_of
 from deploy.planning.validate import Validation
+from deploy.stop_signals import sigterm_is_ctrl_c
 from deploy.words import counted
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
@@ -56,7 +54,7 @@ def run_plan(args: argparse.Namespace) -> int:
     validation = None if args.validate is None else Validation.of(args, space, profile)
     if serving.prefix_caching and source.build(rate=1.0, num_requests=1).prefixes is not None:
         print(_PREFIXES, file=sys.stderr)
-    with Processes(spec, source, args.processes) as processes, _sigterm_is_ctrl_c():
+    with Processes(spec, source, args.processes) as processes, sigterm_is_ctrl_c():
         try:
             found = _found(args, question, space, serving, source, processes)
         except BrokenProcessPool:
@@ -102,16 +100,6 @@ def _cores(best: Candidate, serving: Serving, profile: FromProfile | None) -> li
     if workers == 1:
         return []
     return [f"each of the {workers} workers has a machine like this one of its own; for one machine, --one-machine"]
-
-
-@contextmanager
-def _sigterm_is_ctrl_c() -> Iterator[None]:
-    """So that it ends the search with what is known, and leaves nothing behind."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _found(

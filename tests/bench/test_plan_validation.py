@@ -119,6 +119,11 @@ def test_the_placement_of_a_plan_file(tmp_path: Path) -> None:
     path.write_text(json.dumps({"serve": {}}))
     with pytest.raises(ValueError, match="has no prefill and decode workers"):
         planned(path)
+    pool = {"tp": 1, "pp": 1}
+    for placement in ({"decode": pool | {"tp": 4}}, {"prefill": pool | {"pp": 2}, "decode": pool}, {"replicas": 2}):
+        path.write_text(json.dumps({"serve": {"prefill": 0, "decode": 1}, "placement": placement}))
+        with pytest.raises(ValueError, match="workers here are whole models in one cluster"):
+            planned(path)
 
 
 def test_a_profile_of_the_real_engines_delays_is_not_for_the_mock_one(
