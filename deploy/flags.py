@@ -1,4 +1,4 @@
-"""Between the settings of pdserve/config.py and the command line: one flag per field, one YAML key per flag."""
+"""Between the settings of pdserve/config/ and the command line: one flag per field, one YAML key per flag."""
 
 from __future__ import annotations
 

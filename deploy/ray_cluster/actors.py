@@ -14,13 +14,13 @@ from deploy.ray_cluster.placement import (
     Bundle,
     KeeperStart,
     bundle_of,
-    counted,
     listen_hosts,
     missing,
     placed,
     workers_per_gpu,
 )
 from deploy.ray_cluster.worker_host import WorkerHost
+from deploy.words import counted
 from pdserve.config import WorkerStart
 from pdserve.exit import ExitCode, StartError
 

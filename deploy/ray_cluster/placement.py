@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
+from deploy.words import counted
 from pdserve.config import WorkerStart
 from pdserve.settings import ConfigError
 
@@ -74,11 +75,6 @@ def missing(bundle: Bundle, num_workers: int, cluster: Mapping[str, float], free
     ]
     who = "1 worker needs" if num_workers == 1 else f"{num_workers} workers need"
     return f"{who} " + "; ".join(lacks) if lacks else None
-
-
-def counted(amount: float, name: str) -> str:
-    """`1 CPU`, `0.5 GPUs`."""
-    return f"{amount:g} {name}" if amount == 1 else f"{amount:g} {name}s"
 
 
 def placed(worker: WorkerStart, host: str, per_gpu: int) -> WorkerStart:
