@@ -21,6 +21,7 @@ from placement.simulator.simulate import simulate
 from placement.workload.workload import Workload
 
 WARM = 4
+SHARES = 20  # by which it is told how something varies
 REST_S = 0.05  # between two: everything rests, as it does under traffic
 LIMIT_S = 60.0
 STATUS_S = 1.2  # workers report once a second
@@ -77,9 +78,9 @@ def alone_in(twin: ClusterSpec, prompt_tokens: int, output_tokens: int) -> tuple
     return float(told.ttft_s[0]), float(told.tpot_s[0])
 
 
-def equally_likely(values: Sequence[float], num: int) -> tuple[float, ...]:
-    """The middles of `num` equal shares of them, in order."""
-    return tuple(float(one) for one in np.quantile(values, (np.arange(num) + 0.5) / num))
+def equally_likely(values: Sequence[float]) -> tuple[float, ...]:
+    """The middles of SHARES equal shares of them, in order."""
+    return tuple(float(one) for one in np.quantile(values, (np.arange(SHARES) + 0.5) / SHARES))
 
 
 def step_totals(http_port: int) -> Totals:

@@ -32,7 +32,6 @@ STEPS = LatencyCoefficients(base_s=6e-3, per_prefill_token_s=1.5e-4)  # of the m
 PROMPT_TOKENS, OUTPUT_TOKENS = 512, 33
 AT_ONCE, AT_ONCE_S = 8, 4.0  # clients, and how long they ask
 SHORT_PROMPT, LONG_OUTPUT = 16, 128  # theirs: hardly anything but decodes
-FRONTS = 20
 BLOCK_SIZE, BLOCK_BYTES, NUM_BLOCKS = 16, 1024, 4096
 REQUESTS = 40
 STEADY = Warming(0.0, 0.0)
@@ -105,7 +104,7 @@ def mock_served(alone: Sequence[Seen], gap_s: float, at_once_s: Sequence[float])
     """From requests that were alone, the time between a lone one's tokens, and between those of AT_ONCE together."""
     more_s = 0.0 if not at_once_s else (statistics.median(at_once_s) - gap_s) / (AT_ONCE - 1)
     off_s = [one - seen.ttft_s for seen in alone for one in seen.each_ttft_s]
-    return MockServed(max(0.0, more_s), equally_likely(off_s, FRONTS))
+    return MockServed(max(0.0, more_s), equally_likely(off_s))
 
 
 def delays_of(colocated: tuple[Seen, Known], split: tuple[Seen, Known], wake_s: float, trip: Trip) -> Measured:

@@ -28,7 +28,6 @@ TOGETHER_S, TOGETHER_ROUNDS = 2.0, 4
 TOGETHER_PROMPTS, TOGETHER_DECODES = 4, 50  # of one worker, for which there must be time
 SHORTEST_S = 1e-4  # of a decode: a fit may say 0 where it was not measured
 JITTER_HOLD_S = 0.25  # means over 30 and over 250 ms of decodes vary alike: what there is, stays that long
-JITTER_FACTORS = 20
 LEAST_FACTOR = 0.5
 ONE_OUTPUT = 0.35  # of that time, were it alone: beside others it must end too
 
@@ -123,7 +122,7 @@ def jitter_of(series: Sequence[tuple[Seen, float]]) -> Jitter:
     for seen, prompt_s in series:
         prompts += [max(LEAST_FACTOR, 1.0 + (one - seen.ttft_s) / prompt_s) for one in seen.each_ttft_s]
         decodes += [max(LEAST_FACTOR, one / max(seen.gap_s, SHORTEST_S)) for one in seen.each_gap_s]
-    return Jitter(JITTER_HOLD_S, equally_likely(prompts, JITTER_FACTORS), equally_likely(decodes, JITTER_FACTORS))
+    return Jitter(JITTER_HOLD_S, equally_likely(prompts), equally_likely(decodes))
 
 
 def _in_a_row(known: Known, warming: Warming) -> Known:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.profiler import served, together
-from bench.profiler.alone import Seen, parse_totals, since
+from bench.profiler.alone import SHARES, Seen, parse_totals, since
 from bench.profiler.delays import MOCK, OUTPUT_TOKENS, Known, Trip, delays_of, mock_served, wake_up_s
 from bench.profiler.shapes import Limits, Shape, shapes
 from bench.profiler.steps import Visits, steps_of
@@ -122,7 +122,7 @@ def test_jitter_is_how_far_lone_requests_are_off_their_median() -> None:
     gap_s = tuple(0.01 * (1.0 + 0.01 * i) for i in range(-20, 21))
     seen = Seen(0.1, 0.01, 0.01, (), ttft_s, gap_s)
     found = served.jitter_of([(seen, 0.05)])
-    assert len(found.prompts) == len(found.decodes) == served.JITTER_FACTORS
+    assert len(found.prompts) == len(found.decodes) == SHARES
     assert found.prompts == pytest.approx(tuple(1.0 + 0.02 * (2 * i - 19) for i in range(20)))  # 1 ms of 50 each
     assert found.decodes == pytest.approx(tuple(1.0 + 0.01 * (2 * i - 19) for i in range(20)))
     nothing = served.jitter_of([(Seen(0.1, 0.0, 0.0, (), (0.001,), (0.0,)), 0.05)])
