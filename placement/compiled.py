@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
@@ -16,7 +15,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _HERE = Path(__file__).parent
 _PREFIX = "numba-"
-_KEPT_S = 14 * 86400.0
+_MOST_KEPT = 5  # of some 15 MB each
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
@@ -39,6 +38,16 @@ def compiled_lean(function: Callable[P, R]) -> Callable[P, R]:
 def compiled_inner(function: Callable[P, R]) -> Callable[P, R]:
     """The same, called by compiled code alone: what unpacks Python's objects for it is not compiled."""
     return _compile(function, {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True})
+
+
+def is_on_disk(function: Callable[..., object]) -> bool:
+    """Whether an earlier run left this compiled function's machine code; else its first call takes seconds.
+
+    Trusts:  the sources are those of then, which a cache of our own making sees to.
+    """
+    place = function.stats.cache_path  # type: ignore[attr-defined]  # numba's dispatcher has it
+    name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
+    return place is not None and any(Path(place).glob(f"{name}-*.nbi"))
 
 
 def _compile(function: Callable[P, R], options: dict[str, bool]) -> Callable[P, R]:
@@ -71,13 +80,15 @@ def _keep_versions_apart() -> None:
 
 
 def _forget_old(place: Path) -> None:
-    """What no process has used for two weeks."""
+    """All but those that processes used last."""
+    used = {}
     for path in place.glob(_PREFIX + "*"):
         try:
-            if path.stat().st_mtime < time.time() - _KEPT_S:
-                shutil.rmtree(path, ignore_errors=True)
+            used[path] = path.stat().st_mtime
         except OSError:
             pass  # another process was first
+    for path in sorted(used, key=used.__getitem__, reverse=True)[_MOST_KEPT:]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 _keep_versions_apart()
