@@ -25,8 +25,11 @@ def run_simulate(args: argparse.Namespace) -> int:
     prompt, token = (_machines(args, name, getattr(args, name)) for name in ("prefill", "decode"))
     check_files(args)
     requests = read_requests(args.requests)
+    from deploy.planning.compiling import tell_if_compiling
+    from placement.compat.splitwise.cluster import walk
     from placement.compat.splitwise.simulate import simulate  # compiled: numba takes a while to import
 
+    tell_if_compiling(walk)
     timings = simulate(model, [prompt], [token], requests, args.rate_scale or 1.0)
     columns = {"ttft_s": timings.ttft_s, "tbt_s": timings.tbt_s, "e2e_s": timings.e2e_s}
     write_output(args.output, json_lines(requests, columns))

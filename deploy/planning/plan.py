@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from deploy.arguments import check_output, write_output
 from deploy.planning.answer import answer_line, more_lines, table, unit_of, what_if_lines
 from deploy.planning.caveats import caveats
+from deploy.planning.compiling import tell_if_compiling
 from deploy.planning.profile import FromProfile, profile_of
 from deploy.planning.question import check_flags, check_sizes, listed, question_of, space_of
 from deploy.planning.sizes import Sizes
@@ -21,12 +22,14 @@ from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
 from placement.search.build import Serving
 from placement.search.candidate import Candidate
+from placement.search.job import compiled
 from placement.search.parallel import Closer, Processes, run_search
 from placement.search.plan_file import plan_to_json
 from placement.search.scale import run_scaled, scaled_closer
 from placement.search.search import Outcome, Question, Search
 from placement.search.space import Space
 from placement.search.whatif import AS_ASKED, CHANGES
+from placement.simulator.fast.kernel import run_events
 from placement.workload.source import WorkloadSource
 
 _PREFIXES = (
@@ -118,6 +121,8 @@ def _found(
             search.screen(listed(space, serving.model))
         except KeyboardInterrupt:
             return search.outcome(complete=False)
+        if search.screened and compiled(search.screened[0][0], serving, source):
+            tell_if_compiling(run_events)
         return run_search(search, processes, _Progress())
 
     def enlarged(part: Outcome, copies: int) -> Outcome:

@@ -11,6 +11,7 @@ import numpy as np
 
 from deploy.arguments import check_output, count, pair_count, pairs, refuse, require, write_output
 from deploy.planning.caveats import caveats
+from deploy.planning.compiling import tell_if_compiling
 from deploy.planning.profile import THIS_MACHINE, check_measured, profile_of
 from deploy.planning.subject import gpus, serving_of, workload_of
 from pdserve.exit import ExitCode, StartError
@@ -20,6 +21,8 @@ from placement.search.build import DoesNotFit, Serving, cluster_of
 from placement.search.candidate import Candidate, Pool
 from placement.search.job import Simulated
 from placement.search.plan_file import percentiles
+from placement.simulator.fast.kernel import run_events
+from placement.simulator.fast.run import unsupported
 from placement.simulator.results import RequestColumns
 
 MODE = "simulate"
@@ -53,6 +56,8 @@ def run_simulate(args: argparse.Namespace) -> int:
             f"--workload: its {len(workload)} requests come over {workload.arrival_s[-1]:.3g} s; at most "
             f"{MAX_SECONDS:,} s are simulated: give a higher --rate or fewer --num-requests", ExitCode.WORKLOAD,
         )  # fmt: skip
+    if not unsupported(cluster, workload):
+        tell_if_compiling(run_events)
     rows = Simulated(cluster)(workload)
     print(f"{candidate}: {len(workload)} requests at {workload.rate:.3g}/s")
     print("\n".join([*_summary(rows, args), *caveats(profile, serving, [candidate], rows)]))

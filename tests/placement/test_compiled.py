@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
+import pytest
+
 import placement
+from deploy.planning.compiling import tell_if_compiling
 
 PROGRAM = """
 import sys
@@ -76,3 +80,13 @@ def test_whether_a_function_is_still_to_be_compiled_is_known_before(tmp_path: Pa
     command = [sys.executable, "-c", program, str(tmp_path)]
     said = [subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout for _ in range(2)]
     assert said == ["False\nTrue\n", "True\nTrue\n"]
+
+
+def test_compiling_is_said_once_and_not_of_what_is_on_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    kept_nowhere = numba.njit(lambda x: x)
+    for _ in range(2):
+        tell_if_compiling(kept_nowhere)
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("compiling the simulator")
+    tell_if_compiling()
+    assert capsys.readouterr().err == ""

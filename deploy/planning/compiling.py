@@ -1,0 +1,18 @@
+"""What the first simulation of a fresh installation is busy with, said before it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache
+
+from placement.compiled import is_on_disk
+
+
+@cache
+def tell_if_compiling(*functions: Callable[..., object]) -> None:
+    """One line on standard error, once, where one of them has to be compiled before it can run."""
+    if not all(is_on_disk(function) for function in functions):
+        print(
+            "compiling the simulator, which may take a minute; later runs find it compiled", file=sys.stderr, flush=True
+        )
