@@ -6,6 +6,7 @@ import argparse
 import math
 
 MAX_BYTES = 1 << 44
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _SUFFIXES = {"k": 10, "m": 20, "g": 30, "t": 40}
 
 
@@ -25,3 +26,11 @@ def memory_size(text: str) -> float:
     if not 0 < number <= MAX_BYTES:
         raise argparse.ArgumentTypeError(f"{text!r} must be bytes above 0, like 536870912 or 512M, at most 16T")
     return number
+
+
+def size_in_words(count: float) -> str:
+    """Three digits and the unit that shows them: `20 MiB`."""
+    unit = 0
+    while count >= 999.5 and unit < len(_UNITS) - 1:
+        count, unit = count / 1024, unit + 1
+    return f"{count:.3g} {_UNITS[unit]}"

@@ -13,6 +13,7 @@ from deploy.ray_cluster.cluster import check_ray_installed
 from deploy.ray_cluster.connection import PROBE_TIMEOUT_S
 from deploy.ray_cluster.placement import LOCAL
 from deploy.safetensors_headers import BadCheckpoint
+from pdserve.byte_sizes import size_in_words
 from pdserve.exit import StartError
 from pdserve.settings import address_problems, split_address
 
@@ -28,9 +29,7 @@ def check_model(name: str, wanted: Wanted, on_cpu: bool) -> list[Finding]:
     findings = [ok("model", "directory", said)]
     total = found.weight_bytes * wanted.workers
     if on_cpu:
-        said = (
-            f"{wanted.workers} copies take {total / 2**30:.1f} GiB, {available_bytes() / 2**30:.1f} GiB are available"
-        )
+        said = f"{wanted.workers} copies take {size_in_words(total)}, {size_in_words(available_bytes())} are available"
         fits = total <= available_bytes()
         findings.append(ok("model", "weights", said) if fits else fail("model", "weights", said, "start fewer workers"))
     return findings

@@ -14,7 +14,7 @@ from deploy.planning.compiling import tell_if_compiling
 from deploy.planning.profile import FromProfile, profile_of
 from deploy.planning.question import check_flags, check_sizes, listed, question_of, space_of
 from deploy.planning.sizes import Sizes
-from deploy.planning.subject import SAMPLE, serving_of, workload_of
+from deploy.planning.subject import SAMPLE, more_room, serving_of, workload_of
 from deploy.planning.validate import Validation
 from deploy.stop_signals import sigterm_is_ctrl_c
 from deploy.words import counted
@@ -86,7 +86,7 @@ def _told(
     at_rate = None if best is None or best.goodput is None else best.goodput.at_rate
     requests = source.build(rate=1.0, num_requests=SAMPLE) if at_rate is None else at_rate.requests
     return [
-        answer_line(found.outcome, question, unit),
+        answer_line(found.outcome, question, unit) + ("" if found.outcome.answers else more_room(serving)),
         *more_lines(found.outcome, question, unit),
         *([] if best is None else _cores(best.candidate, serving, profile)),
         *caveats(profile, serving, [] if best is None else [best.candidate], requests),

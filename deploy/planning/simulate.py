@@ -13,7 +13,7 @@ from deploy.arguments import check_output, count, pair_count, pairs, refuse, req
 from deploy.planning.caveats import caveats
 from deploy.planning.compiling import tell_if_compiling
 from deploy.planning.profile import THIS_MACHINE, check_measured, profile_of
-from deploy.planning.subject import gpus, serving_of, workload_of
+from deploy.planning.subject import gpus, more_room, serving_of, workload_of
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
 from placement.latency.shape import ModelShape
@@ -108,7 +108,7 @@ def _check_room(pools: Mapping[str, Pool], serving: Serving) -> None:
             serving.times(pool)
             serving.blocks(pool)
         except DoesNotFit as error:
-            raise StartError(f"{flag}: {error}", ExitCode.FAILED) from None
+            raise StartError(f"{flag}: {error}{more_room(serving)}", ExitCode.FAILED) from None
 
 
 def _summary(rows: RequestColumns, args: argparse.Namespace) -> list[str]:

@@ -124,6 +124,11 @@ def serving_of(args: argparse.Namespace, source: WorkloadSource, measured: FromP
     )
 
 
+def more_room(serving: Serving) -> str:
+    """What to do where not even one request has room in a worker's KV memory; empty: take other GPUs."""
+    return "" if serving.kv_bytes is None else "; give more --kv-bytes, or leave it out"
+
+
 def _shared(args: argparse.Namespace, measured: FromProfile | None) -> ServedSteps:
     """--one-machine. Errors: ConfigError."""
     problems = []

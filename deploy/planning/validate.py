@@ -14,6 +14,7 @@ from pathlib import Path
 from deploy.arguments import refuse
 from deploy.machine import available_bytes, machine_in_words
 from deploy.planning.profile import THIS_MACHINE, FromProfile
+from pdserve.byte_sizes import size_in_words
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
 from placement.search.build import Serving
@@ -117,8 +118,8 @@ class Validation:
         free = available_bytes()
         if num_workers * each > free:
             raise StartError(
-                f"--validate would start {num_workers} workers with {each / 2**30:.1f} GiB of KV each, "
-                f"{free / 2**30:.1f} GiB of memory are free: give --kv-bytes",
+                f"--validate would start {num_workers} workers with {size_in_words(each)} of KV each, "
+                f"{size_in_words(free)} of memory are free: give --kv-bytes",
                 ExitCode.ENVIRONMENT,
             )
         return each

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from pdserve.byte_sizes import size_in_words
 from placement.hardware.catalogue import GpuType
 from placement.latency.roofline import Roofline
 from placement.latency.shape import ModelShape
@@ -71,8 +72,8 @@ class Serving:
         needed = -(-self.max_model_len // self.block_size)
         if blocks < needed:
             raise DoesNotFit(
-                f"{pool}: {max(kv_bytes, 0.0) / pool.pp / 2**30:.1f} GiB of KV a lane, one request of "
-                f"{self.max_model_len:,} tokens needs {needed * self.block_bytes / 2**30:.1f} GiB"
+                f"{pool}: {size_in_words(max(kv_bytes, 0.0) / pool.pp)} of KV a lane, one request of "
+                f"{self.max_model_len:,} tokens needs {size_in_words(needed * self.block_bytes)}"
             )
         return blocks
 

@@ -122,5 +122,5 @@ def test_lanes_of_a_pipeline_share_its_ports() -> None:
 def test_what_does_not_fit_says_how_much_is_missing() -> None:
     big = Serving(KNOWN_SHAPES["llama-3.1-70b"], 4096)
     sample = WorkloadSource(parse_workload_spec("input=100,output=10")).build(rate=1.0, num_requests=10)
-    with pytest.raises(DoesNotFit, match=r"1xh100: 0\.0 GiB of KV a lane, one request of 4,096 tokens needs"):
+    with pytest.raises(DoesNotFit, match=r"1xh100: 0 bytes of KV a lane, one request of 4,096 tokens needs"):
         Screen(big, Slo(1.0, 1.0), sample)(Candidate(None, Pool(H100, 1), 512))
