@@ -24,8 +24,8 @@ def unit_of(types: Iterable[GpuType], serving: Serving) -> str:
     return "machine" if serving.slowdown is None else "worker"
 
 
-def answer_line(outcome: Outcome, question: Question, unit: str) -> str:
-    """One sentence."""
+def answer_line(outcome: Outcome, question: Question, unit: str, within: str) -> str:
+    """One sentence; `within`: what limits placements, as the user said it."""
     slo = question.slo
     target = f"TTFT {slo.ttft_s:g} s and TPOT {slo.tpot_s:g} s for {100 * slo.attainment:g} %"
     best = outcome.best
@@ -33,9 +33,9 @@ def answer_line(outcome: Outcome, question: Question, unit: str) -> str:
         reasons = [answer.reason for answer in outcome.answers[:1]] or list(outcome.unfit[:1])
         why = f": {reasons[0]}" if reasons and outcome.complete else ""
         carry = "" if question.rate is None else f" of {figure(question.rate)} requests/s"
-        found = (
-            "no placement within the budget" if outcome.complete else "interrupted before any placement was seen that"
-        )
+        found = f"no placement{' within ' * bool(within)}{within}"
+        if not outcome.complete:
+            found = "interrupted before any placement was seen that"
         return f"{found} meets {target}{carry}{why}"
     candidate, goodput = best.candidate, best.goodput
     assert goodput is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from deploy.planning.budget import check_budget
 from deploy.planning.caveats import caveats
 from deploy.planning.profile import profile_of
 from deploy.planning.question import check_flags, check_sizes, listed, question_of, space_of
@@ -22,6 +23,7 @@ def run_bounds(args: argparse.Namespace) -> int:
     _, source = workload_of(args.workload)
     serving = serving_of(args, source, profile)
     notes = check_sizes(args, space, serving.model)
+    check_budget(args, space, serving.model)
     search = Search(question, serving, source)
     search.screen(listed(space, serving.model))
     outcome = search.outcome(complete=False)

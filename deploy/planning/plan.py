@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from deploy.arguments import check_output, write_output
 from deploy.planning.answer import answer_line, more_lines, table, unit_of, what_if_lines
+from deploy.planning.budget import budget_in_words, check_budget
 from deploy.planning.caveats import caveats
 from deploy.planning.compiling import tell_if_compiling
 from deploy.planning.profile import FromProfile, profile_of
@@ -53,6 +54,7 @@ def run_plan(args: argparse.Namespace) -> int:
     spec, source = workload_of(args.workload)
     serving = serving_of(args, source, profile)
     notes = check_sizes(args, space, serving.model)
+    check_budget(args, space, serving.model)
     unit = unit_of((*space.prefill_gpus, *space.decode_gpus), serving)
     validation = None if args.validate is None else Validation.of(args, space, profile)
     if serving.prefix_caching and source.build(rate=1.0, num_requests=1).prefixes is not None:
@@ -65,7 +67,7 @@ def run_plan(args: argparse.Namespace) -> int:
                 "a process of the search was killed, for want of memory? --processes 1 needs least"
             ) from None
     outcome, best = found.outcome, found.outcome.best
-    answer = "\n".join([*_told(found, question, serving, profile, source, unit), *notes])
+    answer = "\n".join([*_told(found, question, serving, profile, source, unit, budget_in_words(args)), *notes])
     print("\n".join([answer, *table(outcome, question)]))
     copies = 1 if outcome.scaled is None else outcome.scaled.copies
     for line in what_if_lines([one for one in found.what_if if one.change is not AS_ASKED], copies):
@@ -79,14 +81,20 @@ def run_plan(args: argparse.Namespace) -> int:
 
 
 def _told(
-    found: Closer, question: Question, serving: Serving, profile: FromProfile | None, source: WorkloadSource, unit: str
+    found: Closer,
+    question: Question,
+    serving: Serving,
+    profile: FromProfile | None,
+    source: WorkloadSource,
+    unit: str,
+    within: str,
 ) -> list[str]:
     """The answer, what belongs beside it, and how far it may be believed."""
     best = found.outcome.best
     at_rate = None if best is None or best.goodput is None else best.goodput.at_rate
     requests = source.build(rate=1.0, num_requests=SAMPLE) if at_rate is None else at_rate.requests
     return [
-        answer_line(found.outcome, question, unit) + ("" if found.outcome.answers else more_room(serving)),
+        answer_line(found.outcome, question, unit, within) + ("" if found.outcome.answers else more_room(serving)),
         *more_lines(found.outcome, question, unit),
         *([] if best is None else _cores(best.candidate, serving, profile)),
         *caveats(profile, serving, [] if best is None else [best.candidate], requests),

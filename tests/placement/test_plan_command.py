@@ -60,7 +60,7 @@ def test_a_budget_of_money_is_enough(run: Run) -> None:
 
 def test_what_nothing_can_serve_is_exit_code_1(run: Run) -> None:
     code, said = run("plan", slo_ttft=1e-5)
-    assert code == 1 and "no placement within the budget" in said
+    assert code == 1 and "no placement within --gpus 3 meets TTFT" in said
 
 
 def test_a_workload_that_takes_the_real_simulator_is_said_to_take_long(run: Run) -> None:
