@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from placement.latency.checked_json import check_known, items_of, made
 from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_fit import FITS, cross_validate, fit_linear, fit_piecewise, fit_transfer
 from placement.latency.fitted_points import FitError, StepPoint, by_regime, relative_errors
 from placement.latency.served import MockServed, ServedSteps, piecewise
-from placement.simulator.cluster import Delays, Jitter, LinearSteps, LinkSpec, Slowdown, StepTimes, Warming
+from placement.simulator.cluster import Delays, LinearSteps, LinkSpec, StepTimes
 from scheduling.latency import LatencyModel, model_from_json, model_to_json
 
 FORMAT = 1
-T = TypeVar("T")
 CURVES = ("prefill", "decode", "mixed")
-_SIGNED = {"fronts_s"}  # differences
-_WITHIN: dict[str, type] = {"Slowdown": Slowdown, "Warming": Warming, "Jitter": Jitter}
+_KEYS = (
+    "format", "complete", "best_fit", "subject", "delays", "colocated_delays", "served", "mock", "steps", "error",
+    "cross_validation", "points", "transport", "transfers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,27 +155,33 @@ def profile_from_json(given: object, where: str = "profile") -> Profile:
     where = f"{where}: measured"
     if measured.get("format") != FORMAT:
         raise ValueError(f"{where}: format is {measured.get('format')!r}; this version reads {FORMAT}")
+    check_known(measured, _KEYS, where)
+    transport, complete = measured.get("transport"), measured.get("complete", True)
+    if transport is not None and not isinstance(transport, str):
+        raise ValueError(f"{where}: transport is {transport!r}; it must be text or null")
+    if not isinstance(complete, bool):
+        raise ValueError(f"{where}: complete is {complete!r}; it must be true or false")
     steps = measured.get("steps")
     delays = {
-        name: None if measured.get(name) is None else _made(Delays, measured[name], f"{where}: {name}")
+        name: None if measured.get(name) is None else made(Delays, measured[name], f"{where}: {name}")
         for name in ("delays", "colocated_delays")
     }
     served, mock = measured.get("served"), measured.get("mock")
-    transfers = [_made(_Transfer, one, f"{where}: transfers {i}") for i, one in _rows(measured, "transfers", where)]
+    transfers = [made(_Transfer, one, f"{where}: transfers {i}") for i, one in _rows(measured, "transfers", where)]
     return Profile(
         linear,
-        _made(Subject, measured.get("subject"), f"{where}: subject"),
+        made(Subject, measured.get("subject"), f"{where}: subject"),
         None if steps is None else _steps(steps, f"{where}: steps"),
-        tuple(_made(StepPoint, one, f"{where}: points {i}") for i, one in _rows(measured, "points", where)),
+        tuple(made(StepPoint, one, f"{where}: points {i}") for i, one in _rows(measured, "points", where)),
         tuple((one.bytes, one.seconds) for one in transfers),
-        measured.get("transport"),
+        transport,
         delays["delays"],
         delays["colocated_delays"],
         _errors(measured.get("error"), f"{where}: error"),
         _errors(measured.get("cross_validation"), f"{where}: cross_validation"),
-        None if served is None else _made(ServedSteps, served, f"{where}: served"),
-        None if mock is None else _made(MockServed, mock, f"{where}: mock"),
-        bool(measured.get("complete", True)),
+        None if served is None else made(ServedSteps, served, f"{where}: served"),
+        None if mock is None else made(MockServed, mock, f"{where}: mock"),
+        complete,
     )
 
 
@@ -190,15 +197,11 @@ def _errors_to_json(errors: Mapping[str, Mapping[str, FitError]]) -> dict[str, A
 
 def _errors(given: object, where: str) -> dict[str, dict[str, FitError]]:
     return {
-        str(fit): {str(kind): _made(FitError, error, f"{where}: {fit}: {kind}") for kind, error in _of(kinds, where)}
-        for fit, kinds in _of(given, where)
+        str(fit): {
+            str(kind): made(FitError, error, f"{where}: {fit}: {kind}") for kind, error in items_of(kinds, where)
+        }
+        for fit, kinds in items_of(given, where)
     }
-
-
-def _of(given: object, where: str) -> list[tuple[object, object]]:
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{where}: expected an object, found {type(given).__name__}")
-    return list(given.items())
 
 
 def _rows(given: Mapping[str, Any], key: str, where: str) -> list[tuple[int, object]]:
@@ -209,42 +212,8 @@ def _rows(given: Mapping[str, Any], key: str, where: str) -> list[tuple[int, obj
 
 
 def _steps(given: object, where: str) -> PiecewiseSteps:
-    found = dict(_of(given, where))
+    found = dict(items_of(given, where))
     if set(found) != set(CURVES):
         raise ValueError(f"{where}: has {', '.join(map(str, found))}; it must have {', '.join(CURVES)}")
-    prefill, decode, mixed = (_made(Regime, found[name], f"{where}: {name}") for name in CURVES)
+    prefill, decode, mixed = (made(Regime, found[name], f"{where}: {name}") for name in CURVES)
     return PiecewiseSteps(prefill, decode, mixed)
-
-
-def _made(kind: type[T], given: object, where: str) -> T:
-    """A dataclass of numbers, words, lists of numbers and those of _WITHIN from its JSON object."""
-    values = {str(name): value for name, value in _of(given, where)}
-    known = {one.name: str(one.type) for one in fields(kind)}  # type: ignore[arg-type]  # every kind here is one
-    if wrong := sorted(set(values) ^ set(known)):
-        what = "is missing" if wrong[0] in known else f"is not known; there are {', '.join(known)}"
-        raise ValueError(f"{where}: {wrong[0]} {what} (of another version? `pdserve profile` measures again)")
-    for name, value in values.items():
-        values[name] = _checked(known[name], value, f"{where}: {name}", -math.inf if name in _SIGNED else 0.0)
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def _checked(kind: str, value: object, where: str, least: float = 0.0) -> object:
-    if value is None and "None" in kind:
-        return None
-    if kind in _WITHIN:
-        return _made(_WITHIN[kind], value, where)
-    if kind.startswith("tuple"):
-        if not isinstance(value, list):
-            raise ValueError(f"{where} is {value!r}; it must be a list of numbers")
-        return tuple(_checked("float", one, where, least) for one in value)
-    if kind == "str":
-        if not isinstance(value, str):
-            raise ValueError(f"{where} is {value!r}; it must be text")
-        return value
-    number = isinstance(value, int if kind == "int" else int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < least:  # type: ignore[arg-type, operator]  # it is a number
-        raise ValueError(f"{where} is {value!r}; it must be a {'whole ' if kind == 'int' else ''}number of at least 0")
-    return value if kind == "int" else float(value)  # type: ignore[arg-type]

@@ -102,6 +102,9 @@ SERVED = {
     ("keys", "value", "told"),
     [
         (["format"], 9, "measured: format is 9; this version reads 1"),
+        (["delay"], {}, r"measured: delay is not known; there are format, .*, delays, .* \(of another version"),
+        (["complete"], "no", "measured: complete is 'no'; it must be true or false"),
+        (["transport"], 3, "measured: transport is 3; it must be text or null"),
         (["subject", "threads"], "two", "measured: subject: threads is 'two'; it must be a whole number"),
         (["subject", "wattage"], 3, "measured: subject: wattage is not known"),
         (["steps", "decode", "rows"], [2.0, 1.0], "measured: steps: decode: 2 rows and 4 seconds"),
