@@ -36,8 +36,13 @@ def _other_name(profile: FromProfile, serving: Serving) -> list[str]:
 
 
 def _lacks(profile: FromProfile) -> list[str]:
-    if profile.subject is None:
+    if not profile.of_one_device:  # another system's file: of its cluster nothing is known here
         return []
+    if profile.subject is None and profile.delays is None:
+        return [
+            "the profile has step times alone, no delays, so TTFT and TPOT are too low: `pdserve profile MODEL -o F` "
+            "measures both"
+        ]
     found = [] if profile.complete else ["the profile is not complete: its measuring was stopped, or too short"]
     if profile.delays is None:
         found.append(

@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from bench.served import process_tree
 from placement.latency.fitted_profile import load_measured_profile, profile_to_json
 from placement.latency.served import ServedSteps
 from placement.simulator.cluster import Delays, Jitter, Slowdown, Warming
+from scheduling.latency import LatencyCoefficients
 
 Run = Callable[..., tuple[int, str]]
 WithSubject = Callable[..., Path]
@@ -61,6 +62,16 @@ def test_what_a_profile_lacks_is_said_with_the_answer(
     path.write_text(json.dumps(profile_to_json(replace(profile, complete=False, delays=Delays()))))
     code, said = run(command, profile=path, **given)
     assert code == 0 and "the profile is not complete" in said and "no delays" not in said
+
+
+@pytest.mark.parametrize(("command", "given"), [("plan", ALONE), ("plan", BOUNDS), ("simulate", ONE)])
+def test_a_profile_of_coefficients_alone_is_said_to_lack_delays(
+    run: Run, tmp_path: Path, command: str, given: dict[str, object]
+) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(asdict(LatencyCoefficients(1e-3, 1e-5, 1e-5, 1e-9))))
+    code, said = run(command, profile=path, **given)
+    assert code == 0 and said.count("the profile has step times alone, no delays, so TTFT and TPOT are too low") == 1
 
 
 @pytest.mark.parametrize(("command", "given"), [("plan", ALONE), ("plan", BOUNDS), ("simulate", ONE)])
