@@ -14,6 +14,7 @@ from deploy.planning.caveats import caveats
 from deploy.planning.compiling import tell_if_compiling
 from deploy.planning.profile import THIS_MACHINE, check_measured, profile_of
 from deploy.planning.subject import gpus, more_room, serving_of, workload_of
+from deploy.words import counted
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
 from placement.latency.shape import ModelShape
@@ -24,10 +25,12 @@ from placement.search.plan_file import percentiles
 from placement.simulator.fast.kernel import run_events
 from placement.simulator.fast.run import unsupported
 from placement.simulator.results import RequestColumns
+from placement.workload.workload import Workload
 
 MODE = "simulate"
 MAX_WORKERS = 8192  # of a pool: there are tables of all pairs
 MAX_SECONDS = 10_000_000  # of traffic: workers report every second of it
+_AS_ASKED = 0.005  # of the rate: what is nearer than that is called the same
 _COLUMNS = (
     "arrival_s", "prompt_tokens", "output_tokens", "ttft_s", "tpot_s", "e2e_s", "queue_s", "prefill_s", "transfer_s",
     "decode_wait_s", "decode_s",
@@ -59,7 +62,7 @@ def run_simulate(args: argparse.Namespace) -> int:
     if not unsupported(cluster, workload):
         tell_if_compiling(run_events)
     rows = Simulated(cluster)(workload)
-    print(f"{candidate}: {len(workload)} requests at {workload.rate:.3g}/s")
+    print(f"{candidate}: {_traffic(workload, args.rate or source.own_rate)}")
     print("\n".join([*_summary(rows, args), *caveats(profile, serving, [candidate], rows)]))
     if args.output is not None:
         write_output(args.output, _lines(rows))
@@ -109,6 +112,15 @@ def _check_room(pools: Mapping[str, Pool], serving: Serving) -> None:
             serving.blocks(pool)
         except DoesNotFit as error:
             raise StartError(f"{flag}: {error}{more_room(serving)}", ExitCode.FAILED) from None
+
+
+def _traffic(workload: Workload, asked: float | None) -> str:
+    """How many requests at which rate; the rate of a few is off what was asked for, and then both are told."""
+    num, drawn = counted(len(workload), "request"), workload.rate
+    if not drawn:  # one, or all at once
+        return num
+    also = "" if asked is None or abs(drawn - asked) <= _AS_ASKED * asked else f" ({asked:.3g}/s asked for)"
+    return f"{num} at {drawn:.3g}/s{also}"
 
 
 def _summary(rows: RequestColumns, args: argparse.Namespace) -> list[str]:

@@ -84,3 +84,12 @@ def test_a_report_does_not_say_that_what_was_given_up_serves_nothing(run: Run, t
     given_up = [line.split("/s")[0].strip() for line in said.splitlines() if line.lstrip().startswith("under ")]
     assert code == 0 and given_up
     assert all(f"<td>{words}</td>" in report.read_text() for words in given_up)
+
+
+def test_simulate_tells_the_rate_that_was_asked_for_beside_that_of_the_requests_drawn(run: Run) -> None:
+    code, few = run("simulate", rate=5, num_requests=40)
+    assert code == 0 and re.search(r"40 requests at \S+/s \(5/s asked for\)$", few.splitlines()[0])
+    code, even = run("simulate", rate=5, num_requests=40, workload="input=9,output=9,arrivals=constant")
+    assert code == 0 and even.splitlines()[0].endswith("40 requests at 5/s")
+    code, one = run("simulate", rate=5, num_requests=1)
+    assert code == 0 and one.splitlines()[0].endswith(": 1 request")
