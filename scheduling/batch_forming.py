@@ -20,7 +20,7 @@ class BatchFormer:
         self._pool = table.pool
         self._clock = clock
         self._watermark_blocks = config.watermark_blocks(table.pool.num_blocks)
-        self._refused: tuple[Sequence, int, int, int] | None = None  # who found no room, and in what circumstances
+        self._refused: tuple[Sequence, int, int, int, int] | None = None  # who found no room, in what circumstances
         self._must_wait = False  # for the step in flight: it writes blocks that are to be taken
 
     def form(self, running: list[Sequence]) -> tuple[Batch, list[Sequence]]:
@@ -119,22 +119,21 @@ class BatchFormer:
         """The cached blocks of its prefix, referenced, if the rest of its blocks are free too; else nothing changes."""
         pool = self._pool
         spare = self._watermark_blocks if self._table.num_growing else 0
-        circumstances = (seq, pool.num_free, pool.num_published, spare)
+        circumstances = (seq, pool.num_free, pool.num_published, pool.num_matched, spare)
         if circumstances == self._refused:
             return None  # the same answer as last time
         wanted = self._blocks_wanted(seq) + spare
-        matched: list[int] = []
+        matched = idle = 0
         if pool.prefix_caching:
             # Someone must compute the last token here, to sample from it; with a handoff the peer did.
             usable = (len(seq.token_ids) - (not seq.awaits_kv)) // pool.block_size
             if wanted - usable <= pool.num_free:
                 extend_hashes(seq.hashes, seq.token_ids, pool.block_size, seq.salt)
-                matched = pool.match_prefix(seq.hashes[:usable])
-        if wanted - len(matched) > pool.num_free:
-            pool.free(matched)
+                matched, idle = pool.count_prefix(seq.hashes[:usable])
+        if wanted - matched > pool.num_free - idle:
             self._refused = circumstances
             return None
-        return matched
+        return pool.match_prefix(seq.hashes[:matched])
 
     def _add_chunk(
         self, seq: Sequence, budget: int, now_s: float, steps: list[SequenceStep], stepped: list[Sequence]

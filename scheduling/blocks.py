@@ -62,7 +62,8 @@ class BlockPool:
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         self.generations: MutableSequence[int] | memoryview = [0] * num_blocks if generations is None else generations
-        self.num_published = 0  # publications so far: a match that failed can only succeed after one more
+        # Publications and matches so far: without one more of either, no cached prefix has grown or gained an owner.
+        self.num_published = self.num_matched = 0
         self.num_references = 0  # sum over all blocks
         self._refs = [0] * num_blocks
         self._hash_of: list[BlockHash | None] = [None] * num_blocks
@@ -86,6 +87,17 @@ class BlockPool:
         """Blocks that hold this many tokens."""
         return -(-num_tokens // self.block_size)
 
+    def count_prefix(self, hashes: Iterable[BlockHash]) -> tuple[int, int]:
+        """How many blocks the longest cached prefix has, and how many of them nobody references; nothing changes."""
+        matched = idle = 0
+        for block_hash in hashes:
+            block_id = self._block_of.get(block_hash)
+            if block_id is None:
+                break
+            matched += 1
+            idle += self._refs[block_id] == 0
+        return matched, idle
+
     def match_prefix(self, hashes: Iterable[BlockHash]) -> list[int]:
         """The blocks of the longest cached prefix, one more reference taken on each."""
         matched: list[int] = []
@@ -99,6 +111,7 @@ class BlockPool:
             self._refs[block_id] += 1
             matched.append(block_id)
         self.num_references += len(matched)
+        self.num_matched += bool(matched)
         return matched
 
     def allocate(self, n: int) -> list[int]:

@@ -19,7 +19,7 @@ from scheduling.latency import LatencyCoefficients, OnlineLatencyEstimator
 from scheduling.ledger import ReportedLoad
 from scheduling.sequence import Sequence as EngineSequence
 
-TOKEN_ID = 1
+TOKEN_ID = 1 << 62  # in no prompt: what is generated is nobody's prefix, but of whom had the same prompt
 _SAMPLED = SampledToken(TOKEN_ID)
 
 

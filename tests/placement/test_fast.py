@@ -29,7 +29,7 @@ NUM_CASES = 2000
 H100 = gpu_type("h100")
 COLUMNS = (
     "outcome", "output_tokens", "ttft_s", "tpot_s", "e2e_s", "queue_s", "prefill_s", "transfer_s", "decode_wait_s",
-    "decode_s", "max_gap_s",
+    "decode_s", "max_gap_s", "cached_tokens",
 )  # fmt: skip
 
 
@@ -84,8 +84,23 @@ def random_cluster(rng: np.random.Generator) -> ClusterSpec:
     )  # fmt: skip
 
 
-def random_workload(rng: np.random.Generator) -> Workload:
-    num = int(rng.integers(1, 25))
+def shared_prefixes(rng: np.random.Generator, cluster: ClusterSpec) -> tuple[ClusterSpec, Workload]:
+    """Few different ids, whole prompts that are equal, ids shorter and longer than blocks; not every worker caches."""
+    share = float(rng.choice([1.0, 1.0, 0.5]))
+    workers = tuple(replace(one, prefix_caching=bool(rng.random() < share)) for one in cluster.workers)
+    plain = random_workload(rng, 40)
+    num, most = len(plain), int(rng.choice([20, 120, 350]))
+    per_id = int(rng.choice([1, 3, 8, 16, 50, 64]))
+    depth, vocabulary = int(rng.integers(0, most // per_id + 2)), int(rng.choice([1, 2, 5]))
+    lengths = np.where(rng.random(num) < 0.5, rng.integers(0, depth + 1, num), depth)
+    ids = rng.integers(0, vocabulary, int(lengths.sum())) * np.repeat(rng.random(num) < 0.5, lengths)
+    prompt = np.where(rng.random(num) < 0.6, rng.choice(rng.integers(1, most + 1, 3), num), rng.integers(1, most + 1))
+    prefixes = Prefixes(ids, np.concatenate(([0], np.cumsum(lengths))), per_id)
+    return replace(cluster, workers=workers), replace(plain, prompt_tokens=prompt, prefixes=prefixes)
+
+
+def random_workload(rng: np.random.Generator, most: int = 25) -> Workload:
+    num = int(rng.integers(1, most))
     gaps = rng.exponential(float(rng.choice([1e-3, 0.02, 0.3])), num) * (rng.random(num) < rng.choice([0.5, 1.0]))
     prompt = rng.integers(1, int(rng.choice([20, 350])), num)
     output = np.maximum(1, (rng.integers(0, int(rng.choice([2, 20, 98])), num)))
@@ -104,12 +119,18 @@ def differences(cluster: ClusterSpec, workload: Workload) -> list[str]:
     return found + ([] if fast.moved_bytes == real.moved_bytes else ["moved_bytes"])
 
 
+def random_case(seed: int) -> tuple[ClusterSpec, Workload]:
+    """Every second one with prefixes to share."""
+    rng = np.random.default_rng(seed)
+    cluster = random_cluster(rng)
+    return shared_prefixes(rng, cluster) if seed % 2 else (cluster, random_workload(rng))
+
+
 @pytest.mark.slow
 def test_equal_to_the_real_code_on_random_clusters() -> None:
-    preempted = moved = rejected = again = 0
+    preempted = moved = rejected = again = cached = 0
     for seed in range(NUM_CASES):
-        rng = np.random.default_rng(seed)
-        cluster, workload = random_cluster(rng), random_workload(rng)
+        cluster, workload = random_case(seed)
         assert not unsupported(cluster, workload), seed
         assert not (found := differences(cluster, workload)), (seed, found)
         result = simulate_fast(cluster, workload)
@@ -119,8 +140,9 @@ def test_equal_to_the_real_code_on_random_clusters() -> None:
         moved += result.moved_bytes > 0
         rejected += bool(result.errors)
         again += unclear(cluster, workload)
+        cached += result.requests.cached_tokens.sum() > 0
     assert again < NUM_CASES // 2, "most runs are done again without steps known ahead"
-    assert min(preempted, moved, rejected, again) > NUM_CASES // 50, "the cases do not reach what they are for"
+    assert min(preempted, moved, rejected, again, cached) > NUM_CASES // 50, "the cases do not reach what they are for"
 
 
 def test_a_long_run_with_many_workers_is_equal_too() -> None:
@@ -161,6 +183,31 @@ def test_long_outputs_are_equal_too() -> None:
         workers = simulate_fast(cluster, workload).workers.values()
         preempted += sum(counts.prefill_tokens for counts in workers) > workload.prompt_tokens.sum()
     assert preempted > 5, "the cases do not reach what they are for"
+
+
+def test_long_outputs_behind_shared_prefixes_are_equal_too() -> None:
+    preempted = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        cluster, workload = long_outputs(rng)
+        ids = Prefixes(rng.integers(0, 2, 12 * 3), np.arange(13) * 3, int(rng.choice([16, 40])))
+        prompt = rng.choice(rng.integers(1, 200, 4), 12)
+        workers = tuple(replace(one, prefix_caching=True) for one in cluster.workers)
+        cluster, workload = replace(cluster, workers=workers), replace(workload, prompt_tokens=prompt, prefixes=ids)
+        assert not (found := differences(cluster, workload)), (seed, found)
+        result = simulate_fast(cluster, workload)
+        computed = sum(counts.prefill_tokens for counts in result.workers.values())
+        preempted += computed + result.requests.cached_tokens.sum() > workload.prompt_tokens.sum()
+    assert preempted > 5, "the cases do not reach what they are for"
+
+
+def test_a_prompt_that_comes_again_and_again_takes_no_more_memory() -> None:
+    cluster = random_cluster(np.random.default_rng(11))
+    workers = tuple(replace(one, prefix_caching=True) for one in cluster.workers)
+    num = 8 * (max(one.num_blocks for one in workers) + 64)
+    prefixes = Prefixes(np.zeros(num, np.int64), np.arange(num + 1), 64)
+    workload = Workload.of(np.full(num, 50), np.full(num, 2), np.arange(num) * 0.02, prefixes)
+    assert not differences(replace(cluster, workers=workers, round_robin=True), workload)
 
 
 def test_what_comes_as_a_step_known_ahead_ends_is_found_and_the_run_done_again() -> None:
@@ -216,12 +263,6 @@ def test_arrays_that_fill_up_grow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_it_does_not_model_is_refused_by_name() -> None:
     rng = np.random.default_rng(0)
     cluster, workload = random_cluster(rng), Workload.of(np.array([20]), np.array([5]), np.array([0.0]))
-    ids = Prefixes(np.array([1]), np.array([0, 1]), 64)
-    shared = replace(workload, prefixes=ids)
-    caching = replace(cluster, workers=tuple(replace(one, prefix_caching=True) for one in cluster.workers))
-    with pytest.raises(Unsupported, match="shared prefixes"):
-        simulate_fast(caching, shared)
-    assert not unsupported(cluster, shared)
     with pytest.raises(Unsupported, match="prompts longer than the context"):
         simulate_fast(cluster, Workload.of(np.array([600]), np.array([5]), np.array([0.0])))
     huge = replace(cluster, workers=tuple(replace(one, num_blocks=1 << 28) for one in cluster.workers))

@@ -82,8 +82,10 @@ def test_generations_may_live_in_shared_memory() -> None:
 def test_longest_cached_prefix_is_matched_and_referenced() -> None:
     """The match stops at the first hole, and each of its blocks has one owner more."""
     pool, (a, b, c) = cached_pool(4, 3)
+    assert pool.count_prefix([name(0), name(1), name(9), name(2)]) == (2, 2)
     assert pool.match_prefix([name(0), name(1), name(9), name(2)]) == [a, b]
     assert [pool.refs(block_id) for block_id in (a, b, c)] == [1, 1, 0]
+    assert pool.count_prefix([name(0), name(1), name(9)]) == (2, 0) and pool.refs(a) == 1
     assert pool.match_prefix([name(0)]) == [a] and pool.refs(a) == 2
     assert pool.match_prefix([name(9)]) == [] and pool.match_prefix([]) == []
     pool.check()

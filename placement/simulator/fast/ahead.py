@@ -16,6 +16,7 @@ import numpy as np
 
 from placement.compiled import compiled_inner as compiled
 from placement.compiled import compiled_lean
+from placement.simulator.fast.cache import Cache, allocate
 from placement.simulator.fast.estimator import observe
 from placement.simulator.fast.events import Queue, drop_due, push_at, set_due
 from placement.simulator.fast.records import MESSAGE, STEP, TURN_AT, Records
@@ -70,7 +71,8 @@ def look_ahead(
 
 @compiled
 def catch_up(
-    w: Records, worker: Records, requests: Records, seqs: Records, steady: Steady, ahead: Ahead, index: int
+    w: Records, worker: Records, cache: Cache | None, requests: Records, seqs: Records, steady: Steady, ahead: Ahead,
+    index: int,
 ) -> None:  # fmt: skip
     """Up to this instant: `complete` and `turn` of the steps known ahead that ended or began before it."""
     while True:
@@ -82,14 +84,14 @@ def catch_up(
                 break
             worker.stepping = 0
             w.num_events += 1
-            note_gap(worker, requests, seqs, steady, index, end_s + w.delays[MESSAGE])
+            note_gap(worker, cache, requests, seqs, steady, index, end_s + w.delays[MESSAGE])
         end_s += w.delays[STEP]
         if end_s >= w.now_s:
             break
         worker.at += 1
         worker.stepping = 1
         w.num_events += 1
-        worker.free -= steady.growing[index, (worker.steps + 1) % worker.size]
+        allocate(worker, cache, steady.growing[index, (worker.steps + 1) % worker.size])
         _count(worker, ahead.took_s[index, worker.at])
     if end_s == w.now_s:
         w.unclear = 1
@@ -107,21 +109,22 @@ def _count(worker: Records, took_s: float) -> None:
 
 @compiled
 def interrupt(
-    queue: Queue, w: Records, workers: Records, requests: Records, seqs: Records, steady: Steady, ahead: Ahead
+    queue: Queue, w: Records, workers: Records, cache: Cache | None, requests: Records, seqs: Records, steady: Steady,
+    ahead: Ahead,
 ) -> None:  # fmt: skip
     """Commands have come to those touched: the step under way, or the turn that is due, is an event."""
     while w.touched >= 0:
         index = w.touched
         w.touched, workers[index].touched = workers[index].touched - 2, 0
-        _interrupt(queue, w, workers[index], requests, seqs, steady, ahead, index)
+        _interrupt(queue, w, workers[index], cache, requests, seqs, steady, ahead, index)
 
 
 @compiled
 def _interrupt(
-    queue: Queue, w: Records, worker: Records, requests: Records, seqs: Records, steady: Steady, ahead: Ahead,
-    index: int,
+    queue: Queue, w: Records, worker: Records, cache: Cache | None, requests: Records, seqs: Records, steady: Steady,
+    ahead: Ahead, index: int,
 ) -> None:  # fmt: skip
-    catch_up(w, worker, requests, seqs, steady, ahead, index)
+    catch_up(w, worker, cache, requests, seqs, steady, ahead, index)
     if worker.stepping == 0:
         drop_due(queue, w, index)
         worker.woken = 1
@@ -133,13 +136,13 @@ def _interrupt(
 
 @compiled_lean
 def settle_all(
-    w: Records, workers: Records, requests: Records, seqs: Records, steady: Steady, ahead: Ahead
+    w: Records, workers: Records, cache: Cache | None, requests: Records, seqs: Records, steady: Steady, ahead: Ahead
 ) -> None:  # fmt: skip
     """At the end of a run that was given up."""
     for index in range(len(workers)):
         worker = workers[index]
         if worker.ahead > 0:
-            catch_up(w, worker, requests, seqs, steady, ahead, index)
+            catch_up(w, worker, cache, requests, seqs, steady, ahead, index)
         for k in range(worker.steady):
             s = steady.members[index, k] & (KEY - 1)
-            settle(worker, requests, seqs, steady, index, s, worker.steps - worker.stepping)
+            settle(worker, cache, requests, seqs, steady, index, s, worker.steps - worker.stepping)

@@ -6,6 +6,7 @@ from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast import handoff_target as target
 from placement.simulator.fast import handoffs as ho
 from placement.simulator.fast.ahead import Ahead, catch_up, look_ahead
+from placement.simulator.fast.cache import Cache
 from placement.simulator.fast.estimator import observe
 from placement.simulator.fast.events import Queue, push, set_due
 from placement.simulator.fast.forming import form
@@ -34,9 +35,9 @@ from placement.simulator.fast.steps import batch_s
 
 @compiled
 def turn(
-    queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, seqs: Records, hands: Records,
-    steady: Steady, ahead: Ahead, batch: Records, scratch: Records, reserved: Records, params: Records,
-    index: int,
+    queue: Queue, w: Records, workers: Records, cache: Cache | None, commands: Records, requests: Records,
+    seqs: Records, hands: Records, steady: Steady, ahead: Ahead, batch: Records, scratch: Records, reserved: Records,
+    params: Records, index: int,
 ) -> None:  # fmt: skip
     """`SimWorker._turn`."""
     worker = workers[index]
@@ -51,14 +52,14 @@ def turn(
         if kind == ADD:
             _add(w, worker, seqs, s)
         elif kind == COMMIT:
-            commit(worker, seqs, s, w.now_s)
+            commit(worker, cache, seqs, s, w.now_s)
         elif kind == QUARANTINE:
-            quarantine(worker, seqs, s)
+            quarantine(worker, cache, seqs, s)
         else:
-            abort(worker, seqs, s)
-    num_decodes, n, num_reserved = form(worker, requests, seqs, steady, index, w.now_s, scratch, reserved)
+            abort(worker, cache, seqs, s)
+    num_decodes, n, num_reserved = form(worker, cache, requests, seqs, steady, index, w.now_s, scratch, reserved)
     for k in range(num_reserved):
-        target.on_room(queue, w, hands, reserved[k] // 2)
+        target.on_room(queue, w, hands, reserved[k] // 2, seqs[reserved[k]].cached)
         push(queue, w, MESSAGE, SETTLE, reserved[k], 0)
     if n + worker.steady == 0:
         return
@@ -104,26 +105,26 @@ def _add(w: Records, worker: Records, seqs: Records, s: int) -> None:
 
 @compiled
 def complete(
-    queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, seqs: Records, hands: Records,
-    steady: Steady, ahead: Ahead, batch: Records, index: int,
+    queue: Queue, w: Records, workers: Records, cache: Cache | None, commands: Records, requests: Records,
+    seqs: Records, hands: Records, steady: Steady, ahead: Ahead, batch: Records, index: int,
 ) -> None:  # fmt: skip
     """`SimWorker._complete`, and `SimRouter.on_updates` and `_on_updates` for what it tells."""
     worker = workers[index]
     if worker.ahead > 0:
-        catch_up(w, worker, requests, seqs, steady, ahead, index)
+        catch_up(w, worker, cache, requests, seqs, steady, ahead, index)
         worker.ahead = 0
     worker.stepping = 0
     heard_s = w.now_s + w.delays[MESSAGE]
-    note_gap(worker, requests, seqs, steady, index, heard_s)
+    note_gap(worker, cache, requests, seqs, steady, index, heard_s)
     told = 0
     for k in range(worker.batch):
         s = batch[k]
         seqs[s].told_first = seqs[s].told_ready = seqs[s].told_end = seqs[s].told_holds = 0
         before = seqs[s].tokens
-        if enter(worker, seqs, s, k < worker.decodes, w.now_s):
+        if enter(worker, cache, seqs, s, k < worker.decodes, w.now_s):
             if seqs[s].tokens > before:
                 _note_token(w, requests[s // 2], seqs[s], s, heard_s)
-                join(worker, seqs, steady, index, s)
+                join(worker, cache, seqs, steady, index, s)
             if seqs[s].told_first + seqs[s].told_ready + seqs[s].told_end > 0:
                 batch[told] = s
                 told += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from placement.compiled import compiled_inner as compiled
+from placement.simulator.fast.cache import Cache, allocate, count_prefix, take_prefix
 from placement.simulator.fast.lists import IN_RESERVED, IN_RUNNING, IN_WAITING, earlier
 from placement.simulator.fast.records import PREFILL, RESERVED, RUNNING, WAITING, Records
 from placement.simulator.fast.scheduler import awaits_kv, blocks_for, move
@@ -10,7 +11,7 @@ from placement.simulator.fast.steady import Steady, form_steady
 
 
 @compiled
-def _grow(worker: Records, seqs: Records, s: int) -> int:
+def _grow(worker: Records, cache: Cache | None, seqs: Records, s: int) -> int:
     """`BatchFormer._grow`: how many were preempted; -1 - that many where there is no block nevertheless."""
     preempted = 0
     while worker.free == 0:
@@ -22,9 +23,9 @@ def _grow(worker: Records, seqs: Records, s: int) -> int:
             one = seqs[one].next
         if victim == s:
             return -1 - preempted
-        move(worker, seqs, victim, WAITING)
+        move(worker, cache, seqs, victim, WAITING)
         preempted += 1
-    worker.free -= 1
+    allocate(worker, cache, 1)
     seqs[s].blocks += 1
     return preempted
 
@@ -40,7 +41,7 @@ def _take(seqs: Records, s: int, num_tokens: int, now_s: float) -> None:
 
 
 @compiled
-def _admit(worker: Records, seqs: Records, budget: int) -> int:
+def _admit(worker: Records, cache: Cache | None, seqs: Records, budget: int) -> int:
     """`BatchFormer._admit`; -1 for none."""
     s = worker.head[IN_WAITING]
     if s < 0 or worker.count[IN_RUNNING] + worker.steady + worker.count[IN_RESERVED] >= worker.seats:
@@ -51,25 +52,55 @@ def _admit(worker: Records, seqs: Records, budget: int) -> int:
         return -1
     wanted = blocks_for(worker, seq.tokens + (1 if awaits else 0))
     spare = worker.watermark if worker.growing > 0 else 0
-    if wanted + spare > worker.free:
+    matched = 0
+    if cache is not None and worker.prefix_tokens > 0:
+        matched = _matched(worker, cache, seq, s, wanted + spare, spare)
+        if matched < 0:
+            return -1
+        take_prefix(worker, cache, s // 2, matched)
+    elif wanted + spare > worker.free:
         return -1
-    worker.free -= wanted
+    allocate(worker, cache, wanted - matched)
     seq.blocks = wanted
-    move(worker, seqs, s, RESERVED if awaits else RUNNING)
-    seq.computed = 0
+    move(worker, cache, seqs, s, RESERVED if awaits else RUNNING)
+    seq.computed = matched * worker.size
+    seq.published = seq.cached = matched
+    if seq.first_step_s < 0.0 and seq.committed_s < 0.0:
+        seq.cached_tokens = seq.computed
     return int(s)
 
 
 @compiled
+def _matched(worker: Records, cache: Cache, seq: Records, s: int, wanted: int, spare: int) -> int:
+    """`BatchFormer._try_place`: blocks of its prefix that are there; -1 where the others are not free."""
+    if (
+        worker.refused == s
+        and worker.refused_free == worker.free
+        and worker.refused_named == worker.named
+        and worker.refused_spare == spare
+    ):
+        return -1
+    matched = idle = 0
+    usable = (seq.tokens - (0 if awaits_kv(seq) else 1)) // worker.size
+    if wanted - usable <= worker.free:
+        matched, idle = count_prefix(worker, cache, s // 2, usable)
+    if wanted - matched <= worker.free - idle:
+        return matched
+    worker.refused, worker.refused_free, worker.refused_named = s, worker.free, worker.named
+    worker.refused_spare = spare
+    return -1
+
+
+@compiled
 def form(
-    worker: Records, requests: Records, seqs: Records, steady: Steady, index: int, now_s: float, batch: Records,
-    reserved: Records,
+    worker: Records, cache: Cache | None, requests: Records, seqs: Records, steady: Steady, index: int, now_s: float,
+    batch: Records, reserved: Records,
 ) -> tuple[int, int, int]:  # fmt: skip
     """`BatchFormer.form`: fills `batch` (decodes, then prompts) and `reserved`; numbers of decodes, all, reserved.
 
     Those that are steady are part of the step, and neither in `batch` nor in the numbers.
     """
-    form_steady(worker, requests, seqs, steady, index)
+    form_steady(worker, cache, requests, seqs, steady, index)
     n = preempted = 0
     num_prompts, prompts_at = 0, len(batch) // 2
     one = worker.head[IN_RUNNING]
@@ -89,7 +120,7 @@ def form(
             batch[n] = s
             n += 1
         else:
-            grown = _grow(worker, seqs, s)
+            grown = _grow(worker, cache, seqs, s)
             if grown >= 0:
                 batch[n] = s
                 n += 1
@@ -120,7 +151,7 @@ def form(
         n += 1
     num_reserved = 0
     while preempted == 0:
-        s = _admit(worker, seqs, budget)
+        s = _admit(worker, cache, seqs, budget)
         if s < 0:
             break
         if seqs[s].state == RESERVED:

@@ -43,13 +43,14 @@ def on_offer(queue: Queue, w: Records, hands: Records, i: int) -> None:
 
 
 @compiled
-def on_room(queue: Queue, w: Records, hands: Records, i: int) -> None:
+def on_room(queue: Queue, w: Records, hands: Records, i: int, skip: int) -> None:
     """`TargetTransfer.on_room`."""
     h = hands[i]
     if h.live == 1:
         if h.target == T_WAITING:
             h.target = T_RESERVED
-            h.known = h.blocks
+            h.skip = skip
+            h.known = h.blocks - skip
             _tell_reserved(queue, w, hands, i)
         settle(w, hands, i)
 

@@ -110,6 +110,7 @@ def on_reserved(queue: Queue, w: Records, hands: Records, i: int) -> None:
     """`SourceTransfer.on_reserved`."""
     if hands[i].source == S_HOLDING:
         hands[i].source = S_SENDING
+        hands[i].announced = hands[i].skip
         announce(queue, w, hands, i)
     settle(w, hands, i)
 

@@ -10,6 +10,7 @@ from placement.simulator.fast import handoff_target as target
 from placement.simulator.fast import handoffs as ho
 from placement.simulator.fast.ahead import Ahead, interrupt
 from placement.simulator.fast.board import Board
+from placement.simulator.fast.cache import Cache
 from placement.simulator.fast.events import Queue, pop, push, push_at
 from placement.simulator.fast.records import (
     ABORT,
@@ -58,7 +59,7 @@ class Space(NamedTuple):
 def run_events(
     world: Records, workers: Records, requests: Records, seqs: Records, hands: Records, params: Records,
     queue: Queue, commands: Records, flows: Records, busy: Records, space: Space, steady: Steady, ahead: Ahead,
-    board: Board,
+    board: Board, cache: Cache | None,
 ) -> None:  # fmt: skip
     """From where it stands until nothing is left, or too many miss, or an array is half full (`world.crowded`)."""
     w = world[0]
@@ -72,12 +73,13 @@ def run_events(
             break
         w.num_events += 1
         if kind == COMPLETE:
-            engine.complete(queue, w, workers, commands, requests, seqs, hands, steady, ahead, batches[a], a)
+            engine.complete(queue, w, workers, cache, commands, requests, seqs, hands, steady, ahead, batches[a], a)
         elif kind in (TURN, TURN_AT):
             engine.turn(
                 queue,
                 w,
                 workers,
+                cache,
                 commands,
                 requests,
                 seqs,
@@ -147,8 +149,8 @@ def run_events(
                     flow.next, w.free_flow = w.free_flow, ended[i]
                     target.on_received(queue, w, workers, commands, requests, hands, flow.request, flow.blocks)
         elif kind == STATUS_DUE:
-            routing.report(queue, w, workers, requests, seqs, steady, ahead)
+            routing.report(queue, w, workers, cache, requests, seqs, steady, ahead)
         elif kind == STATUS:
             ledger.note_status(w, workers[a], seqs, board)
         if w.touched >= 0:
-            interrupt(queue, w, workers, requests, seqs, steady, ahead)
+            interrupt(queue, w, workers, cache, requests, seqs, steady, ahead)

@@ -59,7 +59,10 @@ sequence = np.dtype(
         ("held", "i1"), ("news", "i1"),
         ("sent_s", "f8"), ("settled_s", "f8"), ("told_queue_s", "f8"), ("told_first_s", "f8"),
         ("uncomputed", "i4"), ("room", "i4"), ("news_prev", "i4"), ("news_next", "i4"),
-        ("told_ready", "i4"), ("unused", "i4"),
+        ("told_ready", "i4"),
+        # `cache`: leading blocks that have a name; those found at the latest admission; copies of such as were there
+        ("published", "i4"), ("cached", "i4"), ("copies", "i4"), ("cached_tokens", "i4"),  # at its first admission
+        ("unused", "i4"),
     ]
 )  # fmt: skip
 """Request i has sequence 2i on its prefill worker and 2i + 1 on its decode worker."""
@@ -93,14 +96,20 @@ worker = np.dtype(
         ("sent_free", "i8"), ("sent_promised", "i8"), ("sent_uncomputed", "i8"), ("sent_coefficients", "f8", (4,)),
         # links
         ("out_sharing", "i4"), ("in_sharing", "i4"), ("links", "i4"),  # from it: the first, -1 for none
-        ("unused", "i4"),
+        # prefix cache; of a workload's prefix ids, 0: it keeps none
+        ("prefix_tokens", "i4"),
+        ("index", "i4"), ("idle", "i4"), ("named", "i4"),  # publications and matches so far
+        ("stamp", "i4"), ("run_head", "i4"), ("run_tail", "i4"), ("free_run", "i4"), ("num_runs", "i4"),
+        ("free_page", "i4"), ("num_pages", "i4"),
+        # whom it refused last, and in what circumstances
+        ("refused", "i4"), ("refused_free", "i4"), ("refused_named", "i4"), ("refused_spare", "i4"),
     ]
 )  # fmt: skip
 
 handoff = np.dtype(
     [
         ("blocks", "i4"), ("ready", "i4"), ("announced", "i4"), ("known", "i4"), ("received", "i4"),
-        ("in_flight", "i4"),
+        ("in_flight", "i4"), ("skip", "i4"),
         ("live", "i1"), ("source", "i1"), ("token", "i1"), ("quiet", "i1"), ("source_done", "i1"),
         ("source_freed", "i1"), ("target", "i1"), ("offered", "i1"), ("target_token", "i1"), ("target_done", "i1"),
         ("target_freed", "i1"), ("unused", "i1"),

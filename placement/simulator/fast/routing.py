@@ -6,6 +6,7 @@ from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast import ledger
 from placement.simulator.fast.ahead import Ahead, catch_up
 from placement.simulator.fast.board import Board
+from placement.simulator.fast.cache import Cache
 from placement.simulator.fast.estimator import coefficients
 from placement.simulator.fast.events import Queue, push, push_at
 from placement.simulator.fast.policy import choose
@@ -38,13 +39,14 @@ def admit_next(queue: Queue, w: Records, requests: Records) -> None:
 
 @compiled
 def report(
-    queue: Queue, w: Records, workers: Records, requests: Records, seqs: Records, steady: Steady, ahead: Ahead
-) -> None:
+    queue: Queue, w: Records, workers: Records, cache: Cache | None, requests: Records, seqs: Records, steady: Steady,
+    ahead: Ahead,
+) -> None:  # fmt: skip
     """`SimRouter.report_statuses`, and the next one."""
     for index in range(len(workers)):
         worker = workers[index]
         if worker.ahead > 0:
-            catch_up(w, worker, requests, seqs, steady, ahead, index)
+            catch_up(w, worker, cache, requests, seqs, steady, ahead, index)
         worker.sent_free = worker.free
         worker.sent_promised = promised_blocks(worker, seqs, steady, index)
         worker.sent_uncomputed = uncomputed_tokens(worker, seqs)

@@ -11,6 +11,7 @@ from placement.simulator.cluster import ClusterSpec
 from placement.simulator.fast import records
 from placement.simulator.fast.ahead import ahead_rows, settle_all
 from placement.simulator.fast.board import MOST_BLOCKS, PREFILL_ROLE, board_of
+from placement.simulator.fast.cache import Cache, cache_of
 from placement.simulator.fast.events import grown, queue_of
 from placement.simulator.fast.kernel import Space, run_events
 from placement.simulator.fast.records import NEVER, Records
@@ -32,8 +33,6 @@ class Unsupported(ValueError):
 
 def unsupported(cluster: ClusterSpec, workload: Workload) -> str:
     """Why `simulate_fast` would refuse; empty if it would not."""
-    if workload.prefixes is not None and any(worker.prefix_caching for worker in cluster.workers):
-        return "shared prefixes"
     if cluster.delays.message_s >= cluster.status_s:
         return "messages that take longer than a status period"
     if cluster.slowdown:
@@ -65,35 +64,39 @@ def simulate_fast(cluster: ClusterSpec, workload: Workload, give_up: GiveUp | No
     if why := unsupported(cluster, workload):
         raise Unsupported(f"the compiled simulator does not model {why}")
     limits = give_up or GiveUp(math.inf, math.inf, 0, len(workload))
-    world, workers, requests = _simulated(cluster, workload, limits, ahead=True)
+    world, workers, requests, seqs = _simulated(cluster, workload, limits, ahead=True)
     if world["unclear"][0]:
-        world, workers, requests = _simulated(cluster, workload, limits, ahead=False)
+        world, workers, requests, seqs = _simulated(cluster, workload, limits, ahead=False)
     if world["failed"][0]:
         raise Unsupported("the compiled simulator does not model a worker's queue that is full")
     if world["missed"][0] > limits.misses:
-        return _result(cluster, world[0], workers, requests)
+        return _result(cluster, world[0], workers, requests, seqs)
     if (requests["outcome"] == Outcome.UNFINISHED).any() or world["handoffs"][0]:
         raise InvariantViolation("the compiled simulator lost a request")
     if (workers["free"] != workers["num_blocks"]).any():
         raise InvariantViolation("the compiled simulator lost blocks")
-    return _result(cluster, world[0], workers, requests)
+    return _result(cluster, world[0], workers, requests, seqs)
 
 
 def _simulated(
     cluster: ClusterSpec, workload: Workload, limits: GiveUp, *, ahead: bool
-) -> tuple[Records, Records, Records]:
-    """What the world, its workers and the requests have come to; `ahead` changes no result, where not `unclear`."""
+) -> tuple[Records, Records, Records, Records]:
+    """What has become of the world, its workers, the requests and their sequences.
+
+    `ahead` changes no result, where not `unclear`.
+    """
     world, workers, params = _cluster(cluster)
+    cache = cache_of(workload, workers)
     requests, seqs, hands = _requests(workload)
     world["ttft_s"], world["tpot_s"], world["first"] = limits.ttft_s, limits.tpot_s, limits.first
     world["misses"], world["ahead"], world["touched"] = limits.misses, ahead, -1
-    _run(cluster, world, workers, requests, seqs, hands, params)
-    return world, workers, requests
+    _run(cluster, world, workers, requests, seqs, hands, params, cache)
+    return world, workers, requests, seqs
 
 
 def _run(
     cluster: ClusterSpec, world: Records, workers: Records, requests: Records, seqs: Records, hands: Records,
-    params: Records,
+    params: Records, cache: Cache | None,
 ) -> None:  # fmt: skip
     """`run_events` until it ends; what a run needs beside its state, and grows."""
     num, seats = len(workers), 1 + max(spec.scheduler.max_num_seqs for spec in cluster.workers)
@@ -108,14 +111,15 @@ def _run(
     ahead, board = ahead_rows(num), board_of(world[0], workers)
     while True:
         run_events(
-            world, workers, requests, seqs, hands, params, queue, commands, flows, links, space, steady, ahead, board
-        )
+            world, workers, requests, seqs, hands, params, queue, commands, flows, links, space, steady, ahead, board,
+            cache,
+        )  # fmt: skip
         if not world["crowded"][0]:
             break
         world["crowded"] = 0
         queue = grown(queue, world[0])
         commands, flows, links = (np.concatenate((one, np.empty_like(one))) for one in (commands, flows, links))
-    settle_all(world[0], workers, requests, seqs, steady, ahead)
+    settle_all(world[0], workers, cache, requests, seqs, steady, ahead)
 
 
 def _requests(workload: Workload) -> tuple[Records, Records, Records]:
@@ -134,6 +138,7 @@ def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records]:
     workers = np.zeros(num, records.worker)
     params: list[Records] = []
     row_of: dict[int, int] = {}  # by the identity of the step times: most workers share theirs
+    workers["index"] = np.arange(num)
     for row, spec in zip(workers, cluster.workers, strict=True):
         if id(spec.step_times) not in row_of:
             row_of[id(spec.step_times)] = len(params)
@@ -146,6 +151,7 @@ def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records]:
             "mixed": -1 if mixed is None else mixed, "watermark": config.watermark_blocks(spec.num_blocks),
             "max_len": config.max_model_len, "max_queue": min(config.max_queued_sequences, _MOST),
             "params": row_of[id(spec.step_times)],
+            "prefix_tokens": 1 if spec.prefix_caching else 0, "refused": -1,
             "head": -1, "tail": -1, "command_head": -1, "news_head": -1, "links": -1,
         }  # fmt: skip
         for name, value in values.items():
@@ -176,7 +182,9 @@ def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records]:
     return world, workers, np.array(params)
 
 
-def _result(cluster: ClusterSpec, world: Records, workers: Records, requests: Records) -> SimulationResult:
+def _result(
+    cluster: ClusterSpec, world: Records, workers: Records, requests: Records, seqs: Records
+) -> SimulationResult:
     """As `results.collect`."""
     served = requests["outcome"] == Outcome.FINISHED
 
@@ -191,6 +199,7 @@ def _result(cluster: ClusterSpec, world: Records, workers: Records, requests: Re
         moved, np.minimum(np.maximum(0.0, requests["committed_s"] - requests["first_s"]), left_s), 0.0
     )
     wait_s = np.minimum(requests["wait_s"], left_s - transfer_s)
+    computing = np.where(requests["prefill"] >= 0, seqs[0::2], seqs[1::2])
     tpot_s = left_s / np.maximum(requests["tokens"] - 1, 1)
     columns = RequestColumns(
         arrival_s=requests["arrival_s"].copy(), prompt_tokens=requests["prompt"].astype(np.int64),
@@ -199,7 +208,7 @@ def _result(cluster: ClusterSpec, world: Records, workers: Records, requests: Re
         e2e_s=only_served(requests["last_s"] - requests["arrival_s"]), queue_s=only_served(ttft_s - prefill_s),
         prefill_s=only_served(prefill_s), transfer_s=only_served(transfer_s), decode_wait_s=only_served(wait_s),
         decode_s=only_served(left_s - transfer_s - wait_s), max_gap_s=only_served(requests["gap_s"]),
-        cached_tokens=np.zeros(len(requests), np.int64),
+        cached_tokens=np.where(requests["tokens"] > 0, computing["cached_tokens"], 0).astype(np.int64),
     )  # fmt: skip
     counts = {
         spec.worker_id: WorkerCounts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from placement.compiled import compiled_inner as compiled
+from placement.simulator.fast.cache import Cache, free_blocks, publish
 from placement.simulator.fast.lists import (
     IN_RESERVED,
     IN_RUNNING,
@@ -37,7 +38,7 @@ def awaits_kv(seq: Records) -> bool:
 
 
 @compiled
-def move(worker: Records, seqs: Records, s: int, to: int) -> None:
+def move(worker: Records, cache: Cache | None, seqs: Records, s: int, to: int) -> None:
     """`SequenceTable.move`."""
     seq = seqs[s]
     before = seq.state
@@ -52,7 +53,7 @@ def move(worker: Records, seqs: Records, s: int, to: int) -> None:
         remove(worker, seqs, s, IN_RESERVED)
         worker.growing -= 1
     if to == WAITING:
-        _free(worker, seq)
+        _free(worker, cache, seq, s)
         insert_waiting(worker, seqs, s)
     elif to == RUNNING:
         append(worker, seqs, s, IN_RUNNING)
@@ -63,55 +64,56 @@ def move(worker: Records, seqs: Records, s: int, to: int) -> None:
         append(worker, seqs, s, IN_RESERVED)
         worker.growing += 1
     elif to == FINISHED:
-        _free(worker, seq)
+        _free(worker, cache, seq, s)
 
 
 @compiled
-def _free(worker: Records, seq: Records) -> None:
-    worker.free += seq.blocks
-    seq.blocks = 0
+def _free(worker: Records, cache: Cache | None, seq: Records, s: int) -> None:
+    free_blocks(worker, cache, seq, s)
     seq.computed = 0
 
 
 @compiled
-def abort(worker: Records, seqs: Records, s: int) -> None:
+def abort(worker: Records, cache: Cache | None, seqs: Records, s: int) -> None:
     """`Scheduler.abort`."""
     state = seqs[s].state
     if WAITING <= state <= QUARANTINED:
-        move(worker, seqs, s, DRAINING if seqs[s].in_step == 1 else FINISHED)
+        move(worker, cache, seqs, s, DRAINING if seqs[s].in_step == 1 else FINISHED)
 
 
 @compiled
-def quarantine(worker: Records, seqs: Records, s: int) -> None:
+def quarantine(worker: Records, cache: Cache | None, seqs: Records, s: int) -> None:
     """`Scheduler.quarantine`."""
     if RUNNING <= seqs[s].state <= HELD:
-        move(worker, seqs, s, QUARANTINED)
+        move(worker, cache, seqs, s, QUARANTINED)
 
 
 @compiled
-def commit(worker: Records, seqs: Records, s: int, now_s: float) -> None:
+def commit(worker: Records, cache: Cache | None, seqs: Records, s: int, now_s: float) -> None:
     """`Scheduler.try_commit`; a request of one token never comes here."""
     seq = seqs[s]
     if seq.state != RESERVED:
         return
     seq.committed_s = now_s
-    move(worker, seqs, s, RUNNING)
+    move(worker, cache, seqs, s, RUNNING)
     seq.computed = seq.tokens
     seq.given += 1
+    publish(worker, cache, seq, s)
     seq.tokens += 1
 
 
 @compiled
-def enter(worker: Records, seqs: Records, s: int, is_decode: bool, now_s: float) -> bool:
+def enter(worker: Records, cache: Cache | None, seqs: Records, s: int, is_decode: bool, now_s: float) -> bool:
     """`ResultBook.enter_results` for one sequence of a step; True if it has a token or something else to tell."""
     seq = seqs[s]
     seq.in_step = 0
     if seq.state != RUNNING:
         if seq.state == DRAINING:
-            move(worker, seqs, s, FINISHED)
+            move(worker, cache, seqs, s, FINISHED)
         return False
     start = seq.tokens - 1 if is_decode else seq.computed
     seq.computed = start + seq.chunk
+    publish(worker, cache, seq, s)
     seq.told_first = seq.told_ready = seq.told_end = seq.told_holds = 0
     if seq.computed != seq.tokens:
         if seq.mode == PREFILL:
@@ -128,13 +130,13 @@ def enter(worker: Records, seqs: Records, s: int, is_decode: bool, now_s: float)
         seq.told_end = 1
         if seq.ready > 0:
             seq.told_holds = 1
-            move(worker, seqs, s, QUARANTINED)
+            move(worker, cache, seqs, s, QUARANTINED)
         else:
-            move(worker, seqs, s, FINISHED)
+            move(worker, cache, seqs, s, FINISHED)
     elif seq.mode == PREFILL:
         seq.told_ready = seq.blocks - seq.ready
         seq.ready = seq.blocks
-        move(worker, seqs, s, HELD)
+        move(worker, cache, seqs, s, HELD)
     return True
 
 

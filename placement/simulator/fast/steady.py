@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from placement.compiled import compiled_inner as compiled
+from placement.simulator.fast.cache import Cache, allocate, publish
 from placement.simulator.fast.lists import IN_RUNNING, insert_running, remove
 from placement.simulator.fast.records import PREFILL, RUNNING, Records
 
@@ -54,13 +55,15 @@ def _phase(worker: Records, seq: Records) -> int:
 
 
 @compiled
-def join(worker: Records, seqs: Records, steady: Steady, index: int, s: int) -> None:
+def join(worker: Records, cache: Cache | None, seqs: Records, steady: Steady, index: int, s: int) -> None:
     """Step `worker.steps` is computed, and `s` had its part in it: it becomes steady, if it may."""
     seq = seqs[s]
     num = worker.steady + worker.count[IN_RUNNING]
     plain = seq.state == RUNNING and seq.mode != PREFILL and seq.tokens > seq.given and seq.computed == seq.tokens - 1
     if not plain or seq.most - seq.tokens < 3 or seq.blocks != _blocks(worker, seq.computed) or worker.free < 2 * num:
         return
+    if cache is not None and worker.prefix_tokens > 0 and cache.names[s // 2].alike == 1:
+        return  # others may be looking for what it generates
     remove(worker, seqs, s, IN_RUNNING)
     if worker.steady == 0:
         worker.num_gaps = 0
@@ -76,7 +79,9 @@ def join(worker: Records, seqs: Records, steady: Steady, index: int, s: int) -> 
 
 
 @compiled
-def note_gap(worker: Records, requests: Records, seqs: Records, steady: Steady, index: int, heard_s: float) -> None:
+def note_gap(
+    worker: Records, cache: Cache | None, requests: Records, seqs: Records, steady: Steady, index: int, heard_s: float
+) -> None:  # fmt: skip
     """Step `worker.steps` is computed, and its tokens are heard of at `heard_s`."""
     if worker.steady > 0:
         gap_s = heard_s - worker.heard_s
@@ -89,13 +94,14 @@ def note_gap(worker: Records, requests: Records, seqs: Records, steady: Steady, 
     worker.heard_s = heard_s
     if worker.num_gaps == MAX_GAPS:
         for k in range(worker.steady):
-            settle(worker, requests, seqs, steady, index, steady.members[index, k] & (KEY - 1), worker.steps)
+            settle(worker, cache, requests, seqs, steady, index, steady.members[index, k] & (KEY - 1), worker.steps)
         worker.num_gaps = 0
 
 
 @compiled
 def settle(
-    worker: Records, requests: Records, seqs: Records, steady: Steady, index: int, s: int, computed: int
+    worker: Records, cache: Cache | None, requests: Records, seqs: Records, steady: Steady, index: int, s: int,
+    computed: int,
 ) -> None:  # fmt: skip
     """Enter what a sequence did until step `computed`."""
     seq, request = seqs[s], requests[s // 2]
@@ -110,10 +116,13 @@ def settle(
     seq.tokens = seq.base + computed
     seq.computed = seq.tokens - 1
     seq.blocks = _blocks(worker, seq.computed)
+    publish(worker, cache, seq, s)
 
 
 @compiled
-def _recall(worker: Records, requests: Records, seqs: Records, steady: Steady, index: int, until: int) -> None:
+def _recall(
+    worker: Records, cache: Cache | None, requests: Records, seqs: Records, steady: Steady, index: int, until: int
+) -> None:  # fmt: skip
     """Back to those running: whoever has its last step by step `until`. No step is under way."""
     worker.next_end = 1 << 30
     k = 0
@@ -124,7 +133,7 @@ def _recall(worker: Records, requests: Records, seqs: Records, steady: Steady, i
             k += 1
             continue
         s = member & (KEY - 1)
-        settle(worker, requests, seqs, steady, index, s, worker.steps)
+        settle(worker, cache, requests, seqs, steady, index, s, worker.steps)
         worker.steady -= 1
         worker.steady_base -= seqs[s].base
         steady.growing[index, _phase(worker, seqs[s])] -= 1
@@ -133,18 +142,20 @@ def _recall(worker: Records, requests: Records, seqs: Records, steady: Steady, i
 
 
 @compiled
-def form_steady(worker: Records, requests: Records, seqs: Records, steady: Steady, index: int) -> None:
+def form_steady(
+    worker: Records, cache: Cache | None, requests: Records, seqs: Records, steady: Steady, index: int
+) -> None:  # fmt: skip
     """Before a step is formed: those whose last it is are called back; the others grow, or all are called back."""
     if worker.steady == 0:
         return
     step = worker.steps + 1
     if worker.next_end <= step:
-        _recall(worker, requests, seqs, steady, index, step)
+        _recall(worker, cache, requests, seqs, steady, index, step)
     grow = steady.growing[index, step % worker.size]
     if worker.free < grow + worker.count[IN_RUNNING]:
-        _recall(worker, requests, seqs, steady, index, 1 << 30)
+        _recall(worker, cache, requests, seqs, steady, index, 1 << 30)
     else:
-        worker.free -= grow
+        allocate(worker, cache, grow)
 
 
 @compiled

@@ -1,0 +1,319 @@
+"""`scheduling.blocks.BlockPool` with its prefix cache, compiled: which blocks of which prompts a worker has.
+
+Which block holds what plays no part in time. So a block here is either one of those that have a name (`names`) and are
+known by it, with the number of their owners, or it is one of many that nobody else can find, of which the number is
+enough. A sequence's first `published` blocks are named, but for copies: its own where a block of that name was there
+already (a bit each). What nobody owns and is kept is a list of runs, in the order in which they were let go of; a node
+that was taken from it and let go of once more has another stamp than its old run.
+
+Without caching (`worker.prefix_tokens` 0) a block is a number only. Where no worker caches there is no `Cache` but
+None, for which the whole simulator is compiled apart: what is behind `cache is not None` is not in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from placement.compiled import compiled_inner as compiled
+from placement.simulator.fast.names import WORD_BITS, names_of
+from placement.simulator.fast.records import Records
+from placement.workload.workload import Workload
+
+PAGE_BITS = 4
+PAGE = 1 << PAGE_BITS
+_ABSENT = -1
+_SPARE_RUNS = 64
+
+node = np.dtype([("owners", "i4"), ("stamp", "i4")])
+page = np.dtype([("present", "i4"), ("next", "i4")])
+run = np.dtype([("node", "i8"), ("count", "i4"), ("stamp", "i4"), ("next", "i4"), ("unused", "i4")])
+
+
+class Cache(NamedTuple):
+    """Of all workers. Names are kept in pages; page 0 is none."""
+
+    names: Any  # [requests] of `name`
+    runs: Any  # as `Names.runs`
+    bits: Any  # [words] which blocks of a sequence are copies
+    directory: Any  # [workers, names / PAGE] pages
+    pages: Any  # [workers, pages]
+    nodes: Any  # [workers, pages * PAGE]
+    idle: Any  # [workers, runs]: of blocks that nobody owns, least recently owned first
+
+
+def cache_of(workload: Workload, workers: Records) -> Cache | None:
+    """For workers that have no block yet; None where no prefix can be found again. Untouched rows take no memory."""
+    num = len(workers)
+    workers["run_head"] = workers["run_tail"] = workers["free_run"] = -1
+    if workload.prefixes is None or not workers["prefix_tokens"].any():
+        return None
+    found = names_of(workload, int(workers["size"][0]), int(workers["max_len"].max()))
+    workers["prefix_tokens"] = found.prefix_tokens * workers["prefix_tokens"]
+    num_pages, num_runs = rooms(found.num_nodes, workers)
+    return Cache(
+        found.rows,
+        np.append(found.runs, 0),
+        np.zeros(found.num_words, np.int64),
+        np.zeros((num, found.num_nodes // PAGE + 1), np.int32),
+        np.empty((num, num_pages), page),
+        np.empty((num, num_pages * PAGE), node),
+        np.empty((num, num_runs), run),
+    )
+
+
+def rooms(num_nodes: int, workers: Records) -> tuple[int, int]:
+    """Pages and runs of a worker, at most: one for each block, and as many again of runs that are none any more."""
+    most = int(workers["num_blocks"].max())
+    return min(most, num_nodes // PAGE + 1) + 2, 2 * most + _SPARE_RUNS
+
+
+# ---- names ----
+
+
+@compiled
+def _span(worker: Records, cache: Cache, i: int, j: int, end: int) -> tuple[int, int]:
+    """The name of a prompt's block j, and how many from it on, before block `end`, are named consecutively."""
+    row = cache.names[i]
+    if j >= row.shared:
+        return row.own + j - row.shared, end - j
+    tokens, size = worker.prefix_tokens, worker.size
+    level = ((j + 1) * size - 1) // tokens
+    last = min(end, row.shared, (level + 1) * tokens // size)
+    return cache.runs[row.chain + level] + j - level * tokens // size, last - j
+
+
+@compiled
+def _span_before(worker: Records, cache: Cache, i: int, j: int) -> tuple[int, int]:
+    """The same of the blocks up to j, without it: the name of the first of them, and how many they are."""
+    row = cache.names[i]
+    if j > row.shared:
+        return row.own, j - row.shared
+    tokens, size = worker.prefix_tokens, worker.size
+    level = (j * size - 1) // tokens
+    return cache.runs[row.chain + level], j - level * tokens // size
+
+
+@compiled
+def _find(worker: Records, cache: Cache, name: int) -> int:
+    """Its row of `nodes`; -1 where the worker has no block of that name."""
+    at = cache.directory[worker.index, name >> PAGE_BITS]
+    if at == 0:
+        return -1
+    row = (at << PAGE_BITS) + (name & (PAGE - 1))
+    return row if cache.nodes[worker.index, row].owners != _ABSENT else -1
+
+
+@compiled
+def _insert(worker: Records, cache: Cache, name: int) -> None:
+    """One owner has a block of that name, which was not there."""
+    index = worker.index
+    at = cache.directory[index, name >> PAGE_BITS]
+    if at == 0:
+        at = worker.free_page
+        if at > 0:
+            worker.free_page = cache.pages[index, at].next
+        else:
+            worker.num_pages += 1
+            at = worker.num_pages
+        cache.directory[index, name >> PAGE_BITS] = at
+        cache.pages[index, at].present = 0
+        for row in range(at << PAGE_BITS, (at + 1) << PAGE_BITS):
+            cache.nodes[index, row].owners = _ABSENT
+    cache.pages[index, at].present += 1
+    cache.nodes[index, (at << PAGE_BITS) + (name & (PAGE - 1))].owners = 1
+
+
+@compiled
+def _drop(worker: Records, cache: Cache, name: int, row: int) -> None:
+    index, at = worker.index, row >> PAGE_BITS
+    cache.nodes[index, row].owners = _ABSENT
+    cache.pages[index, at].present -= 1
+    if cache.pages[index, at].present == 0:
+        cache.directory[index, name >> PAGE_BITS] = 0
+        cache.pages[index, at].next, worker.free_page = worker.free_page, at
+
+
+# ---- what a sequence does ----
+
+
+@compiled
+def count_prefix(worker: Records, cache: Cache, i: int, usable: int) -> tuple[int, int]:
+    """`BlockPool.count_prefix` of a prompt's first `usable` blocks."""
+    j = idle = 0
+    while j < usable:
+        name, count = _span(worker, cache, i, j, usable)
+        for one in range(name, name + count):
+            row = _find(worker, cache, one)
+            if row < 0:
+                return j, idle
+            idle += 1 if cache.nodes[worker.index, row].owners == 0 else 0
+            j += 1
+    return j, idle
+
+
+@compiled
+def take_prefix(worker: Records, cache: Cache, i: int, matched: int) -> None:
+    """`BlockPool.match_prefix` of what was counted."""
+    j = 0
+    while j < matched:
+        name, count = _span(worker, cache, i, j, matched)
+        for one in range(name, name + count):
+            node = cache.nodes[worker.index, _find(worker, cache, one)]
+            if node.owners == 0:
+                worker.idle -= 1
+                worker.free -= 1
+            node.owners += 1
+        j += count
+    worker.named += 1 if matched > 0 else 0
+
+
+@compiled
+def allocate(worker: Records, cache: Cache | None, num: int) -> None:
+    """`BlockPool.allocate`, of no more than are free."""
+    worker.free -= num
+    if cache is not None and worker.idle > worker.free:
+        _evict(worker, cache)
+
+
+@compiled
+def _evict(worker: Records, cache: Cache) -> None:
+    """What was let go of first, until no more is kept than is free."""
+    index = worker.index
+    while worker.idle > worker.free:
+        run = cache.idle[index, worker.run_head]
+        while run.count > 0 and worker.idle > worker.free:
+            run.count -= 1
+            row = _find(worker, cache, run.node + run.count)
+            if row >= 0 and cache.nodes[index, row].owners == 0 and cache.nodes[index, row].stamp == run.stamp:
+                _drop(worker, cache, run.node + run.count, row)
+                worker.idle -= 1
+        if run.count == 0:
+            at = worker.run_head
+            worker.run_head = run.next
+            if run.next < 0:
+                worker.run_tail = -1
+            _free_run(worker, cache, at)
+
+
+@compiled
+def publish(worker: Records, cache: Cache | None, seq: Records, s: int) -> None:
+    """`ResultBook._publish`."""
+    if cache is not None:
+        full = seq.computed // worker.size
+        if worker.prefix_tokens > 0 and full > seq.published:
+            _publish(worker, cache, seq, s, full)
+
+
+@compiled
+def _publish(worker: Records, cache: Cache, seq: Records, s: int, full: int) -> None:
+    i, j = s // 2, seq.published
+    while j < full:
+        name, count = _span(worker, cache, i, j, full)
+        for one in range(name, name + count):
+            if _find(worker, cache, one) < 0:
+                _insert(worker, cache, one)
+            else:
+                bits = _bits(cache, s) + j // WORD_BITS
+                cache.bits[bits] |= 1 << (j % WORD_BITS)
+                seq.copies += 1
+            j += 1
+    seq.published = full
+    worker.named += 1
+
+
+@compiled
+def _bits(cache: Cache, s: int) -> int:
+    row = cache.names[s // 2]
+    return int(row.bits + (s % 2) * row.words)
+
+
+@compiled
+def free_blocks(worker: Records, cache: Cache | None, seq: Records, s: int) -> None:
+    """`BlockPool.free` of all that a sequence owns, the last first."""
+    worker.free += seq.blocks - seq.published + seq.copies
+    seq.blocks = 0
+    if cache is not None:
+        j = seq.published
+        while j > 0:
+            name, count = _span_before(worker, cache, s // 2, j)
+            _let_go(worker, cache, seq, s, name, j - count, count)
+            j -= count
+        seq.published = seq.copies = 0
+
+
+@compiled
+def _let_go(worker: Records, cache: Cache, seq: Records, s: int, name: int, first: int, count: int) -> None:
+    """Of the blocks from `first` on that are its own: those that have no other owner are kept."""
+    kept, bits = 0, _bits(cache, s)
+    stamp = worker.stamp + 1
+    for k in range(count - 1, -1, -1):
+        j = first + k
+        if seq.copies > 0:
+            word, bit = bits + j // WORD_BITS, 1 << (j % WORD_BITS)
+            if cache.bits[word] & bit:
+                cache.bits[word] ^= bit
+                continue
+        node = cache.nodes[worker.index, _find(worker, cache, name + k)]
+        node.owners -= 1
+        if node.owners == 0:
+            node.stamp = stamp
+            kept += 1
+    if kept > 0:
+        worker.stamp = stamp
+        worker.idle += kept
+        worker.free += kept
+        _keep_run(worker, cache, name, count, stamp)
+
+
+# ---- runs of blocks that nobody owns ----
+
+
+@compiled
+def _keep_run(worker: Records, cache: Cache, name: int, count: int, stamp: int) -> None:
+    index = worker.index
+    if worker.free_run < 0 and worker.num_runs == cache.idle.shape[1]:
+        _forget_old(worker, cache)
+    at = worker.free_run
+    if at >= 0:
+        worker.free_run = cache.idle[index, at].next
+    else:
+        at = worker.num_runs
+        worker.num_runs += 1
+    run = cache.idle[index, at]
+    run.node, run.count, run.stamp, run.next = name, count, stamp, -1
+    if worker.run_tail < 0:
+        worker.run_head = at
+    else:
+        cache.idle[index, worker.run_tail].next = at
+    worker.run_tail = at
+
+
+@compiled
+def _free_run(worker: Records, cache: Cache, at: int) -> None:
+    cache.idle[worker.index, at].next, worker.free_run = worker.free_run, at
+
+
+@compiled
+def _forget_old(worker: Records, cache: Cache) -> None:
+    """Runs of which nothing is left go: as many as there are blocks remain, at most."""
+    index, before, at = worker.index, -1, worker.run_head
+    while at >= 0:
+        run = cache.idle[index, at]
+        following, left = run.next, False
+        for one in range(run.node, run.node + run.count):
+            row = _find(worker, cache, one)
+            if row >= 0 and cache.nodes[index, row].owners == 0 and cache.nodes[index, row].stamp == run.stamp:
+                left = True
+                break
+        if left:
+            before = at
+        else:
+            if before < 0:
+                worker.run_head = following
+            else:
+                cache.idle[index, before].next = following
+            _free_run(worker, cache, at)
+        at = following
+    worker.run_tail = before
