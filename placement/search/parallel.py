@@ -17,7 +17,7 @@ from typing import Any, Self
 from placement.search.build import Serving
 from placement.search.job import confirmed, do_job
 from placement.search.search import Answer, Job, Outcome, Question, Search
-from placement.search.whatif import Consequence, WhatIf, as_asked, consequence
+from placement.search.whatif import Consequence, WhatIf, as_asked, consequence, consistent
 from placement.workload.source import WorkloadSource
 from placement.workload.spec import WorkloadSpec
 
@@ -140,7 +140,8 @@ def look_closer(
     answers = tuple(known if one is best else one for one in outcome.answers)
     sure = known if outcome.sure is best else outcome.sure
     outcome = replace(outcome, best=known, sure=sure, answers=answers)
-    return Closer(outcome, (as_asked(known), *told) if 0 in found else told, len(found) == len(tasks))
+    told = consistent((as_asked(known), *told) if 0 in found else told)
+    return Closer(outcome, told, len(found) == len(tasks))
 
 
 @contextmanager

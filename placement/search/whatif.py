@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -59,6 +60,33 @@ def as_asked(answer: Answer) -> Consequence:
     """What it serves as things are."""
     most = None if answer.goodput is None else answer.goodput.most
     return Consequence(AS_ASKED, answer.rate if most is None else most, answer.reason)
+
+
+def consistent(found: Sequence[Consequence]) -> tuple[Consequence, ...]:
+    """Tighter targets never carry more than is carried as asked, looser ones never less.
+
+    Each rate is a search of its own, as exact as its runs are long: of a trace that is repeated to be long enough, ten
+    per cent.
+    """
+    asked = next((one for one in found if one.change == AS_ASKED), None)
+    if asked is None:
+        return tuple(found)
+    told: list[Consequence] = []
+    for one in found:
+        wrong = one.rate > asked.rate if _as_hard(one.change) else _as_easy(one.change) and one.rate < asked.rate
+        told.append(replace(one, rate=asked.rate, binding=asked.binding) if wrong else one)
+    return tuple(told)
+
+
+def _as_hard(change: WhatIf) -> bool:
+    """The same requests within tighter targets, or over a slower link."""
+    same = change.prompts == change.outputs == 1.0
+    return same and max(change.ttft, change.tpot, change.network) <= 1.0
+
+
+def _as_easy(change: WhatIf) -> bool:
+    same = change.prompts == change.outputs == 1.0
+    return same and min(change.ttft, change.tpot, change.network) >= 1.0
 
 
 def changed(workload: Workload, change: WhatIf) -> Workload:

@@ -16,6 +16,7 @@ from placement.search.goodput import Effort
 from placement.search.job import search, traffic
 from placement.search.search import Question, Search
 from placement.search.space import Space, candidates
+from placement.search.whatif import AS_ASKED, Consequence, WhatIf, consistent
 from placement.simulator.cluster import LinkSpec
 from placement.simulator.fast.run import simulate_fast
 from placement.simulator.requests import Outcome, requests_of
@@ -61,6 +62,17 @@ def best_rate(case: Case, gpus: int, slo: Slo) -> float:
     found.screen(candidates(replace(case.space, gpus=gpus), MODEL))
     best = search(found).best
     return 0.0 if best is None else best.rate
+
+
+def test_a_what_if_with_a_tighter_target_tells_no_more_and_one_with_a_looser_target_no_less() -> None:
+    def rates(**found: float) -> list[float]:
+        named = {"asked": AS_ASKED, "half": WhatIf("half", ttft=0.5), "twice": WhatIf("twice", ttft=2.0, network=1.0),
+                 "link": WhatIf("link", network=0.1), "short": WhatIf("short", prompts=0.5)}  # fmt: skip
+        return [one.rate for one in consistent([Consequence(named[name], rate, "") for name, rate in found.items()])]
+
+    assert rates(asked=100, half=104, twice=95, link=101, short=180) == [100, 100, 100, 100, 180]
+    assert rates(asked=100, half=60, twice=130, link=90, short=80) == [100, 60, 130, 90, 80]
+    assert rates(half=104, twice=95) == [104, 95]
 
 
 @pytest.mark.parametrize("seed", range(8))
