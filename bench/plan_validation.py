@@ -35,6 +35,7 @@ from bench.load.session import Settings, run_at, warm_up
 from bench.load.summary import Objective
 from bench.load.target import Target
 from bench.plan_validation_figures import Sent, Targets, measured, predicted
+from bench.plan_validation_inputs import check_json, check_profile, flagged, requests_for
 from bench.plan_validation_now import at_speed, speed_now
 from bench.plan_validation_report import Told, by_scale, cells_of, report
 from bench.plan_validation_runs import Run, Validation
@@ -43,12 +44,14 @@ from bench.profiler.cluster import running
 from bench.served.process_tree import adopt_orphans, hear_signals
 from bench.served.server import Server, ServerFailed
 from pdserve.byte_sizes import memory_size
+from pdserve.exit import ExitCode, StartError
+from pdserve.settings import ConfigError
 from placement.latency.fitted_profile import Profile, load_measured_profile
 from placement.simulator.cluster import ClusterSpec
 from placement.simulator.requests import requests_of
 from placement.simulator.results import RequestColumns
 from placement.simulator.simulate import simulate
-from placement.workload import Workload, WorkloadSource, parse_workload_spec
+from placement.workload import Workload, WorkloadSource
 
 WARM_REQUESTS = 8
 DEFAULT = Targets(0.5, 0.02)
@@ -63,9 +66,9 @@ def measure(
     twins: Mapping[Placement, ClusterSpec],
     args: argparse.Namespace,
     targets: Targets,
+    source: WorkloadSource,
 ) -> Told:
     """Every round, rate and placement, and what was predicted of it."""
-    source = WorkloadSource(parse_workload_spec(args.workload))
     found = []
     seed = secrets.randbelow(1 << 32)
     cells = product(range(args.rounds), args.rates, twins.items())
@@ -157,20 +160,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace, work_dir: Path) -> None:
     """Start and measure, or take what was measured; tell."""
-    profile = load_measured_profile(args.profile)
+    with flagged("--profile", args.profile):
+        profile = load_measured_profile(args.profile)
     if args.json is not None:
-        args.json.touch()  # not after an hour's runs
-    validation = None if args.measured is None else Validation.load(args.measured)
+        check_json(args.json)
+    with flagged("--measured", args.measured):
+        validation = None if args.measured is None else Validation.load(args.measured)
+    check_profile(args.profile, profile, (args.model if validation is None else validation.model) is None)
     targets = DEFAULT if validation is None else validation.targets
     targets = replace(targets, ttft_s=args.slo_ttft or targets.ttft_s, tpot_s=args.slo_tpot or targets.tpot_s)
     if validation is not None:
         placements = list(dict.fromkeys(one.placement for one in validation.runs))
-        twins = _twins(placements, profile, validation.limits, args, validation.model is None)
+        twins = _twins(placements, profile, validation.limits, validation.model is None)
         told: Told = [(one, _simulated(twins[one.placement], one)) for one in validation.runs]
     else:
         placements, limits = _asked(args)
-        twins = _twins(placements, profile, limits, args, args.model is None)
-        told = _started(args, profile, limits, twins, targets, work_dir)
+        source = requests_for(args)
+        twins = _twins(placements, profile, limits, args.model is None)
+        told = _started(args, profile, limits, twins, targets, source, work_dir)
         runs = tuple(one for one, _ in told)
         validation = Validation(args.model, args.workload, args.duration, targets, limits, runs)
     rounds = 1 + max((one.turn for one in validation.runs), default=0)
@@ -188,26 +195,22 @@ def _asked(args: argparse.Namespace) -> tuple[list[Placement], Limits]:
     limits = Limits(args.chunk, args.max_num_seqs, args.max_model_len, int(args.kv_bytes))
     placements = list(args.placements)
     if args.plan is not None:
-        chosen, chunk = planned(args.plan)
+        with flagged("--plan", args.plan):
+            chosen, chunk = planned(args.plan)
         placements = [chosen, *(one for one in placements if one != chosen)][:3]
         limits = replace(limits, chunk_tokens=int(chunk or limits.chunk_tokens))
     return placements, limits
 
 
 def _twins(
-    placements: Sequence[Placement], profile: Profile, limits: Limits, args: argparse.Namespace, mock: bool
+    placements: Sequence[Placement], profile: Profile, limits: Limits, mock: bool
 ) -> dict[Placement, ClusterSpec]:
-    if mock and profile.served is not None:
-        raise ValueError(
-            f"{args.profile}: its delays are the real engine's; "
-            "`pdserve profile --mock-delays` measures the mock engine's"
-        )
     return {one: cluster_of(one, profile, limits, mock) for one in placements}
 
 
 def _started(
     args: argparse.Namespace, profile: Profile, limits: Limits, twins: Mapping[Placement, ClusterSpec],
-    targets: Targets, work_dir: Path,
+    targets: Targets, source: WorkloadSource, work_dir: Path,
 ) -> Told:  # fmt: skip
     mock = ["--mock", str(args.profile.absolute())]
     engine = mock if args.model is None else [args.model, "--threads", "1", *_dtype(profile)]
@@ -215,7 +218,7 @@ def _started(
     with running(clusters, work_dir) as started:
         for server, _ in started.values():
             server.park()
-        return measure(started, twins, args, targets)
+        return measure(started, twins, args, targets, source)
 
 
 def _dtype(profile: Profile) -> list[str]:
@@ -232,11 +235,14 @@ def main() -> int:
     except KeyboardInterrupt:
         print("plan_validation: stopped", file=sys.stderr)
         return 130
+    except (ConfigError, StartError) as error:
+        print(f"plan_validation: error: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, StartError) else ExitCode.CONFIG
     except FAILURES as error:
         why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
         print(f"plan_validation: error: {why}", file=sys.stderr)
-        return 1
-    return 0
+        return ExitCode.FAILED
+    return ExitCode.OK
 
 
 if __name__ == "__main__":

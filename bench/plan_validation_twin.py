@@ -84,10 +84,10 @@ def cluster_of(placement: Placement, profile: Profile, limits: Limits, mock: boo
 
 def planned(path: Path) -> tuple[Placement, int | None]:
     """The placement of a plan file, and its chunk. Errors: OSError; ValueError where it has none that runs here."""
-    given = json.loads(path.read_text())
-    serve = given.get("serve", given)
-    if not {"prefill", "decode"} <= set(serve):
-        raise ValueError(f"{path}: has no prefill and decode workers to start")
+    given = json.loads(path.read_text(encoding="utf-8"))
+    serve = given.get("serve", given) if isinstance(given, dict) else None
+    if not isinstance(serve, dict) or not {"prefill", "decode"} <= set(serve):
+        raise ValueError(f"{path}: has no prefill and decode workers to start; it must be of `pdserve plan -o`")
     placement = given.get("placement") or {}
     pools = [pool for name in ("prefill", "decode") if (pool := placement.get(name))]
     if any(pool["tp"] != 1 or pool["pp"] != 1 for pool in pools) or placement.get("replicas", 1) != 1:

@@ -138,8 +138,8 @@ def test_a_profile_of_the_real_engines_delays_is_not_for_the_mock_one(
         patch.setattr("sys.argv", ["plan_validation", "--profile", str(path)])
         patch.setattr("signal.signal", lambda *_: None)
         patch.setattr("bench.plan_validation.adopt_orphans", lambda: None)
-        assert main() == 1
-    assert "its delays are the real engine's; `pdserve profile --mock-delays`" in capsys.readouterr().err
+        assert main() == 2
+    assert "its delays are the real engine's: `pdserve profile --mock-delays`" in capsys.readouterr().err
 
 
 def test_a_run_without_requests_says_so() -> None:
@@ -171,7 +171,7 @@ def test_runs_come_back_from_their_file_and_are_predicted_again(
         assert "TTFT <= 0.7 s and TPOT <= 0.03 s" in said  # its own targets
         assert "some/model, input=100,output=8, 4 rounds of 3 s" in said and "2P+1D          1.5/s" in said
         kept.write_text('{"runs": [{}]}')
-        assert main() == 1
+        assert main() == 5
     assert "not of plan_validation --json" in capsys.readouterr().err
 
 
@@ -193,9 +193,37 @@ def test_a_profile_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.Captu
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["plan_validation", "--profile", str(path)])
         patch.setattr("signal.signal", lambda *_: None)
-        assert main() == 1
-    assert "base_s is missing" in capsys.readouterr().err
+        assert main() == 5
+    assert f"--profile is {path}; base_s is missing" in capsys.readouterr().err
     assert parse(["--profile", str(path)]).model is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "told"),
+    [
+        (["--profile", "/nope"], 5, "--profile is /nope; No such file or directory"),
+        (["--plan", "profile.json"], 5, "--plan is profile.json; has no prefill and decode workers to start; it must"),
+        (["--plan", "text"], 5, "--plan is text; not JSON: Expecting value"),
+        (["--measured", "profile.json"], 5, "--measured is profile.json; not of plan_validation --json"),
+        (["--json", "."], 6, "--json is .; Is a directory"),
+        (["--workload", "words"], 2, "--workload is 'words'; it must begin with a trace file"),
+        (["--workload", "input=9000,output=9"], 2, "--max-model-len is 2,048; the workload's longest request has 9,"),
+    ],
+)
+def test_a_bad_file_is_one_line_with_its_flag_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], code: int, told: str
+) -> None:
+    save_profile(tmp_path / "profile.json", LINEAR)
+    (tmp_path / "text").write_text("words")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr("sys.argv", ["plan_validation", "--profile", "profile.json", *flags])
+        patch.setattr("signal.signal", lambda *_: None)
+        patch.setattr("bench.plan_validation.adopt_orphans", lambda: None)
+        patch.setattr("bench.plan_validation.running", None)  # nothing may start
+        assert main() == code
+    said = capsys.readouterr().err
+    assert said.startswith(f"plan_validation: error: {told}") and said.count("\n") == 1
 
 
 def test_a_small_run_on_the_mock_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
