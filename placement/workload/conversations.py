@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from placement.workload.errors import WorkloadError, at_line
-from placement.workload.fields import Fields
+from placement.workload.fields import Fields, shown
 from placement.workload.lines import BAD_GZIP, numbered_lines, open_trace
 from placement.workload.request import WorkloadRequest
 
@@ -58,9 +58,11 @@ def _turns(row: Fields) -> Iterator[tuple[bool, str]]:
     name = row.require("conversations", "conversation", "messages")
     turns = row.values[name]
     if not isinstance(turns, list):
-        raise row.error(f"{name} is {type(turns).__name__}; it must be a list of turns")
+        raise row.error(f"{name} is {shown(turns)}; it must be a list of turns")
     for turn in turns:
-        one = Fields(row.path, row.line, turn if isinstance(turn, dict) else {})
+        if not isinstance(turn, dict):
+            raise row.error(f"{name} has {shown(turn)}; a turn must be a JSON object")
+        one = Fields(row.path, row.line, turn)
         speaker = one.word(one.require("from", "role"), "").lower()
         said = one.word(one.present("value", "content") or "value", "")
         if speaker in ASKED or speaker in ANSWERED:
@@ -123,7 +125,7 @@ def _array_items(path: Path) -> Iterator[Fields]:
             window.next_char()
             item, end = _decode(path, window, decoder)
             if not isinstance(item, dict):
-                raise at_line(path, window.line, f"is {type(item).__name__}; a conversation must be a JSON object")
+                raise at_line(path, window.line, f"is {shown(item)}; a conversation must be a JSON object")
             yield Fields(path, window.line, item)
             window.skip(end)
             after = window.next_char()
@@ -156,4 +158,5 @@ def _decode(path: Path, window: _Window, decoder: json.JSONDecoder) -> tuple[Any
 
 def _not_json(path: Path, window: _Window, error: ValueError) -> WorkloadError:
     at = error.lineno - 1 if isinstance(error, json.JSONDecodeError) else 0
-    return at_line(path, window.line + at, f"not JSON: {error}")
+    said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+    return at_line(path, window.line + at, f"not JSON: {said}")

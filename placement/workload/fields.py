@@ -27,12 +27,14 @@ class Fields:
     def parse(cls, path: Path, line: int, text: str) -> Fields:
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except json.JSONDecodeError as error:
+            raise at_line(path, line, f"not JSON: {error.msg} at column {error.colno}: {shown(text)}") from None
+        except ValueError as error:  # a number of thousands of digits
             raise at_line(path, line, f"not JSON: {error}") from None
         except RecursionError:
             raise at_line(path, line, "not JSON that can be read: nested too deeply") from None
         if not isinstance(values, dict):
-            raise at_line(path, line, f"is {_shown(values)}; a line must be a JSON object")
+            raise at_line(path, line, f"is {shown(values)}; a line must be a JSON object")
         return cls(path, line, values)
 
     def error(self, message: str) -> WorkloadError:
@@ -53,15 +55,13 @@ class Fields:
         value = self.values[name]
         good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < TOO_LARGE
         if not good or math.isnan(value) or value < low:
-            raise self.error(
-                f"{name} is {_shown(value)}; it must be a number, at least {low:g} and below {TOO_LARGE:g}"
-            )
+            raise self.error(f"{name} is {shown(value)}; it must be a number, at least {low:g} and below {TOO_LARGE:g}")
         return float(value)
 
     def tokens(self, name: str, low: int = 1) -> int:
         value = self.values[name]
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= MAX_TOKENS:
-            raise self.error(f"{name} is {_shown(value)}; it must be a whole number from {low} to {MAX_TOKENS:,}")
+            raise self.error(f"{name} is {shown(value)}; it must be a whole number from {low} to {MAX_TOKENS:,}")
         return value
 
     def word(self, name: str, default: str) -> str:
@@ -69,7 +69,7 @@ class Fields:
         if value is None:
             return default
         if not isinstance(value, str):
-            raise self.error(f"{name} is {_shown(value)}; it must be text")
+            raise self.error(f"{name} is {shown(value)}; it must be text")
         return value
 
     def block_ids(self, name: str, prompt_tokens: int, block_tokens: int) -> tuple[int, ...]:
@@ -79,7 +79,7 @@ class Fields:
             return ()
         good = isinstance(value, list) and all(type(one) is int and -(1 << 63) <= one < 1 << 63 for one in value)
         if not good:
-            raise self.error(f"{name} is {_shown(value)}; it must be a list of whole numbers of 64 bits")
+            raise self.error(f"{name} is {shown(value)}; it must be a list of whole numbers of 64 bits")
         most = -(-prompt_tokens // block_tokens)
         if len(value) > most:
             raise self.error(
@@ -89,6 +89,7 @@ class Fields:
         return tuple(value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Of any length: its begin."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -31,6 +31,12 @@ class Format(Enum):
     OWN = "own"  # JSONL: arrival_s, prompt_tokens, output_tokens, ...; and what a router logs
 
 
+_NEEDED = {  # by a row that is read and not left out
+    Format.SHAREGPT: "; a conversation must have a turn from human or user, then one from gpt or assistant",
+    Format.OWN: "; a logged one must have prompt_tokens and output_tokens above 0",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
     """What a format leaves open."""
@@ -99,7 +105,7 @@ def read_workload(path: Path, options: ReadOptions = ReadOptions(), form: Format
         rows = _reservoir(rows, options.sample, np.random.default_rng(options.seed))
     workload = Workload.from_requests(rows, block_tokens=options.block_tokens, timed=timed)
     if not len(workload):
-        raise WorkloadError(f"{path}: has no requests that can be used ({skipped[0]} left out)")
+        raise WorkloadError(f"{path}: has no requests{_NEEDED.get(form, '') if skipped[0] else ''}")
     if wall_clock or workload.arrival_s[0] < 0:
         workload = replace(workload, arrival_s=workload.arrival_s - workload.arrival_s[0])
     return replace(workload, num_skipped=skipped[0])

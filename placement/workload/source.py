@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -61,12 +62,14 @@ class WorkloadSource:
         num, duration_s = num_requests or spec.n, duration_s or spec.duration
         seed = seed if seed is not None else spec.seed or 0
         if rate is None:
-            raise WorkloadError(f"workload {self.name}: has no times of its own, so it needs a rate")
+            raise WorkloadError(
+                f"workload {self.name}: has no times of its own, so it needs a rate: rate=, or the command's --rate"
+            )
         if (asked := num or (rate * duration_s if duration_s else 0)) > MAX_REQUESTS:
             raise WorkloadError(f"workload {self.name}: has {asked:.3g} requests; at most {MAX_REQUESTS:,} are made")
         if duration_s is None:
             if num is None and self.recorded is None:
-                raise WorkloadError(f"workload {self.name}: needs a number of requests or a duration")
+                raise WorkloadError(f"workload {self.name}: needs a number of requests, n=, or a duration=")
             return self._timed(num or len(self.recorded or ()), rate, seed)
         most = num or MAX_REQUESTS
         tries = min(most, int(rate * duration_s * MORE) + 64)
@@ -126,7 +129,9 @@ class WorkloadSource:
             if len(drawn) >= num:
                 return transform.head(drawn, num)
             if len(drawn) * 100 < tries:
-                raise WorkloadError(f"workload {self.name}: fewer than one request in 100 keeps the limits on lengths")
+                raise WorkloadError(
+                    f"workload {self.name}: fewer than one request in 100 keeps {_limits_in_words(self.spec)}"
+                )
             tries = int(tries * max(MORE, MORE * num / len(drawn)))
 
     def _distributions(self) -> tuple[LengthPairs, Sharing | None]:
@@ -150,11 +155,20 @@ def _read(spec: WorkloadSpec, count_tokens: TokenCounter | None) -> Workload:
         seed=spec.seed or 0,
     )
     workload = read_workload(spec.path, options, spec.format)
-    if workload.timed:
+    if spec.start or spec.end < math.inf:
+        if not workload.timed:
+            raise WorkloadError(f"{spec.path}: its requests have no times, which start= and end= need")
+        last_s = float(workload.arrival_s[-1])
         workload = transform.within_time(workload, spec.start, spec.end)
+        if not len(workload):
+            raise WorkloadError(
+                f"{spec.path}: no request comes between start={spec.start:g} and end={spec.end:g} s; the last one "
+                f"comes at {last_s:.4g} s"
+            )
+    num = len(workload)
     workload = _limited(workload, spec)
     if not len(workload):
-        raise WorkloadError(f"{spec.path}: no request is left within the given limits of time and lengths")
+        raise WorkloadError(f"{spec.path}: none of its {num:,} requests keeps {_limits_in_words(spec)}")
     return replace(workload, arrival_s=workload.arrival_s - workload.arrival_s[0]) if workload.timed else workload
 
 
@@ -163,6 +177,11 @@ def _limited(workload: Workload, spec: WorkloadSpec) -> Workload:
         workload = transform.clipped(workload, spec.max_input, spec.max_output)
     limits = (spec.max_input, spec.max_output, spec.max_total)
     return workload if np.all([one is None for one in limits]) else transform.within_lengths(workload, *limits)
+
+
+def _limits_in_words(spec: WorkloadSpec) -> str:
+    given = {"max-input": spec.max_input, "max-output": spec.max_output, "max-total": spec.max_total}
+    return " and ".join(f"{name}={limit}" for name, limit in given.items() if limit is not None)
 
 
 def load_workload(

@@ -17,6 +17,7 @@ no rate.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -97,14 +98,21 @@ def _split(text: str, flag: str, is_file: bool) -> tuple[str, list[str]]:
     """(source, the pairs behind it). A file's name may hold commas and equal signs, if there is such a file."""
     words = text.split(",")
     for num in range(len(words), 0, -1):
-        if Path(",".join(words[:num])).is_file():
+        if os.path.isfile(",".join(words[:num])):  # Path.is_file raises for names that are too long
             return ",".join(words[:num]), words[num:]
     first = words[0].strip()
     if "=" in first and not is_file:
         return "", words
     if is_file or first in PRESETS or first.endswith((".csv", ".json", ".jsonl", ".gz")) or "/" in first:
         return first, words[1:]  # a file that is not there is told when it is read
-    raise _wrong(flag, f"is {text!r}; it must begin with a trace file, one of {', '.join(PRESETS)}, or input=...")
+    what = "a directory" if os.path.isdir(first) else "no file"
+    raise _wrong(
+        flag, f"is {_shown(text)}, {what}; it must begin with a trace file, one of {', '.join(PRESETS)}, or input=..."
+    )
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 100 else text[:97] + "...")
 
 
 def _wrong(flag: str, what: str) -> ConfigError:
@@ -160,7 +168,7 @@ def _yes(text: str) -> bool:
     return {"yes": True, "no": False}[text]
 
 
-_LENGTHS = "TOKENS, LOW..HIGH or lognormal:MEAN:CV"
+_LENGTHS = f"TOKENS, LOW..HIGH or lognormal:MEAN:CV, tokens from 1 to {MAX_TOKENS:,}"
 _PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "input": (_lengths, _LENGTHS),
     "output": (_lengths, _LENGTHS),

@@ -304,7 +304,7 @@ WRONG = [
     (["--workload", "input=0,output=1"], 2, "--workload input is '0'"),
     ([*LOAD, "--json", "x.html", "--report", "x.html"], 2, "--json and --report are both x.html; they must differ"),
     ([*LOAD, "--processes", "100000"], 2, "--processes: '100000' must be a whole number, at least 1, at most 256"),
-    (["--workload", "nope"], 2, "--workload is 'nope'; it must begin with a trace file, one of azure-code"),
+    (["--workload", "nope"], 2, "--workload is 'nope', no file; it must begin with a trace file, one of azure-code"),
     (["--workload", "nope.csv"], 5, "nope.csv: cannot be read: No such file"),
     (["--trace", "no.csv"], 5, "no.csv: cannot be read: No such file"),
     (["--trace", "nope"], 5, "nope: cannot be read: No such file"),

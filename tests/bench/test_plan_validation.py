@@ -206,7 +206,7 @@ def test_a_profile_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.Captu
         (["--plan", "text"], 5, "--plan is text; not JSON: Expecting value"),
         (["--measured", "profile.json"], 5, "--measured is profile.json; not of plan_validation --json"),
         (["--json", "."], 6, "--json is .; Is a directory"),
-        (["--workload", "words"], 2, "--workload is 'words'; it must begin with a trace file"),
+        (["--workload", "words"], 2, "--workload is 'words', no file; it must begin with a trace file"),
         (["--workload", "input=9000,output=9"], 2, "--max-model-len is 2,048; the workload's longest request has 9,"),
     ],
 )

@@ -98,9 +98,11 @@ def test_a_shared_prefix() -> None:
 
 REFUSED = [
     ("", "must begin with a trace file, one of azure-code, azure-conv, mooncake, or input="),
-    ("azure-cnv", "must begin with a trace file"),
+    ("azure-cnv", "is 'azure-cnv', no file; it must begin with a trace file"),
+    ("tests", "is 'tests', a directory; it must begin"),
+    ("x" * 5000, r"is 'x{97}\.\.\.', no file; it must begin"),
     ("input=2000", "lacks output="),
-    ("input=2000,output=0", "output is '0'; it must be TOKENS, LOW..HIGH or lognormal:MEAN:CV"),
+    ("input=2000,output=0", "output is '0'; it must be TOKENS, LOW..HIGH or lognormal:MEAN:CV, tokens from 1 to"),
     ("input=9..3,output=1", "input is '9..3'"),
     ("input=lognormal:5,output=1", "input is 'lognormal:5'"),
     ("input=1,output=1,rate=0", "rate is '0'; it must be a number of requests per second above 0"),
@@ -138,9 +140,11 @@ def test_what_cannot_be_built_says_why(tmp_path: Path, trace: Path) -> None:
     for text, said in (
         (f"{tmp_path}/no.csv", "cannot be read: No such file"),
         (str(talk), "has no times of its own, so it needs a rate"),
-        ("input=1,output=1,rate=1", "needs a number of requests or a duration"),
-        (f"{trace},max-input=5", "no request is left within the given limits"),
-        ("input=100,output=1,rate=1,n=5,max-input=50", "fewer than one request in 100"),
+        ("input=1,output=1,rate=1", "needs a number of requests, n=, or a duration="),
+        (f"{trace},max-input=5", r"none of its [\d,]+ requests keeps max-input=5"),
+        (f"{trace},start=1e6", r"no request comes between start=1e\+06 and end=inf s; the last one comes at "),
+        (f"{talk},end=5", "its requests have no times, which start= and end= need"),
+        ("input=100,output=1,rate=1,n=5,max-input=50", "fewer than one request in 100 keeps max-input=50"),
         ("input=100,output=1,rate=0.001,duration=1,arrivals=constant", "no request comes within 1 s"),
         ("input=1,output=1,rate=1,n=60000000", "has 6e\\+07 requests; at most 50,000,000 are made"),
         ("input=1,output=1,rate=1000,duration=1000000", "requests; at most 50,000,000 are made"),
