@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from deploy.plan_settings import plan_settings
+from deploy.plan_settings import check_plan, plan_settings
 from pdserve.config import SloClass, TenantKey
 from pdserve.settings import ConfigError
 
@@ -37,12 +37,16 @@ class _PlainLoader(yaml.SafeLoader):
         return made
 
 
-def read_config_file(path: Path, known: set[str]) -> dict[str, Any]:
+def read_config_file(path: Path, known: set[str], *, is_plan: bool = False) -> dict[str, Any]:
     """The settings of a file, keys with underscores; raises ConfigError, each problem with the file's name.
 
     Keys may be written with dashes, as on the command line. Values are not checked here: the config's own check does.
+    `is_plan`: it must be a plan, or JSON.
     """
-    data = _load(path)
+    text = _text(path)
+    if is_plan:
+        check_plan(path, text, known)
+    data = _load(path, text)
     if not isinstance(data, dict):
         raise ConfigError(
             [f"{path}: is {'empty' if data is None else 'not a mapping'}; it must map settings to values"]
@@ -67,7 +71,7 @@ def suggestion(name: str, known: set[str]) -> str:
     return f"; did you mean {close[0].replace('_', '-')}?" if close else ""
 
 
-def _load(path: Path) -> Any:
+def _text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError([f"{path}: has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read"])
@@ -78,6 +82,10 @@ def _load(path: Path) -> Any:
         raise ConfigError([f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
     if text.startswith("\ufeff"):
         raise ConfigError([f"{path}: begins with a byte order mark; save it as plain UTF-8"])
+    return text
+
+
+def _load(path: Path, text: str) -> Any:
     if (settings := plan_settings(path, text)) is not None:
         return settings
     try:

@@ -120,7 +120,7 @@ def serve_config(given: Mapping[str, Any], *files: Path | None) -> ServeConfig:
         if file is not None:
             from_file = _read(flag, file)
             values |= from_file
-            origins |= {name: f"{file}: {name.replace('_', '-')}" for name in from_file}
+            origins |= {name: f"{flag} {file}: {name.replace('_', '-')}" for name in from_file}
     for name in known_settings() & set(given):
         values[name] = given[name]
         origins[name] = "MODEL" if name == "model" else flag_name(name)
@@ -135,7 +135,7 @@ def serve_config(given: Mapping[str, Any], *files: Path | None) -> ServeConfig:
 
 def _read(flag: str, file: Path) -> dict[str, Any]:
     try:
-        return read_config_file(file, known_settings())
+        return read_config_file(file, known_settings(), is_plan=flag == "--plan")
     except ConfigError as error:
         raise ConfigError([f"{flag} {problem}" for problem in error.problems]) from None
 

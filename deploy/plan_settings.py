@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pdserve.config import ServeConfig
 from pdserve.plan_format import FORMAT, KEY
 from pdserve.settings import ConfigError
+
+_OF_A_PROFILE = "base_s"  # the first key of every profile, and no setting
 
 
 def plan_settings(path: Path, text: str) -> dict[str, Any] | None:
@@ -35,6 +37,21 @@ def plan_settings(path: Path, text: str) -> dict[str, Any] | None:
              "plan with --affinity high"]
         )  # fmt: skip
     return settings
+
+
+def check_plan(path: Path, text: str, known: Collection[str]) -> None:
+    """Whether it is a plan, or an object of settings. Errors: ConfigError, one line, for anything else."""
+    allowed = "it must be what `pdserve plan -o` wrote, or a JSON object of settings (prefill, decode, ...)"
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError([f"{path}: is not JSON ({str(error)[:200]}); {allowed}"]) from None
+    if not isinstance(data, dict) or not data:
+        raise ConfigError([f"{path}: is {text.strip()[:40]!r}; {allowed}"])
+    if _OF_A_PROFILE in data:
+        raise ConfigError([f"{path}: is a profile, no plan: `pdserve plan --profile {path} ...` makes one of it"])
+    if KEY not in data and not any(name.replace("-", "_") in known for name in data):
+        raise ConfigError([f"{path}: is no plan, it has {', '.join(map(repr, list(data)[:6]))}; {allowed}"])
 
 
 def plan_problems(path: Path, config: ServeConfig) -> list[str]:

@@ -169,8 +169,34 @@ def test_a_plan_is_over_the_config_file_and_under_the_flags(tmp_path: Path) -> N
     assert (config.prefill, config.decode) == (3, 4)
     assert (config.worker.block_size, config.worker.max_num_batched_tokens) == (32, 256)
     plan.write_text('{"prefil": 3}')
+    with pytest.raises(ConfigError, match="is no plan, it has 'prefil'; it must be what `pdserve plan -o` wrote"):
+        serve_config({"model": "m"}, None, plan)
+    plan.write_text('{"prefil": 3, "decode": 1}')
     with pytest.raises(ConfigError, match="did you mean prefill"):
         serve_config({"model": "m"}, None, plan)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"base_s": 1, "per_prefill_token_s": 1}', "is a profile, no plan: `pdserve plan --profile "),
+        ("prefill: 2", "is not JSON (Expecting value: line 1 column 1 (char 0)); it must be what `pdserve plan -o` wr"),
+        ("", "is not JSON ("),
+        ("{}", "is '{}'; it must be what"),
+        ('[{"pp_cross": 1}]', "is '[{\"pp_cross\": 1}]'; it must be what"),
+        ('{"a": {"pdserve_plan": 1}}', "is no plan, it has 'a'; it must be what"),
+        ('{"pdserve_plan": 99, "serve": {}}', "pdserve_plan is 99; this version reads 1"),
+        ('{"pdserve_plan": 1}', "the plan has no placement: none that was looked at meets its targets"),
+        ('{"prefill": "x"}', "prefill is 'x'; it must be a whole number from 0"),
+    ],
+)
+def test_what_is_no_plan_is_one_line(tmp_path: Path, text: str, told: str) -> None:
+    plan = tmp_path / "p.json"
+    plan.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        serve_config({"model": "m"}, None, plan)
+    [problem] = caught.value.problems
+    assert problem.startswith(f"--plan {plan}: {told}")
 
 
 def test_every_flag_is_a_key_of_the_file(tmp_path: Path) -> None:
