@@ -92,6 +92,19 @@ def pair_count(name: str, key: str, value: str) -> int:
         raise ConfigError([f"{flag(name)}: {key}={error}"]) from None
 
 
+def check_report(args: argparse.Namespace, other: str) -> list[str]:
+    """What is wrong with --report, if it was given: its ending, or that it is the file of the `other` output too."""
+    report, also = args.report, getattr(args, other)
+    if report is None:
+        return []
+    problems = []
+    if report.suffix not in (".html", ".png"):
+        problems.append(f"--report is {report}; it must end in .html or .png")
+    if also is not None and os.path.realpath(report) == os.path.realpath(also):
+        problems.append(f"{flag(other)} is {also} and --report is {report}; they must not be the same file")
+    return problems
+
+
 def check_output(path: Path, flag: str = "--output") -> None:
     """Raises StartError (exit code 6) before the work, for a place where no file can be; leaves nothing there."""
     if os.path.isdir(path) or not os.path.isdir(path.parent):  # Path.is_dir raises for names that are too long

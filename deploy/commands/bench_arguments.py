@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from deploy.arguments import above_zero, api_key, whole
+from deploy.arguments import above_zero, api_key, check_report, whole
 from deploy.commands.generate import DEFAULT_SERVER
 from pdserve.settings import ConfigError
 from placement.workload import WorkloadSpec, parse_workload_spec
@@ -145,10 +145,7 @@ def check(args: argparse.Namespace) -> None:
         problems.append("--find-goodput and --compare: search each server by itself")
     if args.find_goodput and args.rates is not None:
         problems.append("--find-goodput and --rates: the search chooses the rates; --rate is where it begins")
-    if args.report is not None and args.report.suffix not in (".html", ".png"):
-        problems.append(f"--report is {args.report}; it must end in .html or .png")
-    if args.report is not None and args.report == args.json:
-        problems.append(f"--json and --report are both {args.report}; they must differ")
+    problems += check_report(args, "json")
     if problems:
         raise ConfigError(problems)
 

@@ -7,7 +7,7 @@ import json
 import sys
 from concurrent.futures.process import BrokenProcessPool
 
-from deploy.arguments import check_output, write_output
+from deploy.arguments import check_output, check_report, write_output
 from deploy.planning.answer import answer_line, more_lines, table, unit_of, what_if_lines
 from deploy.planning.budget import budget_in_words, check_budget
 from deploy.planning.caveats import caveats
@@ -45,10 +45,8 @@ def run_plan(args: argparse.Namespace) -> int:
     for flag, path in (("--output", args.output), ("--report", args.report)):
         if path is not None:
             check_output(path, flag)
-    if args.report is not None and args.report.suffix not in (".html", ".png"):
-        raise ConfigError([f"--report is {args.report}; it must end in .html or .png"])
-    if args.report is not None and args.report == args.output:
-        raise ConfigError([f"--output and --report are both {args.report}; they must differ"])
+    if problems := check_report(args, "output"):
+        raise ConfigError(problems)
     profile = profile_of(args, mock=args.validate == "mock")
     question, space = question_of(args), space_of(args, profile)
     spec, source = workload_of(args.workload)

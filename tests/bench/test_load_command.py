@@ -302,7 +302,11 @@ WRONG = [
     ([*LOAD, "--report", "x.pdf"], 2, "--report is x.pdf; it must end in .html or .png"),
     ([*LOAD, "--rate", "0"], 2, "'0' must be a number above 0"),
     (["--workload", "input=0,output=1"], 2, "--workload input is '0'"),
-    ([*LOAD, "--json", "x.html", "--report", "x.html"], 2, "--json and --report are both x.html; they must differ"),
+    (
+        [*LOAD, "--json", "x.html", "--report", "x.html"],
+        2,
+        "--json is x.html and --report is x.html; they must not be the",
+    ),
     ([*LOAD, "--processes", "100000"], 2, "--processes: '100000' must be a whole number, at least 1, at most 256"),
     (["--workload", "nope"], 2, "--workload is 'nope', no file; it must begin with a trace file, one of azure-code"),
     (["--workload", "nope.csv"], 5, "nope.csv: cannot be read: No such file"),

@@ -140,7 +140,7 @@ def test_what_cannot_be_built_says_why(tmp_path: Path, trace: Path) -> None:
     for text, said in (
         (f"{tmp_path}/no.csv", "cannot be read: No such file"),
         (str(talk), "has no times of its own, so it needs a rate"),
-        ("input=1,output=1,rate=1", "needs a number of requests, n=, or a duration="),
+        ("input=1,output=1,rate=1", "needs a number of requests or a duration: n=, duration="),
         (f"{trace},max-input=5", r"none of its [\d,]+ requests keeps max-input=5"),
         (f"{trace},start=1e6", r"no request comes between start=1e\+06 and end=inf s; the last one comes at "),
         (f"{talk},end=5", "its requests have no times, which start= and end= need"),
