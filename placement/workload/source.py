@@ -62,15 +62,13 @@ class WorkloadSource:
         num, duration_s = num_requests or spec.n, duration_s or spec.duration
         seed = seed if seed is not None else spec.seed or 0
         if rate is None:
-            raise WorkloadError(
-                f"workload {self.name}: has no times of its own, so it needs a rate: rate=, or the command's flag"
-            )
+            raise WorkloadError(f"workload {self.name}: has no times of its own, so it needs a rate: rate= or a flag")
         if (asked := num or (rate * duration_s if duration_s else 0)) > MAX_REQUESTS:
             raise WorkloadError(f"workload {self.name}: has {asked:.3g} requests; at most {MAX_REQUESTS:,} are made")
         if duration_s is None:
             if num is None and self.recorded is None:
                 raise WorkloadError(
-                    f"workload {self.name}: needs a number of requests or a duration: n=, duration=, or the command's flags"
+                    f"workload {self.name}: needs a number of requests or a duration: n=, duration= or flags"
                 )
             return self._timed(num or len(self.recorded or ()), rate, seed)
         most = num or MAX_REQUESTS

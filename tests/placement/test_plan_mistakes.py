@@ -87,17 +87,7 @@ Run = Callable[..., tuple[int, str]]
         ("simulate", {"seed": "-1"}, 2, "--seed: '-1' must be a whole number, at least 0"),
         ("plan", {"gpu": ""}, 2, "--gpu: GPU type '' is not known"),
         ("simulate", {"gpu": ""}, 2, "--gpu: GPU type '' is not known"),
-        (
-            "plan",
-            {"report": "x.html", "output": "./x.html"},
-            2,
-            "--output is x.html and --report is x.html; they must ",
-        ),
-        (
-            "plan",
-            2,
-            "--report is y/../x.html; they must not be the same",
-        ),
+        ("plan", {"report": "x.html", "output": "./x.html"}, 2, "--output is x.html and --report is x.html; they must"),
         ("plan", {"report": "x.pdf"}, 2, "--report is x.pdf; it must end in .html or .png"),
         (
             "plan",
