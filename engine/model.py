@@ -16,6 +16,7 @@ from engine.fingerprint import model_fingerprint
 from engine.host_memory import thrifty_loading
 from engine.kernels import CHOICES, Kernels, TrialFailed, choose_kernels
 from engine.kv_pool import TORCH_DTYPES
+from engine.progress_bars import no_progress_bars
 from engine.rope import VARIANTS, fix_rotary
 from engine.unsupported import UnsupportedModel
 from pdserve.kv_layout import KvLayout, LayerLayout
@@ -121,14 +122,15 @@ def _refuse_by_config(config: Any, name: str) -> None:
 
 def _load_module(source: str | Path, config: Any, dtype: str, device: torch.device, name: str) -> Any:
     try:
-        module = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=TORCH_DTYPES[dtype],
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation=ATTENTION_NAME,
-        )
+        with no_progress_bars():
+            module = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=TORCH_DTYPES[dtype],
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation=ATTENTION_NAME,
+            )
     except ValueError as error:  # transformers: no causal model for this configuration, or no attention to choose
         raise UnsupportedModel(f"{name}: {error}") from error
     except RuntimeError as error:  # tensors that do not fit the configuration

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.utils import logging as transformers_logging
 
 from deploy.models import byte_bpe
 from deploy.models.architectures import config_for
 from deploy.models.model_spec import STARTS_WITH_BOS, ResolvedSpec
+from engine.progress_bars import no_progress_bars
 
 SHARD_SIZE = "2GB"
 PROGRESS_EVERY_S = 2.0
@@ -41,13 +41,8 @@ def write_checkpoint(directory: Path, spec: ResolvedSpec) -> None:
 
 def save(model: PreTrainedModel, directory: Path) -> None:
     """Write the model's configuration and weights without a progress bar, readable for all."""
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
+    with no_progress_bars():
         model.save_pretrained(directory, max_shard_size=SHARD_SIZE)
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
     for path in directory.glob("*.safetensors"):
         path.chmod(0o644)  # safetensors leaves 0600, and another user may serve what this one made
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from engine.model import load_model
 from pdserve.kv_layout import LayerLayout
@@ -54,6 +55,19 @@ def test_fingerprints_differ_by_weights_and_by_configuration(tiny_dir: Any, tmp_
     weights["model.norm.weight"][17] += 0.5
     save_file(weights, tuned / "model.safetensors", metadata={"format": "pt"})
     assert load_model(tuned).fingerprint != first
+
+
+def test_loading_draws_no_bar_and_leaves_the_switch_as_it_was(tiny_dir: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    directory = tiny_dir("llama")
+    transformers_logging.enable_progress_bar()
+    try:
+        load_model(directory)
+        assert transformers_logging.is_progress_bar_enabled()
+        assert "Loading" not in capfd.readouterr().err
+        AutoModelForCausalLM.from_pretrained(directory)
+        assert "Loading" in capfd.readouterr().err  # it would have
+    finally:
+        transformers_logging.disable_progress_bar()
 
 
 def test_bad_arguments_are_named(tiny_dir: Any, tmp_path: Path) -> None:
