@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 from bench.load.result import Answer, BadAnswer, Outcome
 from pdserve import wire
 from pdserve.slo import Slo
+from pdserve.tls import Tls
 from pdserve.v1 import inference_pb2 as pb
 
 GENERATE = "/pdserve.v1.InferenceService/Generate"
@@ -33,8 +34,13 @@ OUTCOMES = {
 class GrpcPool:
     """A few channels in turn."""
 
-    def __init__(self, address: str, api_key: str | None = None) -> None:
-        self._channels = [grpc.aio.insecure_channel(address, options=OPTIONS) for _ in range(NUM_CHANNELS)]
+    def __init__(self, address: str, api_key: str | None = None, tls: Tls | None = None) -> None:
+        self._channels = [
+            grpc.aio.insecure_channel(address, options=OPTIONS)
+            if tls is None
+            else grpc.aio.secure_channel(address, tls.channel_credentials(), options=OPTIONS)
+            for _ in range(NUM_CHANNELS)
+        ]
         calls = [one.unary_stream(GENERATE, request_serializer=None, response_deserializer=None)
                  for one in self._channels]  # fmt: skip
         self._calls: cycle[Any] = cycle(calls)

@@ -198,9 +198,8 @@ def _has_tokens(choice: dict[str, Any]) -> bool:
 class HttpPool:
     """Connections that are free are used again; where none is, another is opened."""
 
-    def __init__(self, host: str, port: int, tls: bool = False) -> None:
-        self._host, self._port = host, port
-        self._tls = ssl.create_default_context() if tls else None
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._host, self._port, self._tls = host, port, tls
         self._free: list[StreamReading] = []
 
     async def ask(self, request: bytes) -> Answer:

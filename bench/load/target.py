@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -13,16 +12,18 @@ from urllib.parse import urlsplit
 
 from bench.load.grpc_stream import GrpcPool, grpc_request
 from bench.load.http_stream import HttpPool, completion_body, http_request
+from bench.load.tls_words import grpc_hint, https_hint
 from pdserve.client import Client
 from pdserve.errors import ServingError
 from pdserve.exit import ExitCode, StartError
 from pdserve.slo import Slo
+from pdserve.tls import Tls
 
 FOREIGN_VOCAB = 1024  # every tokenizer in use has that many; over HTTP no server says
 ASK_LIMIT_S = 10.0
 LISTEN_LIMIT_S = 3.0
 NEEDS_KEY = {401: "an API key is needed: --api-key or PDSERVE_API_KEY", 403: "this API key is not allowed to ask"}
-ALLOWED = "HOST:PORT or grpc://HOST:PORT for pdserve, http[s]://HOST[:PORT][/v1] for an OpenAI server"
+ALLOWED = "HOST:PORT or grpc[s]://HOST:PORT for pdserve, http[s]://HOST[:PORT][/v1] for an OpenAI server"
 
 
 class Door(Enum):
@@ -40,7 +41,7 @@ class Target:
     door: Door
     host: str
     port: int
-    tls: bool = False
+    tls: Tls | None = None  # None: it is not spoken
     base: str = "/v1"  # path of the API
     model: str = ""
     api_key: str | None = None
@@ -54,7 +55,7 @@ class Target:
     def name(self) -> str:
         """As a user would write it."""
         if self.door is Door.GRPC:
-            return f"grpc://{self.host}:{self.port}"
+            return f"grpc{'s' if self.tls else ''}://{self.host}:{self.port}"
         return f"http{'s' if self.tls else ''}://{self.host}:{self.port}{self.base} ({self.door.value})"
 
     @property
@@ -73,8 +74,8 @@ class Target:
     def pool(self) -> GrpcPool | HttpPool:
         """Belongs to the running loop."""
         if self.door is Door.GRPC:
-            return GrpcPool(f"{self.host}:{self.port}", self.api_key)
-        return HttpPool(self.host, self.port, self.tls)
+            return GrpcPool(f"{self.host}:{self.port}", self.api_key, self.tls)
+        return HttpPool(self.host, self.port, None if self.tls is None else self.tls.context())
 
     def request(self, prompt: Sequence[int] | str, num_tokens: int, slo: Slo | None = None, tenant: str = "") -> bytes:
         """What `pool().ask` takes. The SLO and the tenant go to our own server alone."""
@@ -91,26 +92,41 @@ class Target:
         return http_request(path, body, f"{self.host}:{self.port}", self.api_key)
 
 
-def parse_target(text: str, flag: str = "--server", chat: bool = False, api_key: str | None = None) -> Target:
-    """From what a user wrote; raises StartError (2)."""
+def parse_target(
+    text: str, flag: str = "--server", chat: bool = False, api_key: str | None = None, tls: Tls | None = None
+) -> Target:
+    """From what a user wrote; `tls`: how it is spoken where it is. Raises StartError (2)."""
     parts = urlsplit(text if "://" in text else f"grpc://{text}")
     try:
         port = parts.port
     except ValueError:
         port = 0
     port = {"http": 80, "https": 443}.get(parts.scheme) if port is None else port
-    if parts.scheme not in ("grpc", "http", "https") or not parts.hostname or not port:
+    if parts.scheme not in ("grpc", "grpcs", "http", "https") or not parts.hostname or not port:
         raise StartError(f"{flag} is {text!r}; it must be {ALLOWED}", ExitCode.CONFIG)
-    if parts.scheme == "grpc":
+    spoken = (tls or Tls()) if parts.scheme in ("grpcs", "https") else None
+    if parts.scheme in ("grpc", "grpcs"):
         if chat:
             raise StartError(f"{flag} is {text!r}, and --chat needs an http:// server", ExitCode.CONFIG)
-        return Target(Door.GRPC, parts.hostname, port, api_key=api_key)
+        return Target(Door.GRPC, parts.hostname, port, spoken, api_key=api_key)
     base = parts.path.rstrip("/")
     for end, is_chat in (("/chat/completions", True), ("/completions", False)):
         if base.endswith(end):
             base, chat = base.removesuffix(end), chat or is_chat
     door = Door.CHAT if chat else Door.COMPLETIONS
-    return Target(door, parts.hostname, port, parts.scheme == "https", base or "/v1", api_key=api_key)
+    return Target(door, parts.hostname, port, spoken, base or "/v1", api_key=api_key)
+
+
+def _no_http(target: Target, error: Exception) -> str:
+    """Why there was no answer, and what to say instead."""
+    where, tls = f"{target.host}:{target.port}", target.tls
+    if tls is not None and (hint := https_hint(error, tls)) is not None:
+        return hint
+    if isinstance(error, http.client.BadStatusLine):
+        hint = f"if it is pdserve's gRPC door, say grpc{'s' if tls else ''}://{where}"
+        hint += "" if tls else f", if it wants TLS https://{where}"
+        return f"what answers there does not speak HTTP/1: {hint}"
+    return f"it does not answer: {error}"
 
 
 def introduced(target: Target, flag: str = "--server") -> Target:
@@ -120,11 +136,12 @@ def introduced(target: Target, flag: str = "--server") -> Target:
 
 def _introduced_grpc(target: Target, flag: str) -> Target:
     try:
-        with Client(f"{target.host}:{target.port}", api_key=target.api_key) as client:
+        with Client(f"{target.host}:{target.port}", api_key=target.api_key, tls=target.tls) as client:
             info = client.server_info(ASK_LIMIT_S)
     except ServingError as error:
         hint = f"what answers there does not speak gRPC: if it is HTTP, say http://{target.host}:{target.port}"
-        said = hint if "Failed parsing HTTP/2" in str(error) else f"it does not answer: {error}"
+        said = f"it does not answer: {error}{grpc_hint(str(error), target.tls)}"
+        said = hint if "Failed parsing HTTP/2" in str(error) else said
         raise StartError(f"{flag} is {target.name}; {said}") from None
     alive = sum(worker.up for worker in info.workers)
     return replace(
@@ -141,8 +158,8 @@ def _introduced_http(target: Target, flag: str) -> Target:
     if target.model:
         return target
     connection = (
-        http.client.HTTPSConnection(target.host, target.port, timeout=ASK_LIMIT_S, context=ssl.create_default_context())
-        if target.tls
+        http.client.HTTPSConnection(target.host, target.port, timeout=ASK_LIMIT_S, context=target.tls.context())
+        if target.tls is not None
         else http.client.HTTPConnection(target.host, target.port, timeout=ASK_LIMIT_S)
     )
     headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
@@ -154,12 +171,8 @@ def _introduced_http(target: Target, flag: str) -> Target:
         body = answer.read(1 << 20)
         first = json.loads(body)["data"][0]
         model, length = str(first["id"]), first.get("max_model_len")
-    except http.client.BadStatusLine:
-        hint = f"if it is pdserve's gRPC door, say grpc://{target.host}:{target.port}"
-        hint += "" if target.tls else f", if it wants TLS https://{target.host}:{target.port}"
-        raise StartError(f"{flag} is {target.name}; what answers there does not speak HTTP/1: {hint}") from None
     except (OSError, http.client.HTTPException) as error:
-        raise StartError(f"{flag} is {target.name}; it does not answer: {error}") from None
+        raise StartError(f"{flag} is {target.name}; {_no_http(target, error)}") from None
     except (ValueError, KeyError, IndexError, TypeError):
         raise StartError(f"{flag} is {target.name}; {target.base}/models names no model: give --model") from None
     finally:

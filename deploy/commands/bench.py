@@ -23,6 +23,7 @@ from bench.load.summary import Objective, Summary
 from bench.load.target import Target, introduced, parse_target
 from deploy.arguments import check_output
 from deploy.commands.bench_arguments import add_arguments, check, workload_spec
+from deploy.tls_arguments import refuse_tls, tls_of
 from deploy.words import counted
 from pdserve.exit import ExitCode, StartError
 from placement.workload import WorkloadSource
@@ -40,11 +41,13 @@ def run(args: argparse.Namespace) -> int:
     for flag, path in (("--json", args.json), ("--report", args.report)):
         if path is not None:
             check_output(path, flag)
+    if not any((server or "").startswith(("grpcs:", "https:")) for server in (args.server, args.compare)):
+        refuse_tls(args, f"--server {args.server}")
     return Command(args, source, _target(args, args.server, "--server")).run()
 
 
 def _target(args: argparse.Namespace, text: str, flag: str) -> Target:
-    target = parse_target(text, flag, args.chat, args.api_key)
+    target = parse_target(text, flag, args.chat, args.api_key, tls_of(args))
     extra = json.dumps(args.extra_body)
     asked = replace(target, model=args.model, exact_lengths=args.ignore_eos, extra_body=extra)
     found = introduced(asked, flag)

@@ -10,6 +10,7 @@ from typing import Any
 
 from deploy.arguments import above_zero, api_key, check_report, whole
 from deploy.commands.generate import DEFAULT_SERVER
+from deploy.tls_arguments import add_tls_arguments
 from pdserve.settings import ConfigError
 from placement.workload import WorkloadSpec, parse_workload_spec
 
@@ -54,7 +55,8 @@ def _add_server(group: argparse._ArgumentGroup) -> None:
     server = os.environ.get("PDSERVE_SERVER", DEFAULT_SERVER)
     group.add_argument(
         "--server", default=server, metavar="URL",
-        help="HOST:PORT of pdserve's gRPC, or http[s]://HOST[:PORT][/v1] of any OpenAI server (default: %(default)s)",
+        help="HOST:PORT or grpc[s]://HOST:PORT of pdserve, or http[s]://HOST[:PORT][/v1] of any OpenAI server "
+        "(default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--compare", metavar="URL", help="a second server, under the same load in turn; prints ratios")
     group.add_argument("--rounds", type=whole(1), default=3, metavar="N", help="of --compare (default: %(default)s)")
@@ -63,6 +65,7 @@ def _add_server(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--vocab-size", type=whole(16), metavar="N",
                        help="token ids of prompts stay below (default: what pdserve says; 1024 over HTTP)")  # fmt: skip
     group.add_argument("--api-key", type=api_key, default=os.environ.get("PDSERVE_API_KEY"), help="the server's key")
+    add_tls_arguments(group)
     group.add_argument(
         "--ignore-eos", action=argparse.BooleanOptionalAction, default=True,
         help="ask for exactly the workload's output lengths (ignore_eos, min_tokens)",

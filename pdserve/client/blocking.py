@@ -19,6 +19,7 @@ from pdserve.client.messages import (
     server_info_of,
 )
 from pdserve.client.options import GenerateOptions
+from pdserve.tls import Tls
 from pdserve.v1 import inference_pb2 as pb
 from pdserve.v1 import inference_pb2_grpc as rpc
 
@@ -26,8 +27,13 @@ from pdserve.v1 import inference_pb2_grpc as rpc
 class Client:
     """Blocking calls; safe to share between threads."""
 
-    def __init__(self, address: str, *, api_key: str | None = None) -> None:
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    def __init__(self, address: str, *, api_key: str | None = None, tls: Tls | None = None) -> None:
+        """`tls`: how, where the server speaks it. Raises OSError where its files cannot be read."""
+        self._channel = (
+            grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+            if tls is None
+            else grpc.secure_channel(address, tls.channel_credentials(), options=CHANNEL_OPTIONS)
+        )
         self._stub = rpc.InferenceServiceStub(self._channel)
         self._metadata = metadata_of(api_key)
 

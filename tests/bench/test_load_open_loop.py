@@ -342,7 +342,7 @@ def test_servers_are_written_in_many_ways(text: str, door: Door, base: str) -> N
 
 @pytest.mark.parametrize("text", ["", "host", "ftp://h:1", "h:99999", "http://"])
 def test_a_wrong_server_is_named(text: str) -> None:
-    with pytest.raises(StartError, match=r"--server is .*; it must be HOST:PORT or grpc://"):
+    with pytest.raises(StartError, match=r"--server is .*; it must be HOST:PORT or grpc\[s\]://"):
         parse_target(text)
 
 

@@ -1,0 +1,32 @@
+"""How a client trusts a server, and shows who it is itself: PEM files."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Of a client. Reading the files raises OSError (ssl.SSLError is one) that does not always name them."""
+
+    ca: str | None = None  # who may have signed the server's certificate; None: whom this machine trusts
+    cert: str | None = None  # the client's own, where a server wants one, with its chain
+    key: str | None = None  # of cert; None: it is in the same file
+
+    def context(self) -> ssl.SSLContext:
+        """For HTTP."""
+        found = ssl.create_default_context(cafile=self.ca)
+        if self.cert is not None:
+            found.load_cert_chain(self.cert, self.key)
+        return found
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """For gRPC."""
+        roots = self.ca or ssl.get_default_verify_paths().cafile  # None: gRPC's own list
+        cert = None if self.cert is None else Path(self.cert).read_bytes()
+        key = None if self.cert is None else Path(self.key or self.cert).read_bytes()
+        return grpc.ssl_channel_credentials(None if roots is None else Path(roots).read_bytes(), key, cert)

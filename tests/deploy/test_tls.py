@@ -1,0 +1,200 @@
+"""Clients that speak TLS to servers whose certificates are made here, and words for those who do not get through."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from socket import create_server
+from threading import Thread
+from typing import Any
+
+import grpc
+import pytest
+
+from bench.load.target import introduced, parse_target
+from deploy.cli import main
+from pdserve.client import AsyncClient, Client, GenerateOptions, Tls
+from pdserve.errors import ServingError
+from pdserve.exit import StartError
+from pdserve.v1 import inference_pb2 as pb
+from pdserve.v1 import inference_pb2_grpc as rpc
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
+
+
+class Service(rpc.InferenceServiceServicer):  # type: ignore[misc]  # generated without types
+    """One word."""
+
+    def Generate(self, request: pb.GenerateRequest, context: Any) -> Iterator[pb.GenerateResponse]:
+        complete = pb.GenerateComplete(token_ids=[4], text="four", finish_reason=pb.FINISH_REASON_STOP)
+        yield pb.GenerateResponse(request_id="r", chunk=pb.GenerateChunk(token_ids=[4], text="four"))
+        yield pb.GenerateResponse(request_id="r", complete=complete)
+
+    def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
+        return pb.GetServerInfoResponse(model="m", max_model_len=8, vocab_size=9, version="1", workers=[])
+
+
+@dataclass(frozen=True)
+class Papers:
+    """A CA's certificate, and of two that it signed certificate and key."""
+
+    ca: str
+    server: tuple[str, str]
+    client: tuple[str, str]
+
+    @property
+    def trusting(self) -> Tls:
+        return Tls(ca=self.ca)
+
+    @property
+    def known(self) -> Tls:
+        return Tls(self.ca, *self.client)
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    place = tmp_path_factory.mktemp("tls")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=place, check=True, capture_output=True, timeout=60)
+
+    (place / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=test")
+    for name in ("server", "client"):
+        openssl("req", *new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
+        openssl("x509", "-req", "-in", f"{name}.csr", *signed, "-days", "2", "-out", f"{name}.pem")
+    pairs = [(str(place / f"{name}.pem"), str(place / f"{name}.key")) for name in ("server", "client")]
+    return Papers(str(place / "ca.pem"), *pairs)
+
+
+@contextmanager
+def serving(papers: Papers, strict: bool = False) -> Iterator[int]:
+    """A gRPC server with TLS; its port. `strict`: it wants a client's certificate."""
+    cert, key = (Path(path).read_bytes() for path in papers.server)
+    ca = Path(papers.ca).read_bytes() if strict else None
+    with ThreadPoolExecutor(4) as threads:
+        server = grpc.server(threads)
+        rpc.add_InferenceServiceServicer_to_server(Service(), server)
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, cert)], ca, strict))
+        server.start()
+        try:
+            yield port
+        finally:
+            server.stop(0).wait(10.0)
+
+
+@contextmanager
+def https(papers: Papers) -> Iterator[int]:
+    """An HTTPS server that wants a client's certificate, and says which model it has; its port."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=papers.ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(*papers.server)
+    body = b'{"data": [{"id": "m"}]}'
+
+    def answer() -> None:
+        while True:
+            try:
+                plain, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                with context.wrap_socket(plain, server_side=True) as peer:
+                    peer.recv(1 << 16)
+                    peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            except OSError:
+                plain.close()
+
+    with create_server(("127.0.0.1", 0)) as listener:
+        thread = Thread(target=answer)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(2)
+            thread.join(10.0)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_both_clients_speak_tls(papers: Papers, strict: bool) -> None:
+    tls = papers.known if strict else papers.trusting
+
+    async def ask(address: str) -> str:
+        async with AsyncClient(address, tls=tls) as client:
+            return (await client.generate("one")).text
+
+    with serving(papers, strict) as port:
+        with Client(f"127.0.0.1:{port}", tls=tls) as client:
+            assert client.generate("one").text == "four"
+        assert asyncio.run(ask(f"localhost:{port}")) == "four"
+
+
+def test_a_server_of_an_unknown_ca_and_a_client_without_certificate_are_refused(papers: Papers) -> None:
+    options = GenerateOptions(timeout_s=10.0)
+    with serving(papers, strict=True) as port:
+        for tls in (Tls(), papers.trusting):
+            with Client(f"127.0.0.1:{port}", tls=tls) as client, pytest.raises(ServingError, match="connect"):
+                client.generate("one", options)
+
+
+def test_generate_takes_a_server_with_tls(papers: Papers, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(papers, strict=True) as port:
+        given = ["generate", "--server", f"grpcs://127.0.0.1:{port}", "--tls-ca", papers.ca, "one"]
+        cert, key = papers.client
+        assert main([*given, "--tls-cert", cert, "--tls-key", key]) == 0
+        assert capsys.readouterr().out == "four\n"
+        assert main(given) == 1
+        assert "if it wants a client certificate, give --tls-cert" in capsys.readouterr().err
+        assert main([*given[:3], "one"]) == 1
+        assert "certificate is not trusted: --tls-ca names who signed it" in capsys.readouterr().err
+
+
+def test_bench_knows_servers_with_tls_and_says_what_they_want(papers: Papers) -> None:
+    def told(address: str, tls: Tls | None) -> str:
+        with pytest.raises(StartError) as caught:
+            introduced(parse_target(address, tls=tls))
+        return caught.value.message
+
+    with serving(papers) as port:
+        assert introduced(parse_target(f"grpcs://127.0.0.1:{port}", tls=papers.trusting)).model == "m"
+        assert told(f"grpc://127.0.0.1:{port}", None).endswith("; if it wants TLS, say grpcs://")
+    with https(papers) as port:
+        address = f"https://127.0.0.1:{port}"
+        assert introduced(parse_target(address, tls=papers.known)).model == "m"
+        assert told(address, papers.trusting).endswith("if it wants a client certificate, give --tls-cert")
+        assert told(address, None).endswith("--tls-ca names who signed it")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (lambda papers: ["--tls-ca", "/nope"], "--tls-ca is /nope; No such file or directory"),
+        (lambda papers: ["--tls-ca", papers.client[1]], "it has no PEM in it"),
+        (lambda papers: ["--tls-key", papers.client[1]], "--tls-key is given, --tls-cert is not"),
+        (lambda papers: ["--tls-cert", papers.client[0]], "it is not a certificate in PEM, or not that of the key"),
+        (
+            lambda papers: ["--tls-cert", papers.client[0], "--tls-key", papers.server[1]],
+            "it is not a certificate in PEM, or not that of the key",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", [["generate", "one"], ["bench", "--input-len", "1", "--output-len", "1"]])
+def test_bad_files_are_named_before_anything_is_sent(
+    papers: Papers,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    flags: Callable[[Papers], list[str]],
+    said: str,
+) -> None:
+    assert main([*command, "--server", "grpcs://127.0.0.1:1", *flags(papers)]) == 2
+    assert said in capsys.readouterr().err
+    assert main([*command, "--server", "127.0.0.1:1", *flags(papers)]) == 2
+    assert "means nothing to" in capsys.readouterr().err
