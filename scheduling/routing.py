@@ -5,8 +5,8 @@ Pure but for a round-robin counter: plain views in, one `Placement` out. The rou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
@@ -28,6 +28,11 @@ class RequestView:
     prompt_tokens: int
     max_tokens: int  # output tokens at most
     deadline_left_s: float
+    cached_tokens: Mapping[str, int] = field(default_factory=dict)  # by worker: of the prompt, expected to be there
+
+    def cached_on(self, worker: WorkerLoadView) -> int:
+        """Tokens of the prompt that the worker is not expected to compute; fewer than there are."""
+        return self.cached_tokens.get(worker.worker_id, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class Placement:
     decode_worker: str
     predicted_ttft_s: float  # 0 where nothing is known of the latency
     predicted_prefill_s: float  # the part of it that is the own prompt's, on an idle worker
+    cached_tokens: int = 0  # of the prompt, that whoever computes it is expected to have
 
 
 class RoutingPolicy(Protocol):
@@ -113,13 +119,21 @@ def _place(request: RequestView, prefill: WorkerLoadView | None, decode: WorkerL
             f"first token predicted in {ttft_s:.3f} s, the deadline is in {request.deadline_left_s:.3f} s",
             retry_after_s=max(0.1, round(ttft_s - request.deadline_left_s, 3)),
         )
-    alone_s = computing.latency.prefill_s(request.prompt_tokens, computing.chunk_tokens)
-    return Placement(prefill.worker_id if prefill else None, decode.worker_id, ttft_s, alone_s)
+    cached = request.cached_on(computing)
+    alone_s = computing.latency.prefill_s(request.prompt_tokens - cached, computing.chunk_tokens, cached)
+    return Placement(prefill.worker_id if prefill else None, decode.worker_id, ttft_s, alone_s, cached)
 
 
 def predicted_ttft_s(request: RequestView, worker: WorkerLoadView) -> float:
-    """Queued work ahead, then the own prompt."""
-    return worker.latency.predicted_ttft_s(worker.uncomputed_tokens, request.prompt_tokens, worker.chunk_tokens)
+    """Queued work ahead, then what is not cached of the own prompt."""
+    cached = request.cached_on(worker)
+    own_tokens = request.prompt_tokens - cached
+    return worker.latency.predicted_ttft_s(worker.uncomputed_tokens, own_tokens, worker.chunk_tokens, cached)
+
+
+def _tokens_until_token_one(request: RequestView, worker: WorkerLoadView) -> int:
+    """What `predicted_ttft_s` is the time of."""
+    return worker.uncomputed_tokens + request.prompt_tokens - request.cached_on(worker)
 
 
 def headroom_blocks(request: RequestView, worker: WorkerLoadView, growth_tokens: int) -> int:
@@ -139,10 +153,11 @@ def _as_fast_as_others(request: RequestView, workers: tuple[WorkerLoadView, ...]
 
 
 class LeastPredictedLatency:
-    """Prefill: least predicted TTFT. Decode: room first, then fewest sequences, then most room.
+    """Prefill: least predicted TTFT. Decode: room first, then fewest sequences, then the longest cached prefix.
 
     A worker of which nothing is known yet counts as fast as the others of its role. Without any latency model the
-    predictions tie and the least loaded wins; full ties go round robin.
+    predictions tie, and the one with the fewest tokens to compute until token 1 wins: a cached prefix draws no more
+    requests than its tokens are worth. Full ties go round robin.
     """
 
     def __init__(self, config: RoutingConfig | None = None) -> None:
@@ -162,18 +177,19 @@ class LeastPredictedLatency:
         return workers[turn:] + workers[:turn]
 
     def _least_prefill(self, request: RequestView, workers: tuple[WorkerLoadView, ...]) -> WorkerLoadView:
-        return min(
-            self._rotated(workers),
-            key=lambda w: (predicted_ttft_s(request, w), w.uncomputed_tokens, w.num_sequences),
-        )
+        def score(worker: WorkerLoadView) -> tuple[float, int, int, int]:
+            tokens = _tokens_until_token_one(request, worker)
+            return (predicted_ttft_s(request, worker), tokens, -request.cached_on(worker), worker.num_sequences)
+
+        return min(self._rotated(workers), key=score)
 
     def _best_decode(
         self, request: RequestView, workers: tuple[WorkerLoadView, ...], *, computes: bool
     ) -> WorkerLoadView:
-        def score(worker: WorkerLoadView) -> tuple[int, float, int, int]:
+        def score(worker: WorkerLoadView) -> tuple[int, float, int, int, int]:
             room = headroom_blocks(request, worker, self._config.growth_tokens)
             wait_s = predicted_ttft_s(request, worker) if computes else 0.0
-            return (-min(room, 0), wait_s, worker.num_sequences, -room)
+            return (-min(room, 0), wait_s, worker.num_sequences, -request.cached_on(worker), -room)
 
         return min(self._rotated(workers), key=score)
 

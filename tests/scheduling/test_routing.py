@@ -176,3 +176,38 @@ def test_a_wait_beyond_the_deadline_is_refused_with_a_delay() -> None:
     with pytest.raises(QueueFull, match="the deadline is in 5") as caught:
         LeastPredictedLatency().choose(replace(REQUEST, deadline_left_s=5.0), views, 0.0)
     assert caught.value.retry_after_s == pytest.approx(5.12, abs=0.02)
+
+
+def test_a_cached_prefix_draws_a_prompt_until_waiting_costs_more_than_computing_it_again() -> None:
+    """80 of 100 tokens are on one worker: with a queue of fewer it is the better one still."""
+    cached = replace(REQUEST, cached_tokens={"has": 80})
+    views = [worker("has", Role.PREFILL, latency=KNOWN), worker("p", Role.PREFILL, latency=KNOWN), worker("d")]
+    for queued, wins in ((0, "has"), (79, "has"), (81, "p"), (5000, "p")):
+        views[0] = replace(views[0], uncomputed_tokens=queued)
+        placement = LeastPredictedLatency().choose(cached, views, 0.0)
+        assert placement.prefill_worker == wins
+        assert placement.cached_tokens == (80 if wins == "has" else 0)
+        own = 100 - placement.cached_tokens
+        assert placement.predicted_prefill_s == pytest.approx(0.001 + 0.001 * own)
+        assert placement.predicted_ttft_s == pytest.approx(0.001 + 0.001 * (own + (queued if wins == "has" else 0)))
+
+
+def test_without_a_latency_model_a_prefix_counts_for_its_tokens() -> None:
+    """It cannot drown its worker; at equal work the cached one wins, then who holds fewer sequences."""
+    cached = replace(REQUEST, cached_tokens={"has": 80})
+    for queued, sequences, wins in ((0, 9, "has"), (79, 9, "has"), (80, 9, "has"), (81, 0, "p")):
+        has = worker("has", Role.PREFILL, uncomputed_tokens=queued, num_sequences=sequences)
+        for views in ([has, worker("p", Role.PREFILL)], [worker("p", Role.PREFILL), has]):
+            assert LeastPredictedLatency().choose(cached, [*views, worker("d")], 0.0).prefill_worker == wins
+
+
+def test_a_prefix_on_a_decode_worker_is_worth_less_than_a_sequence() -> None:
+    """Room, then fewest sequences, then the prefix, then most room."""
+    cached = replace(REQUEST, cached_tokens={"has": 80})
+    for changes, wins in (
+        ({"free_blocks": 50}, "has"),
+        ({"free_blocks": 9}, "d"),
+        ({"num_sequences": 1}, "d"),
+    ):
+        views = [worker("p", Role.PREFILL), worker("has", **changes), worker("d")]
+        assert {LeastPredictedLatency().choose(cached, views, 0.0).decode_worker for _ in range(3)} == {wins}
