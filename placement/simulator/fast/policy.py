@@ -59,7 +59,7 @@ def _own(prompt: float, chunk: float) -> tuple[float, float]:
 def _predict(w: Records, table: Table, role: int, prompt: int) -> None:
     """`predicted_ttft_s` for each worker of a table, as scores: whole numbers in the same order."""
     if w.num_known[role] < len(table.indices):
-        _stand_in(table, w.num_known[role], prompt)
+        stand_in(table, w.num_known[role], prompt)
     if w.chunk[role] > 0:
         _predict_all(table, float(prompt), float(w.chunk[role]))
     else:
@@ -100,7 +100,7 @@ def _predict_all(table: Table, prompt: float, chunk: float) -> None:
 
 
 @compiled
-def _stand_in(table: Table, num_known: int, prompt: int) -> None:
+def stand_in(table: Table, num_known: int, prompt: int) -> None:
     """`_as_fast_as_others`: those unknown get the latency of the median of those known, or nothing if there is none."""
     rows, known = table.rows, table.known
     median = _median(table, num_known // 2, prompt) if num_known > 0 else -1
