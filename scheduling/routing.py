@@ -13,6 +13,10 @@ from typing import Protocol
 from pdserve.errors import NoWorker, PromptTooLong, QueueFull
 from scheduling.latency import LatencyModel
 
+AS_SOON = 1.125
+"""Predictions within an eighth of the least are one. What equal workers measure of themselves differs by up to a tenth;
+the one that seems a hundredth faster would get everything that comes while nobody waits."""
+
 
 class Role(Enum):
     """What a worker is for."""
@@ -152,12 +156,21 @@ def _as_fast_as_others(request: RequestView, workers: tuple[WorkerLoadView, ...]
     return tuple(w if w.latency.coefficients.known else replace(w, latency=median) for w in workers)
 
 
+def _as_soon_as_any(request: RequestView, workers: Sequence[WorkerLoadView]) -> list[WorkerLoadView]:
+    """Those whose token 1 is predicted no later than can be told from the least, and in time; in their order."""
+    waits_s = [predicted_ttft_s(request, worker) for worker in workers]
+    least_s = min(waits_s)
+    limit_s = max(least_s, min(least_s * AS_SOON, request.deadline_left_s))
+    return [worker for worker, wait_s in zip(workers, waits_s, strict=True) if wait_s <= limit_s]
+
+
 class LeastPredictedLatency:
-    """Prefill: least predicted TTFT. Decode: room first, then fewest sequences, then the longest cached prefix.
+    """Prefill: least predicted TTFT, as far as that can be told, then the fewest tokens to compute until token 1, then
+    the longest cached prefix. Decode: room first, then fewest sequences, then the longest cached prefix; where the
+    decode worker computes the prompt, those with the least predicted TTFT among the ones with room.
 
     A worker of which nothing is known yet counts as fast as the others of its role. Without any latency model the
-    predictions tie, and the one with the fewest tokens to compute until token 1 wins: a cached prefix draws no more
-    requests than its tokens are worth. Full ties go round robin.
+    predictions tie: a cached prefix draws no more requests than its tokens are worth. Full ties go round robin.
     """
 
     def __init__(self, config: RoutingConfig | None = None) -> None:
@@ -177,21 +190,23 @@ class LeastPredictedLatency:
         return workers[turn:] + workers[:turn]
 
     def _least_prefill(self, request: RequestView, workers: tuple[WorkerLoadView, ...]) -> WorkerLoadView:
-        def score(worker: WorkerLoadView) -> tuple[float, int, int, int]:
+        def score(worker: WorkerLoadView) -> tuple[int, int, int]:
             tokens = _tokens_until_token_one(request, worker)
-            return (predicted_ttft_s(request, worker), tokens, -request.cached_on(worker), worker.num_sequences)
+            return (tokens, -request.cached_on(worker), worker.num_sequences)
 
-        return min(self._rotated(workers), key=score)
+        return min(_as_soon_as_any(request, self._rotated(workers)), key=score)
 
     def _best_decode(
         self, request: RequestView, workers: tuple[WorkerLoadView, ...], *, computes: bool
     ) -> WorkerLoadView:
-        def score(worker: WorkerLoadView) -> tuple[int, float, int, int, int]:
-            room = headroom_blocks(request, worker, self._config.growth_tokens)
-            wait_s = predicted_ttft_s(request, worker) if computes else 0.0
-            return (-min(room, 0), wait_s, worker.num_sequences, -request.cached_on(worker), -room)
+        rooms = {w.worker_id: headroom_blocks(request, w, self._config.growth_tokens) for w in workers}
+        enough = min(0, max(rooms.values()))
+        roomy: Sequence[WorkerLoadView] = [w for w in self._rotated(workers) if rooms[w.worker_id] >= enough]
 
-        return min(self._rotated(workers), key=score)
+        def score(worker: WorkerLoadView) -> tuple[int, int, int]:
+            return (worker.num_sequences, -request.cached_on(worker), -rooms[worker.worker_id])
+
+        return min(_as_soon_as_any(request, roomy) if computes else roomy, key=score)
 
 
 class RoundRobin:

@@ -211,3 +211,38 @@ def test_a_prefix_on_a_decode_worker_is_worth_less_than_a_sequence() -> None:
     ):
         views = [worker("p", Role.PREFILL), worker("has", **changes), worker("d")]
         assert {LeastPredictedLatency().choose(cached, views, 0.0).decode_worker for _ in range(3)} == {wins}
+
+
+@pytest.mark.parametrize("num_prefill", [0, 1])
+@pytest.mark.parametrize(("factor", "shares"), [(1.01, True), (1.1, True), (1.2, False), (2.0, False)])
+def test_who_seems_a_little_faster_does_not_get_everything(num_prefill: int, factor: float, shares: bool) -> None:
+    """Idle workers go round as far as what they measured of themselves can tell; a faster one is preferred."""
+    role = Role.PREFILL if num_prefill else Role.DECODE
+    slower = LatencyModel(LatencyCoefficients(0.001 * factor, 0.001 * factor, 0.001 * factor, 0.0))
+    views = [
+        worker("slower", role, latency=slower),
+        worker("faster", role, latency=KNOWN),
+        *[worker("d")] * num_prefill,
+    ]
+    policy = LeastPredictedLatency()
+    placed = [policy.choose(REQUEST, views, 0.0) for _ in range(10)]
+    computing = Counter(placement.prefill_worker or placement.decode_worker for placement in placed)
+    assert computing["faster"] == (5 if shares else 10)
+
+
+def test_a_worker_that_seems_as_fast_is_none_where_the_deadline_tells_them_apart() -> None:
+    """Or a request would be refused that another could serve in time."""
+    slower = LatencyModel(LatencyCoefficients(0.001, 0.00105, 0.0, 0.0))
+    views = [worker("p", Role.PREFILL, latency=KNOWN), worker("slower", Role.PREFILL, latency=slower), worker("d")]
+    policy = LeastPredictedLatency()
+    for deadline_s, names in ((60.0, {"p", "slower"}), (0.103, {"p"})):
+        request = replace(REQUEST, deadline_left_s=deadline_s)
+        assert {policy.choose(request, views, 0.0).prefill_worker for _ in range(4)} == names
+
+
+def test_of_those_that_seem_equally_fast_the_one_with_least_to_do_is_chosen() -> None:
+    """Though another is predicted a few per cent earlier."""
+    slower = LatencyModel(LatencyCoefficients(0.001, 0.00105, 0.0, 0.0))
+    views = [worker("p", Role.PREFILL, latency=KNOWN, uncomputed_tokens=4),
+             worker("less", Role.PREFILL, latency=slower, uncomputed_tokens=3), worker("d")]  # fmt: skip
+    assert {LeastPredictedLatency().choose(REQUEST, views, 0.0).prefill_worker for _ in range(4)} == {"less"}
