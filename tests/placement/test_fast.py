@@ -137,7 +137,7 @@ def test_equal_to_the_real_code_on_random_clusters() -> None:
         result = simulate_fast(cluster, workload)
         computed = sum(counts.prefill_tokens for counts in result.workers.values())
         served = result.requests.outcome == 1
-        preempted += computed > workload.prompt_tokens[served].sum()
+        preempted += computed + result.requests.cached_tokens.sum() > workload.prompt_tokens[served].sum()
         moved += result.moved_bytes > 0
         rejected += bool(result.errors)
         again += unclear(cluster, workload)

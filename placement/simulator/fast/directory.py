@@ -34,6 +34,9 @@ class Directory(NamedTuple):
 
     known: Any  # [workers] of `known`
     chunks: Cache
+    # [workers] room for a choice: cached tokens of a prompt, seconds until its first token
+    cached: Any
+    waits_s: Any
 
 
 def directory_of(workload: Workload, workers: Records) -> Directory:
@@ -46,7 +49,8 @@ def directory_of(workload: Workload, workers: Records) -> Directory:
     rows["free"] = np.where(caches, workers["num_blocks"].astype(np.int64) * workers["size"] // CHUNK_TOKENS, 0)
     rows["run_head"] = rows["run_tail"] = rows["free_run"] = -1
     most = int(rows["free"].max()) + int(workload.prompt_tokens.max()) // CHUNK_TOKENS
-    return Directory(rows, room_for(names, len(workers), most))
+    num = len(workers)
+    return Directory(rows, room_for(names, num, most), np.zeros(num, np.int64), np.zeros(num))
 
 
 @compiled

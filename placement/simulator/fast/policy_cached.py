@@ -12,6 +12,9 @@ from placement.simulator.fast.board import CHUNK, DECODE_ROLE, LATENCY, PREFILL_
 from placement.simulator.fast.directory import Directory, expected
 from placement.simulator.fast.policy import stand_in
 from placement.simulator.fast.records import Records
+from scheduling.routing import AS_SOON
+
+_ANY_ROOM = -(1 << 62)
 
 
 @compiled
@@ -50,21 +53,39 @@ def _predicted_s(table: Table, column: int, prompt: int, cached: int) -> float:
 
 
 @compiled
+def _look(
+    table: Table, directory: Directory, i: int, prompt: int, least_room: int, predicts: bool
+) -> float:  # fmt: skip
+    """What is cached on each worker with that much room, and how soon it would have token 1; the latest that is as soon
+    as any (`_as_soon_as_any`)."""
+    least_s = math.inf
+    for column in range(len(table.indices)):
+        cached = expected(directory, table.indices[column], i, prompt)
+        wait_s = math.inf
+        if table.rooms[column] >= least_room:
+            wait_s = _predicted_s(table, column, prompt, cached) if predicts else 0.0
+        directory.cached[column], directory.waits_s[column] = cached, wait_s
+        least_s = min(least_s, wait_s)
+    return least_s * AS_SOON
+
+
+@compiled
 def _least_prefill(
     w: Records, workers: Records, table: Table, directory: Directory, i: int, prompt: int
 ) -> int:  # fmt: skip
     """`_least_prefill`: the first, from whose turn it is on, of those with the least score."""
     if w.num_known[PREFILL_ROLE] < len(table.indices):
         stand_in(table, w.num_known[PREFILL_ROLE], prompt)
-    n, best, least_s, least = len(table.indices), -1, math.inf, (0, 0, 0)
+    limit_s = _look(table, directory, i, prompt, _ANY_ROOM, True)
+    n, best, least = len(table.indices), -1, (0, 0, 0)
     for k in range(n):
         column = (w.turn + k) % n
-        index = table.indices[column]
-        cached = expected(directory, index, i, prompt)
-        seconds = _predicted_s(table, column, prompt, cached)
-        score = (int(table.rows[TOKENS, column]) + prompt - cached, -cached, workers[index].num_held)
-        if best < 0 or seconds < least_s or (seconds == least_s and score < least):
-            best, least_s, least = index, seconds, score
+        if directory.waits_s[column] > limit_s:
+            continue
+        index, cached = table.indices[column], directory.cached[column]
+        score = (int(table.rows[TOKENS, column]) + prompt - cached, -cached, int(workers[index].num_held))
+        if best < 0 or score < least:
+            best, least = index, score
     return int(best)
 
 
@@ -75,15 +96,17 @@ def _best_decode(
     """`_best_decode`."""
     if computes and w.num_known[DECODE_ROLE] < len(table.indices):
         stand_in(table, w.num_known[DECODE_ROLE], prompt)
-    n, best, lack, least_s, least = len(table.indices), -1, 0, math.inf, (0, 0, 0)
+    most = _ANY_ROOM
+    for room in table.rooms:
+        most = max(most, room)
+    limit_s = _look(table, directory, i, prompt, min(need, most), computes)
+    n, best, least = len(table.indices), -1, (0, 0, 0)
     for k in range(n):
         column = (w.turn + k) % n
+        if directory.waits_s[column] > limit_s:
+            continue
         index = table.indices[column]
-        room = table.rooms[column] - need
-        cached = expected(directory, index, i, prompt)
-        seconds = _predicted_s(table, column, prompt, cached) if computes else 0.0
-        lacks, score = -min(room, 0), (workers[index].num_held, -cached, -room)
-        better = seconds < least_s or (seconds == least_s and score < least)
-        if best < 0 or lacks < lack or (lacks == lack and better):
-            best, lack, least_s, least = index, lacks, seconds, score
+        score = (int(workers[index].num_held), -directory.cached[column], need - table.rooms[column])
+        if best < 0 or score < least:
+            best, least = index, score
     return int(best)
