@@ -65,6 +65,7 @@ class StepWorker(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]  
             worker_id=f"{self._role}-0", boot_id=new_boot_id(), role=self._role, device="cpu", pid=os.getpid(),
             protocol_version=PROTOCOL_VERSION, layout_fingerprint=b"L" * 32, num_blocks=1 << 20, block_size=16,
             block_bytes=4096, max_num_seqs=1024, max_num_batched_tokens=4096, max_model_len=1 << 16, vocab_size=512,
+            prefix_caching=True,
         )  # fmt: skip
         yield pb.WorkerMessage(hello=hello)
         async with asyncio.TaskGroup() as tasks:

@@ -68,13 +68,16 @@ class LatencyModel:
         c = self.coefficients
         return steps * c.base_s + tokens * c.per_prefill_token_s + context * c.per_context_token_s
 
-    def predicted_ttft_s(self, queued_tokens: int, own_tokens: int, chunk: int) -> float:
-        """Token 1 of a prompt that joins a first-come queue of `queued_tokens` others, packed into full steps."""
+    def predicted_ttft_s(self, queued_tokens: int, own_tokens: int, chunk: int, start: int = 0) -> float:
+        """Token 1 of a prompt that joins a first-come queue of `queued_tokens` others, packed into full steps.
+
+        `own_tokens` are those to compute, from position `start`.
+        """
         c = self.coefficients
         total = queued_tokens + own_tokens
         joint_steps = -(-total // chunk)
         own_steps = -(-own_tokens // chunk)
-        return self.prefill_s(own_tokens, chunk) + (
+        return self.prefill_s(own_tokens, chunk, start) + (
             (joint_steps - own_steps) * c.base_s + queued_tokens * (c.per_prefill_token_s + c.per_context_token_s)
         )
 

@@ -42,7 +42,7 @@ class Holding:
     """One sequence that a worker was told of and may still hold; only its ledger changes it."""
 
     sent_s: float
-    uncomputed_tokens: int  # of the prompt, to be computed there; 0 once its first token came
+    uncomputed_tokens: int  # of the prompt, expected to be computed there; 0 once its first token came
     blocks: int  # that the prompt and its first growth take
     settled_s: float | None = None  # when the worker had set its blocks aside: later statuses count them
 

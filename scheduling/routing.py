@@ -5,13 +5,17 @@ Pure but for a round-robin counter: plain views in, one `Placement` out. The rou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
 from pdserve.errors import NoWorker, PromptTooLong, QueueFull
 from scheduling.latency import LatencyModel
+
+AS_SOON = 1.125
+"""Predictions within an eighth of the least are one. What equal workers measure of themselves differs by up to a tenth;
+the one that seems a hundredth faster would get everything that comes while nobody waits."""
 
 
 class Role(Enum):
@@ -28,6 +32,11 @@ class RequestView:
     prompt_tokens: int
     max_tokens: int  # output tokens at most
     deadline_left_s: float
+    cached_tokens: Mapping[str, int] = field(default_factory=dict)  # by worker: of the prompt, expected to be there
+
+    def cached_on(self, worker: WorkerLoadView) -> int:
+        """Tokens of the prompt that the worker is not expected to compute; fewer than there are."""
+        return self.cached_tokens.get(worker.worker_id, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,7 @@ class Placement:
     decode_worker: str
     predicted_ttft_s: float  # 0 where nothing is known of the latency
     predicted_prefill_s: float  # the part of it that is the own prompt's, on an idle worker
+    cached_tokens: int = 0  # of the prompt, that whoever computes it is expected to have
 
 
 class RoutingPolicy(Protocol):
@@ -113,13 +123,21 @@ def _place(request: RequestView, prefill: WorkerLoadView | None, decode: WorkerL
             f"first token predicted in {ttft_s:.3f} s, the deadline is in {request.deadline_left_s:.3f} s",
             retry_after_s=max(0.1, round(ttft_s - request.deadline_left_s, 3)),
         )
-    alone_s = computing.latency.prefill_s(request.prompt_tokens, computing.chunk_tokens)
-    return Placement(prefill.worker_id if prefill else None, decode.worker_id, ttft_s, alone_s)
+    cached = request.cached_on(computing)
+    alone_s = computing.latency.prefill_s(request.prompt_tokens - cached, computing.chunk_tokens, cached)
+    return Placement(prefill.worker_id if prefill else None, decode.worker_id, ttft_s, alone_s, cached)
 
 
 def predicted_ttft_s(request: RequestView, worker: WorkerLoadView) -> float:
-    """Queued work ahead, then the own prompt."""
-    return worker.latency.predicted_ttft_s(worker.uncomputed_tokens, request.prompt_tokens, worker.chunk_tokens)
+    """Queued work ahead, then what is not cached of the own prompt."""
+    cached = request.cached_on(worker)
+    own_tokens = request.prompt_tokens - cached
+    return worker.latency.predicted_ttft_s(worker.uncomputed_tokens, own_tokens, worker.chunk_tokens, cached)
+
+
+def _tokens_until_token_one(request: RequestView, worker: WorkerLoadView) -> int:
+    """What `predicted_ttft_s` is the time of."""
+    return worker.uncomputed_tokens + request.prompt_tokens - request.cached_on(worker)
 
 
 def headroom_blocks(request: RequestView, worker: WorkerLoadView, growth_tokens: int) -> int:
@@ -138,11 +156,21 @@ def _as_fast_as_others(request: RequestView, workers: tuple[WorkerLoadView, ...]
     return tuple(w if w.latency.coefficients.known else replace(w, latency=median) for w in workers)
 
 
+def _as_soon_as_any(request: RequestView, workers: Sequence[WorkerLoadView]) -> list[WorkerLoadView]:
+    """Those whose token 1 is predicted no later than can be told from the least, and in time; in their order."""
+    waits_s = [predicted_ttft_s(request, worker) for worker in workers]
+    least_s = min(waits_s)
+    limit_s = max(least_s, min(least_s * AS_SOON, request.deadline_left_s))
+    return [worker for worker, wait_s in zip(workers, waits_s, strict=True) if wait_s <= limit_s]
+
+
 class LeastPredictedLatency:
-    """Prefill: least predicted TTFT. Decode: room first, then fewest sequences, then most room.
+    """Prefill: least predicted TTFT, as far as that can be told, then the fewest tokens to compute until token 1, then
+    the longest cached prefix. Decode: room first, then fewest sequences, then the longest cached prefix; where the
+    decode worker computes the prompt, those with the least predicted TTFT among the ones with room.
 
     A worker of which nothing is known yet counts as fast as the others of its role. Without any latency model the
-    predictions tie and the least loaded wins; full ties go round robin.
+    predictions tie: a cached prefix draws no more requests than its tokens are worth. Full ties go round robin.
     """
 
     def __init__(self, config: RoutingConfig | None = None) -> None:
@@ -162,20 +190,23 @@ class LeastPredictedLatency:
         return workers[turn:] + workers[:turn]
 
     def _least_prefill(self, request: RequestView, workers: tuple[WorkerLoadView, ...]) -> WorkerLoadView:
-        return min(
-            self._rotated(workers),
-            key=lambda w: (predicted_ttft_s(request, w), w.uncomputed_tokens, w.num_sequences),
-        )
+        def score(worker: WorkerLoadView) -> tuple[int, int, int]:
+            tokens = _tokens_until_token_one(request, worker)
+            return (tokens, -request.cached_on(worker), worker.num_sequences)
+
+        return min(_as_soon_as_any(request, self._rotated(workers)), key=score)
 
     def _best_decode(
         self, request: RequestView, workers: tuple[WorkerLoadView, ...], *, computes: bool
     ) -> WorkerLoadView:
-        def score(worker: WorkerLoadView) -> tuple[int, float, int, int]:
-            room = headroom_blocks(request, worker, self._config.growth_tokens)
-            wait_s = predicted_ttft_s(request, worker) if computes else 0.0
-            return (-min(room, 0), wait_s, worker.num_sequences, -room)
+        rooms = {w.worker_id: headroom_blocks(request, w, self._config.growth_tokens) for w in workers}
+        enough = min(0, max(rooms.values()))
+        roomy: Sequence[WorkerLoadView] = [w for w in self._rotated(workers) if rooms[w.worker_id] >= enough]
 
-        return min(self._rotated(workers), key=score)
+        def score(worker: WorkerLoadView) -> tuple[int, int, int]:
+            return (worker.num_sequences, -request.cached_on(worker), -rooms[worker.worker_id])
+
+        return min(_as_soon_as_any(request, roomy) if computes else roomy, key=score)
 
 
 class RoundRobin:

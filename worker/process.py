@@ -131,6 +131,7 @@ def _hello(
         num_blocks=built.memory.num_blocks, block_size=built.layout.block_size, block_bytes=built.layout.block_bytes,
         max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=built.max_model_len, vocab_size=built.vocab_size, transports=transports,
+        prefix_caching=config.enable_prefix_caching,
     )  # fmt: skip
 
 

@@ -168,7 +168,7 @@ class RouterMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[SessionHello, _Mapping]] = ..., submit: _Optional[_Union[SubmitSequence, _Mapping]] = ..., abort: _Optional[_Union[AbortSequence, _Mapping]] = ..., renew: _Optional[_Union[RenewLeases, _Mapping]] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
-    __slots__ = ("worker_id", "boot_id", "role", "device", "pid", "protocol_version", "layout_fingerprint", "num_blocks", "block_size", "block_bytes", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "vocab_size", "transports", "metrics_port")
+    __slots__ = ("worker_id", "boot_id", "role", "device", "pid", "protocol_version", "layout_fingerprint", "num_blocks", "block_size", "block_bytes", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "vocab_size", "transports", "metrics_port", "prefix_caching")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +185,7 @@ class WorkerHello(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     METRICS_PORT_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHING_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     boot_id: bytes
     role: str
@@ -201,7 +202,8 @@ class WorkerHello(_message.Message):
     vocab_size: int
     transports: _containers.RepeatedScalarFieldContainer[str]
     metrics_port: int
-    def __init__(self, worker_id: _Optional[str] = ..., boot_id: _Optional[bytes] = ..., role: _Optional[str] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., protocol_version: _Optional[str] = ..., layout_fingerprint: _Optional[bytes] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., block_bytes: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., metrics_port: _Optional[int] = ...) -> None: ...
+    prefix_caching: bool
+    def __init__(self, worker_id: _Optional[str] = ..., boot_id: _Optional[bytes] = ..., role: _Optional[str] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., protocol_version: _Optional[str] = ..., layout_fingerprint: _Optional[bytes] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., block_bytes: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., metrics_port: _Optional[int] = ..., prefix_caching: bool = ...) -> None: ...
 
 class SequenceOutput(_message.Message):
     __slots__ = ("key", "first_index", "token_ids", "logprobs", "finish_reason", "timing")

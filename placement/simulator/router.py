@@ -13,11 +13,13 @@ from placement.simulator.events import EventQueue
 from placement.simulator.handoffs import Handoffs
 from placement.simulator.links import Links
 from placement.simulator.machine import Machine
+from placement.simulator.prefixes import ChunkNames
 from placement.simulator.requests import Outcome, RequestLife, SimRequest, prompt_token_ids
 from placement.simulator.worker import TOKEN_ID, SimWorker, WorkerCounts
 from scheduling.batching import SequenceUpdate
 from scheduling.latency import LatencyCoefficients
 from scheduling.ledger import Holding, ReportedLoad, WorkerLedger, WorkerLimits
+from scheduling.prefix_directory import PrefixDirectory
 from scheduling.routing import LeastPredictedLatency, RequestView, RoundRobin, RoutingPolicy
 from scheduling.sequence import Sequence as EngineSequence
 from scheduling.sequence import SequenceMode
@@ -38,6 +40,8 @@ class SimRouter:
         self._policy: RoutingPolicy = policy(spec.routing)
         self.workers: dict[str, SimWorker] = {}
         self._ledgers: dict[str, WorkerLedger] = {}
+        self._prefixes = PrefixDirectory()
+        self._chunk_names = ChunkNames()
         self.counts: dict[str, WorkerCounts] = {worker.worker_id: WorkerCounts() for worker in spec.workers}
         self.drains: dict[str, bool] = {}
         self._running: dict[SequenceKey, RequestLife] = {}
@@ -67,12 +71,15 @@ class SimRouter:
         if spec.prior is not None:
             ledger.note_status(worker.reported()[0], spec.prior, self.events.now())
         self.drains[name] = False
+        if spec.prefix_caching:
+            self._prefixes.add(name, spec.num_blocks, spec.block_size)
 
     def remove_worker(self, name: str) -> None:
         """A worker dies: what needs it fails, as in the product."""
         worker = self.workers.pop(name)
         worker.die()
         del self._ledgers[name]
+        self._prefixes.remove(name)
         self.links.drop(name)
         self.handoffs.worker_lost(worker)
         for life in [life for life in self._running.values() if worker in life.parties]:
@@ -115,12 +122,17 @@ class SimRouter:
         if len(self._running) >= self.spec.max_in_flight:
             raise RequestError(f"{len(self._running)} requests are running")
         left_s = life.request.arrival_s + request.deadline_s - self.events.now()
-        view = RequestView(request.prompt_tokens, request.output_tokens, left_s)
+        keys = self._chunk_names.of(request) if self._prefixes else []
+        cached = self._prefixes.expected(keys, request.prompt_tokens)
+        view = RequestView(request.prompt_tokens, request.output_tokens, left_s, cached)
         loads = [ledger.load(alive=not self.drains[name]) for name, ledger in self._ledgers.items()]
         placement = self._policy.choose(view, loads, self.events.now())
         life.decode = self.workers[placement.decode_worker]
         if placement.prefill_worker is not None:
             life.prefill = self.workers[placement.prefill_worker]
+        life.expected_cached_tokens = placement.cached_tokens
+        for worker in life.parties:
+            self._prefixes.sent(worker.spec.worker_id, keys)
 
     def _dispatch(self, life: RequestLife) -> None:
         assert life.decode is not None
@@ -138,7 +150,7 @@ class SimRouter:
     ) -> None:
         request, now_s = life.request, self.events.now()
         tokens = request.prompt_tokens + min(request.output_tokens, growth)
-        uncomputed = request.prompt_tokens if worker is life.computing else 0
+        uncomputed = request.prompt_tokens - life.expected_cached_tokens if worker is life.computing else 0
         holding = Holding(now_s, uncomputed, -(-tokens // worker.spec.block_size))
         self._ledgers[worker.spec.worker_id].hold(life.key, holding)
         self._tell(self._submit_to, life, worker, mode, token_ids)
@@ -242,6 +254,8 @@ class SimRouter:
                 timing = update.first_token_timing
                 if worker is life.computing:
                     life.prefill_s, life.cached_tokens = timing.first_token_s, timing.cached_tokens
+                    missing = life.expected_cached_tokens - timing.cached_tokens
+                    self._prefixes.missed(worker.spec.worker_id, missing)
                 else:
                     life.decode_wait_s = timing.queue_s
                 if ledger is not None:

@@ -45,6 +45,7 @@ class ActiveRequest:
     order: TokenOrder
     timers: Timers
     stream: RequestStream
+    expected_cached_tokens: int = 0  # of the prompt, by whoever computes it
     cached_tokens: int = 0
     committed: bool = False  # the decode worker owns the KV
     ended: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pdserve.errors import AlreadyExists, DeadlineExceeded, QueueFull, RequestError
@@ -10,6 +10,7 @@ from router.core.active import ActiveRequest
 from router.core.config import CoreConfig
 from router.core.fleet import Fleet, Worker
 from router.interface import RouterRequest
+from scheduling.prefix_directory import chunk_keys
 from scheduling.routing import RequestView, RoutingPolicy
 
 
@@ -19,7 +20,8 @@ class Admission:
 
     prefill: Worker | None  # None: the decode worker computes the prompt
     decode: Worker
-    predicted_prefill_s: float
+    cached_tokens: int  # of the prompt, that whoever computes it is expected to have
+    prefix_keys: Sequence[int]  # of the prompt, for the directory; none where no worker keeps prefixes
 
 
 def admit(
@@ -39,12 +41,20 @@ def admit(
     left_s = request.deadline_s - now_s
     if left_s <= 0.0:
         raise DeadlineExceeded("the deadline had passed before any work was done")
-    view = RequestView(len(request.prompt_token_ids), request.sampling.max_tokens, left_s)
+    prompt_tokens, keys = len(request.prompt_token_ids), _prefix_keys(request, fleet)
+    cached = fleet.prefixes.expected(keys, prompt_tokens)
+    view = RequestView(prompt_tokens, request.sampling.max_tokens, left_s, cached)
     placement = policy.choose(view, fleet.loads(), now_s)
     decode = fleet.get(placement.decode_worker)
     prefill = None if placement.prefill_worker is None else fleet.get(placement.prefill_worker)
     assert decode is not None and (prefill is not None or placement.prefill_worker is None)
-    return Admission(prefill, decode, placement.predicted_prefill_s)
+    return Admission(prefill, decode, placement.cached_tokens, keys)
+
+
+def _prefix_keys(request: RouterRequest, fleet: Fleet) -> list[int]:
+    """Salted as the workers' caches are. On the loop, for it takes a tenth of what writing the prompt to two workers
+    takes, and no thread could hash without the interpreter's lock."""
+    return chunk_keys(request.prompt_token_ids, request.tenant) if fleet.prefixes else []
 
 
 def _duplicate(running: RouterRequest, request: RouterRequest) -> RequestError:

@@ -54,7 +54,7 @@ class Core:
         every = (self.metrics, *sinks)
         self.running = RunningRequests(self.metrics, every, self.clock, self.config.freed_grace_s)
         self.requests = Requests(self.config, self.fleet, policy, self.running, self.metrics, every, self.clock)
-        self.worker_events = WorkerEvents(self.config, self.running, self.metrics, self.clock)
+        self.worker_events = WorkerEvents(self.config, self.running, self.fleet.prefixes, self.metrics, self.clock)
         self.keeper = SessionKeeper(
             secret, self.config.session, self.fleet, self.worker_events, self.metrics, self.clock
         )

@@ -42,7 +42,7 @@ def _send(
     tokens = prompt_tokens + min(request.sampling.max_tokens, growth_tokens)
     holding = Holding(
         sent_s=now_s,
-        uncomputed_tokens=prompt_tokens if worker is active.computing else 0,
+        uncomputed_tokens=prompt_tokens - active.expected_cached_tokens if worker is active.computing else 0,
         blocks=-(-tokens // worker.identity.block_size),
     )
     worker.submit(message, active.key, holding)

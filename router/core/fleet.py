@@ -19,6 +19,7 @@ from router.interface import MetricsTarget, WorkerView
 from router.worker_series import WorkerSnapshot
 from scheduling.lease import LeaseTable
 from scheduling.ledger import Holding, ReportedLoad, WorkerLedger, WorkerLimits
+from scheduling.prefix_directory import PrefixDirectory
 from scheduling.routing import Role, WorkerLoadView
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ class Fleet:
     """Every live worker by id, and what dead ones still owe."""
 
     def __init__(self, clock: Clock) -> None:
+        self.prefixes = PrefixDirectory()  # of every live worker
         self._clock = clock
         self._live: dict[str, Worker] = {}
         self._known: dict[str, WorkerIdentity] = {}  # live or not, for those who look from outside
@@ -138,6 +140,8 @@ class Fleet:
         worker = Worker(identity, session, self._clock.now())
         self._live[worker.id] = worker
         self._known[worker.id] = identity
+        if identity.prefix_caching:
+            self.prefixes.add(worker.id, identity.num_blocks, identity.block_size)
         self._abort_orphans(worker)
         return worker
 
@@ -146,6 +150,7 @@ class Fleet:
         worker.alive = False
         if self._live.get(worker.id) is worker:
             del self._live[worker.id]
+            self.prefixes.remove(worker.id)
         for key in list(worker.holding):
             self._orphans.grant((worker.identity.boot_id, key))
             worker.release(key)
@@ -188,6 +193,7 @@ class Fleet:
         for name, worker in self._live.items():
             assert worker.alive and worker.id == name, f"{name} is live and lost"
             worker.check()
+        self.prefixes.check()
 
     def _abort_orphans(self, worker: Worker) -> None:
         for boot_id, key in self._orphans.held():

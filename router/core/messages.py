@@ -32,6 +32,7 @@ class WorkerIdentity:
     max_model_len: int
     vocab_size: int
     metrics_port: int = 0  # where it serves its own metrics; 0: nowhere
+    prefix_caching: bool = False  # it keeps the KV of finished prompts
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,17 @@ from router.record import Predicted
 LINK_SERIES = "link_bandwidth_bytes_per_second"  # of a decode worker's status
 
 
-def predict(prefill: Worker | None, decode: Worker, prompt_tokens: int) -> Predicted:
-    """By what the workers have measured of themselves, before they are told of the request."""
+def predict(prefill: Worker | None, decode: Worker, prompt_tokens: int, cached_tokens: int) -> Predicted:
+    """By what the workers have measured of themselves, before they are told of the request.
+
+    `cached_tokens` of the prompt are expected to be where it is computed.
+    """
     computing = (prefill or decode).load()
     queue_s = prompt_s = None
     if computing.latency.coefficients.known:
-        chunk = computing.chunk_tokens
-        prompt_s = computing.latency.prefill_s(prompt_tokens, chunk)
-        ttft_s = computing.latency.predicted_ttft_s(computing.uncomputed_tokens, prompt_tokens, chunk)
+        chunk, own_tokens = computing.chunk_tokens, prompt_tokens - cached_tokens
+        prompt_s = computing.latency.prefill_s(own_tokens, chunk, cached_tokens)
+        ttft_s = computing.latency.predicted_ttft_s(computing.uncomputed_tokens, own_tokens, chunk, cached_tokens)
         queue_s = max(0.0, ttft_s - prompt_s)
     step_s = _decode_step_s(decode, prompt_tokens)
     if prefill is None:

@@ -16,7 +16,7 @@ from pdserve.errors import Cancelled, DeadlineExceeded, ServingError
 from pdserve.ids import SequenceKey
 from pdserve.sampling import FinishReason
 from router.core.active import ActiveRequest, Timers
-from router.core.admission import admit
+from router.core.admission import Admission, admit
 from router.core.config import CoreConfig
 from router.core.dispatch import dispatch
 from router.core.ending import note, record_of_rejected
@@ -55,15 +55,18 @@ class Requests:
         """Place a request and send it out. Errors: as `RouterCore.submit`; nothing is kept then."""
         now_s = self._clock.now()
         try:
-            active = self._admit(request, now_s)
+            taken = admit(request, self._running.by_id, self._fleet, self._policy, self._config, now_s)
         except ServingError as error:
             self.reject(request, error)
             raise
+        active = self._active(request, taken)
         self._running.add(active)
         self._metrics.accepted(len(request.prompt_token_ids))
         loop = asyncio.get_running_loop()
         active.timers.deadline = loop.call_later(request.deadline_s - now_s, self._deadline_passed, active)
         dispatch(active, now_s, self._config.routing.growth_tokens)
+        for worker in active.parties:
+            self._fleet.prefixes.sent(worker.id, taken.prefix_keys)
         return active.stream
 
     def reject(self, request: RouterRequest, error: ServingError) -> None:
@@ -101,8 +104,8 @@ class Requests:
                 unread = active.stream.unread_tokens
                 self._running.end(active, Cancelled(f"the client left {unread:,} tokens unread for {stalled_s:.0f} s"))
 
-    def _admit(self, request: RouterRequest, now_s: float) -> ActiveRequest:
-        taken = admit(request, self._running.by_id, self._fleet, self._policy, self._config, now_s)
+    def _active(self, request: RouterRequest, taken: Admission) -> ActiveRequest:
+        predicted = predict(taken.prefill, taken.decode, len(request.prompt_token_ids), taken.cached_tokens)
         handle = _Handle(self)
         handle.active = ActiveRequest(
             request=request,
@@ -110,10 +113,11 @@ class Requests:
             attempts=1,
             prefill=taken.prefill,
             decode=taken.decode,
-            marks=Marks(request.received_s, predict(taken.prefill, taken.decode, len(request.prompt_token_ids))),
+            marks=Marks(request.received_s, predicted),
             order=TokenOrder(self._config.max_ahead_tokens),
             timers=Timers(),
             stream=RequestStream(handle),
+            expected_cached_tokens=taken.cached_tokens,
         )
         return handle.active
 

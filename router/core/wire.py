@@ -65,6 +65,7 @@ def identity_from_proto(message: worker_pb2.WorkerMessage, address: str) -> Work
         max_model_len=hello.max_model_len,
         vocab_size=hello.vocab_size,
         metrics_port=hello.metrics_port,
+        prefix_caching=hello.prefix_caching,
     )
 
 

@@ -28,13 +28,19 @@ from router.core.messages import (
 )
 from router.core.running import RunningRequests
 from router.metrics import RouterMetrics
+from scheduling.prefix_directory import PrefixDirectory
 
 
 class WorkerEvents:
     """The workers' side of the running requests."""
 
-    def __init__(self, config: CoreConfig, running: RunningRequests, metrics: RouterMetrics, clock: Clock) -> None:
+    def __init__(
+        self, config: CoreConfig, running: RunningRequests, prefixes: PrefixDirectory, metrics: RouterMetrics,
+        clock: Clock,
+    ) -> None:  # fmt: skip
+        """`prefixes` are told where less was cached than was expected."""
         self._config = config
+        self._prefixes = prefixes
         self._running = running
         self._by_attempt = running.by_attempt
         self._metrics = metrics
@@ -127,6 +133,7 @@ class WorkerEvents:
         elif active.marks.prompt is None:
             active.marks.prompt = delta.times
             active.cached_tokens = delta.times.cached_tokens
+            self._prefixes.missed(worker.id, active.expected_cached_tokens - active.cached_tokens)
             self._metrics.cache_hit(delta.times.cached_tokens)
 
     def _deliver(self, active: ActiveRequest, delta: SequenceDelta, now_s: float) -> None:

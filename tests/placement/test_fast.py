@@ -20,6 +20,7 @@ from placement.simulator.fast.run import Unsupported, simulate_fast, unsupported
 from placement.simulator.give_up import GiveUp
 from placement.simulator.requests import requests_of
 from placement.simulator.simulate import simulate
+from placement.workload.sharing import Families
 from placement.workload.workload import Prefixes, Workload
 from scheduling.batching import SchedulerConfig
 from scheduling.latency import LatencyCoefficients, LatencyModel
@@ -136,7 +137,7 @@ def test_equal_to_the_real_code_on_random_clusters() -> None:
         result = simulate_fast(cluster, workload)
         computed = sum(counts.prefill_tokens for counts in result.workers.values())
         served = result.requests.outcome == 1
-        preempted += computed > workload.prompt_tokens[served].sum()
+        preempted += computed + result.requests.cached_tokens.sum() > workload.prompt_tokens[served].sum()
         moved += result.moved_bytes > 0
         rejected += bool(result.errors)
         again += unclear(cluster, workload)
@@ -199,6 +200,25 @@ def test_long_outputs_behind_shared_prefixes_are_equal_too() -> None:
         computed = sum(counts.prefill_tokens for counts in result.workers.values())
         preempted += computed + result.requests.cached_tokens.sum() > workload.prompt_tokens.sum()
     assert preempted > 5, "the cases do not reach what they are for"
+
+
+def test_conversations_of_many_chunks_are_equal_too() -> None:
+    hits = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        cluster = random_cluster(rng)
+        prompt = rng.integers(100, 3000, 60)
+        prefixes = Families(0.8, 0.7, int(rng.choice([100, 512]))).prefixes(prompt, rng)
+        workload = Workload.of(prompt, rng.integers(1, 20, 60), np.cumsum(rng.exponential(0.3, 60)), prefixes)
+        num_blocks = int(rng.choice([3100, 10_000])) // cluster.workers[0].block_size
+        config = replace(cluster.workers[0].scheduler, max_model_len=3100, max_num_batched_tokens=512)
+        spec = replace(cluster.workers[0], prefix_caching=True, scheduler=config, num_blocks=num_blocks + 1)
+        roles = [Role.PREFILL] * int(rng.choice([0, 3, 3])) + [Role.DECODE] * 3
+        workers = tuple(replace(spec, worker_id=f"w{i}", role=role) for i, role in enumerate(roles))
+        cluster = replace(cluster, workers=workers, max_in_flight=1024)
+        assert not (found := differences(cluster, workload)), (seed, found)
+        hits.append(int(simulate_fast(cluster, workload).requests.cached_tokens.sum()))
+    assert sum(hit > 5000 for hit in hits) > 6, hits
 
 
 def test_a_prompt_that_comes_again_and_again_takes_no_more_memory() -> None:

@@ -171,6 +171,15 @@ def test_a_workers_speed_is_its_own_and_lasts() -> None:
     assert all(60 < drawn.count(factor) < 140 for factor in jitter.prompts)
 
 
+def test_workers_alike_share_what_comes_though_they_measure_themselves_differently() -> None:
+    """One after the other, so that nobody waits: who seems fastest would get nearly everything."""
+    jitter = Jitter(0.25, (0.9, 0.95, 1.0, 1.05, 1.1), (1.0,))
+    requests = [SimRequest(0.4 * n, 100 + 37 * n % 900, 2) for n in range(120)]
+    workers = simulate(split(3, 1, jitter=jitter), requests).workers
+    computed = [workers[f"p{i}"].prefill_tokens for i in range(3)]
+    assert min(computed) > 0.8 * max(computed)
+
+
 def test_a_rested_worker_is_told_from_a_busy_one() -> None:
     cold = Slowdown(9.0, 0.0, 0.0, 0.0, 0.0, rested_prompts_s=0.1)
     spec = ClusterSpec((worker("a", Role.DECODE), worker("b", Role.DECODE)), 1 << 16, LinkSpec(1e9), slowdown=cold)

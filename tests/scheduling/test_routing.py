@@ -176,3 +176,73 @@ def test_a_wait_beyond_the_deadline_is_refused_with_a_delay() -> None:
     with pytest.raises(QueueFull, match="the deadline is in 5") as caught:
         LeastPredictedLatency().choose(replace(REQUEST, deadline_left_s=5.0), views, 0.0)
     assert caught.value.retry_after_s == pytest.approx(5.12, abs=0.02)
+
+
+def test_a_cached_prefix_draws_a_prompt_until_waiting_costs_more_than_computing_it_again() -> None:
+    """80 of 100 tokens are on one worker: with a queue of fewer it is the better one still."""
+    cached = replace(REQUEST, cached_tokens={"has": 80})
+    views = [worker("has", Role.PREFILL, latency=KNOWN), worker("p", Role.PREFILL, latency=KNOWN), worker("d")]
+    for queued, wins in ((0, "has"), (79, "has"), (81, "p"), (5000, "p")):
+        views[0] = replace(views[0], uncomputed_tokens=queued)
+        placement = LeastPredictedLatency().choose(cached, views, 0.0)
+        assert placement.prefill_worker == wins
+        assert placement.cached_tokens == (80 if wins == "has" else 0)
+        own = 100 - placement.cached_tokens
+        assert placement.predicted_prefill_s == pytest.approx(0.001 + 0.001 * own)
+        assert placement.predicted_ttft_s == pytest.approx(0.001 + 0.001 * (own + (queued if wins == "has" else 0)))
+
+
+def test_without_a_latency_model_a_prefix_counts_for_its_tokens() -> None:
+    """It cannot drown its worker; at equal work the cached one wins, then who holds fewer sequences."""
+    cached = replace(REQUEST, cached_tokens={"has": 80})
+    for queued, sequences, wins in ((0, 9, "has"), (79, 9, "has"), (80, 9, "has"), (81, 0, "p")):
+        has = worker("has", Role.PREFILL, uncomputed_tokens=queued, num_sequences=sequences)
+        for views in ([has, worker("p", Role.PREFILL)], [worker("p", Role.PREFILL), has]):
+            assert LeastPredictedLatency().choose(cached, [*views, worker("d")], 0.0).prefill_worker == wins
+
+
+def test_a_prefix_on_a_decode_worker_is_worth_less_than_a_sequence() -> None:
+    """Room, then fewest sequences, then the prefix, then most room."""
+    cached = replace(REQUEST, cached_tokens={"has": 80})
+    for changes, wins in (
+        ({"free_blocks": 50}, "has"),
+        ({"free_blocks": 9}, "d"),
+        ({"num_sequences": 1}, "d"),
+    ):
+        views = [worker("p", Role.PREFILL), worker("has", **changes), worker("d")]
+        assert {LeastPredictedLatency().choose(cached, views, 0.0).decode_worker for _ in range(3)} == {wins}
+
+
+@pytest.mark.parametrize("num_prefill", [0, 1])
+@pytest.mark.parametrize(("factor", "shares"), [(1.01, True), (1.1, True), (1.2, False), (2.0, False)])
+def test_who_seems_a_little_faster_does_not_get_everything(num_prefill: int, factor: float, shares: bool) -> None:
+    """Idle workers go round as far as what they measured of themselves can tell; a faster one is preferred."""
+    role = Role.PREFILL if num_prefill else Role.DECODE
+    slower = LatencyModel(LatencyCoefficients(0.001 * factor, 0.001 * factor, 0.001 * factor, 0.0))
+    views = [
+        worker("slower", role, latency=slower),
+        worker("faster", role, latency=KNOWN),
+        *[worker("d")] * num_prefill,
+    ]
+    policy = LeastPredictedLatency()
+    placed = [policy.choose(REQUEST, views, 0.0) for _ in range(10)]
+    computing = Counter(placement.prefill_worker or placement.decode_worker for placement in placed)
+    assert computing["faster"] == (5 if shares else 10)
+
+
+def test_a_worker_that_seems_as_fast_is_none_where_the_deadline_tells_them_apart() -> None:
+    """Or a request would be refused that another could serve in time."""
+    slower = LatencyModel(LatencyCoefficients(0.001, 0.00105, 0.0, 0.0))
+    views = [worker("p", Role.PREFILL, latency=KNOWN), worker("slower", Role.PREFILL, latency=slower), worker("d")]
+    policy = LeastPredictedLatency()
+    for deadline_s, names in ((60.0, {"p", "slower"}), (0.103, {"p"})):
+        request = replace(REQUEST, deadline_left_s=deadline_s)
+        assert {policy.choose(request, views, 0.0).prefill_worker for _ in range(4)} == names
+
+
+def test_of_those_that_seem_equally_fast_the_one_with_least_to_do_is_chosen() -> None:
+    """Though another is predicted a few per cent earlier."""
+    slower = LatencyModel(LatencyCoefficients(0.001, 0.00105, 0.0, 0.0))
+    views = [worker("p", Role.PREFILL, latency=KNOWN, uncomputed_tokens=4),
+             worker("less", Role.PREFILL, latency=slower, uncomputed_tokens=3), worker("d")]  # fmt: skip
+    assert {LeastPredictedLatency().choose(REQUEST, views, 0.0).prefill_worker for _ in range(4)} == {"less"}

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from placement.compiled import compiled_inner as compiled
-from placement.simulator.fast.names import WORD_BITS, names_of
+from placement.simulator.fast.names import WORD_BITS, Names, names_of
 from placement.simulator.fast.records import Records
 from placement.workload.workload import Workload
 
@@ -45,28 +45,26 @@ class Cache(NamedTuple):
 
 def cache_of(workload: Workload, workers: Records) -> Cache | None:
     """For workers that have no block yet; None where no prefix can be found again. Untouched rows take no memory."""
-    num = len(workers)
     workers["run_head"] = workers["run_tail"] = workers["free_run"] = -1
     if workload.prefixes is None or not workers["prefix_tokens"].any():
         return None
     found = names_of(workload, int(workers["size"][0]), int(workers["max_len"].max()))
     workers["prefix_tokens"] = found.prefix_tokens * workers["prefix_tokens"]
-    num_pages, num_runs = rooms(found.num_nodes, workers)
+    return room_for(found, len(workers), int(workers["num_blocks"].max()))
+
+
+def room_for(names: Names, num_workers: int, most: int) -> Cache:
+    """For `most` blocks of each worker: a page for each at most, and as many again of runs that are none any more."""
+    num_pages = min(most, names.num_nodes // PAGE + 1) + 2
     return Cache(
-        found.rows,
-        np.append(found.runs, 0),
-        np.zeros(found.num_words, np.int64),
-        np.zeros((num, found.num_nodes // PAGE + 1), np.int32),
-        np.empty((num, num_pages), page),
-        np.empty((num, num_pages * PAGE), node),
-        np.empty((num, num_runs), run),
+        names.rows,
+        np.append(names.runs, 0),
+        np.zeros(names.num_words, np.int64),
+        np.zeros((num_workers, names.num_nodes // PAGE + 1), np.int32),
+        np.empty((num_workers, num_pages), page),
+        np.empty((num_workers, num_pages * PAGE), node),
+        np.empty((num_workers, 2 * most + _SPARE_RUNS), run),
     )
-
-
-def rooms(num_nodes: int, workers: Records) -> tuple[int, int]:
-    """Pages and runs of a worker, at most: one for each block, and as many again of runs that are none any more."""
-    most = int(workers["num_blocks"].max())
-    return min(most, num_nodes // PAGE + 1) + 2, 2 * most + _SPARE_RUNS
 
 
 # ---- names ----
@@ -106,8 +104,8 @@ def _find(worker: Records, cache: Cache, name: int) -> int:
 
 
 @compiled
-def _insert(worker: Records, cache: Cache, name: int) -> None:
-    """One owner has a block of that name, which was not there."""
+def _insert(worker: Records, cache: Cache, name: int) -> int:
+    """One owner has a block of that name, which was not there; its row."""
     index = worker.index
     at = cache.directory[index, name >> PAGE_BITS]
     if at == 0:
@@ -122,7 +120,9 @@ def _insert(worker: Records, cache: Cache, name: int) -> None:
         for row in range(at << PAGE_BITS, (at + 1) << PAGE_BITS):
             cache.nodes[index, row].owners = _ABSENT
     cache.pages[index, at].present += 1
-    cache.nodes[index, (at << PAGE_BITS) + (name & (PAGE - 1))].owners = 1
+    row = (at << PAGE_BITS) + (name & (PAGE - 1))
+    cache.nodes[index, row].owners = 1
+    return int(row)
 
 
 @compiled
@@ -174,16 +174,16 @@ def allocate(worker: Records, cache: Cache | None, num: int) -> None:
     """`BlockPool.allocate`, of no more than are free."""
     worker.free -= num
     if cache is not None and worker.idle > worker.free:
-        _evict(worker, cache)
+        evict(worker, cache, worker.free)
 
 
 @compiled
-def _evict(worker: Records, cache: Cache) -> None:
-    """What was let go of first, until no more is kept than is free."""
+def evict(worker: Records, cache: Cache, most: int) -> None:
+    """What was let go of first, until no more than `most` blocks without an owner are kept."""
     index = worker.index
-    while worker.idle > worker.free:
+    while worker.idle > most:
         run = cache.idle[index, worker.run_head]
-        while run.count > 0 and worker.idle > worker.free:
+        while run.count > 0 and worker.idle > most:
             run.count -= 1
             row = _find(worker, cache, run.node + run.count)
             if row >= 0 and cache.nodes[index, row].owners == 0 and cache.nodes[index, row].stamp == run.stamp:
@@ -265,6 +265,24 @@ def _let_go(worker: Records, cache: Cache, seq: Records, s: int, name: int, firs
         worker.idle += kept
         worker.free += kept
         _keep_run(worker, cache, name, count, stamp)
+
+
+@compiled
+def keep_again(worker: Records, cache: Cache, i: int, num: int) -> None:
+    """A prompt's first `num` blocks, which nobody owns, are kept as if they were just let go of, the last first."""
+    j = num
+    while j > 0:
+        name, count = _span_before(worker, cache, i, j)
+        worker.stamp += 1
+        for one in range(name + count - 1, name - 1, -1):
+            row = _find(worker, cache, one)
+            if row < 0:
+                row = _insert(worker, cache, one)
+                cache.nodes[worker.index, row].owners = 0
+                worker.idle += 1
+            cache.nodes[worker.index, row].stamp = worker.stamp
+        _keep_run(worker, cache, name, count, worker.stamp)
+        j -= count
 
 
 # ---- runs of blocks that nobody owns ----

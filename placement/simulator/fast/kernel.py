@@ -11,6 +11,7 @@ from placement.simulator.fast import handoffs as ho
 from placement.simulator.fast.ahead import Ahead, interrupt
 from placement.simulator.fast.board import Board
 from placement.simulator.fast.cache import Cache
+from placement.simulator.fast.directory import Directory
 from placement.simulator.fast.events import Queue, pop, push, push_at
 from placement.simulator.fast.records import (
     ABORT,
@@ -59,7 +60,7 @@ class Space(NamedTuple):
 def run_events(
     world: Records, workers: Records, requests: Records, seqs: Records, hands: Records, params: Records,
     queue: Queue, commands: Records, flows: Records, busy: Records, space: Space, steady: Steady, ahead: Ahead,
-    board: Board, cache: Cache | None,
+    board: Board, cache: Cache | None, directory: Directory | None,
 ) -> None:  # fmt: skip
     """From where it stands until nothing is left, or too many miss, or an array is half full (`world.crowded`)."""
     w = world[0]
@@ -96,7 +97,7 @@ def run_events(
             push(queue, w, FRONT, SUBMIT, a, 0)
             routing.admit_next(queue, w, requests)
         elif kind == SUBMIT:
-            routing.submit(queue, w, workers, requests, seqs, board, a)
+            routing.submit(queue, w, workers, requests, seqs, board, directory, a)
         elif kind == SUBMIT_BOTH:  # three events that are given one after the other, and come so
             w.num_events += 2
             for s in (2 * a + 1, 2 * a):
@@ -107,6 +108,7 @@ def run_events(
             routing.submit_to(w, workers, requests, seqs, a)
             ho.put(queue, w, workers, commands, seqs[a].worker, ADD, a)
         elif kind == FIRST_TOKEN:
+            routing.note_cached(directory, requests, seqs, a)
             ledger.settle(workers, seqs, board, a, w.now_s, True)
         elif kind == END:
             routing.finish(queue, w, workers, requests, seqs, board, a)

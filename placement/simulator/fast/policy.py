@@ -21,6 +21,7 @@ from placement.simulator.fast.board import (
     Table,
 )
 from placement.simulator.fast.records import Records
+from scheduling.routing import AS_SOON
 
 _NONE = (1 << 63) - 1
 
@@ -37,7 +38,7 @@ def choose(w: Records, workers: Records, board: Board, prompt: int, output: int)
         return prefill, int(decodes.indices[turn % len(decodes.indices)])
     if prompt > w.local and len(prefills.indices) > 0:
         _predict(w, prefills, PREFILL_ROLE, prompt)
-        prefill = int(prefills.indices[_first_of(prefills, _least(prefills), w.turn)])
+        prefill = int(prefills.indices[_first_of(prefills, _least_rank(prefills, _least(prefills)), w.turn)])
     size = workers[decodes.indices[0]].size
     need = (prompt + min(output, w.growth) + size - 1) // size
     return prefill, int(decodes.indices[_best_decode(w, decodes, prompt, need, prefill < 0)])
@@ -59,7 +60,7 @@ def _own(prompt: float, chunk: float) -> tuple[float, float]:
 def _predict(w: Records, table: Table, role: int, prompt: int) -> None:
     """`predicted_ttft_s` for each worker of a table, as scores: whole numbers in the same order."""
     if w.num_known[role] < len(table.indices):
-        _stand_in(table, w.num_known[role], prompt)
+        stand_in(table, w.num_known[role], prompt)
     if w.chunk[role] > 0:
         _predict_all(table, float(prompt), float(w.chunk[role]))
     else:
@@ -72,6 +73,13 @@ def _score(seconds: float) -> int:
     """A whole number; they are in the order of the seconds, and equal where those are."""
     bits: Any = np.float64(seconds + 0.0).view(np.int64)  # of two zeros the positive one
     return bits ^ ((bits >> 63) & _NONE)  # type: ignore[no-any-return]
+
+
+@compiled
+def _as_soon(score: int) -> int:
+    """The score of AS_SOON times the seconds that this one stands for."""
+    bits = np.int64(score ^ ((score >> 63) & _NONE))
+    return _score(bits.view(np.float64) * AS_SOON)
 
 
 @compiled
@@ -100,7 +108,7 @@ def _predict_all(table: Table, prompt: float, chunk: float) -> None:
 
 
 @compiled
-def _stand_in(table: Table, num_known: int, prompt: int) -> None:
+def stand_in(table: Table, num_known: int, prompt: int) -> None:
     """`_as_fast_as_others`: those unknown get the latency of the median of those known, or nothing if there is none."""
     rows, known = table.rows, table.known
     median = _median(table, num_known // 2, prompt) if num_known > 0 else -1
@@ -156,6 +164,15 @@ def _least(table: Table) -> int:
 
 
 @compiled
+def _least_rank(table: Table, least: int) -> int:
+    """`_as_soon_as_any`: from now on the scores of those as soon as the least are their ranks; the least of these."""
+    scores, ranks, limit = table.scores, table.ranks, _as_soon(least)
+    for i in range(len(table.indices)):
+        scores[i] = ranks[i] if scores[i] <= limit else _NONE
+    return _least(table)
+
+
+@compiled
 def _first_of(table: Table, score: int, turn: int) -> int:
     """The column of this score, the least: of the least rank, then the first of those from `turn` on, and round."""
     scores, least, n = table.scores, table.least, len(table.indices)
@@ -191,4 +208,6 @@ def _best_decode(w: Records, table: Table, prompt: int, need: int, computes: boo
         for i in range(n):
             scores[i] = ranks[i] if rooms[i] == most else _NONE
         score = _least(table)
+    if computes:
+        score = _least_rank(table, score)
     return _first_of(table, score, w.turn)

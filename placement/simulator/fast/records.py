@@ -62,7 +62,7 @@ sequence = np.dtype(
         ("told_ready", "i4"),
         # `cache`: leading blocks that have a name; those found at the latest admission; copies of such as were there
         ("published", "i4"), ("cached", "i4"), ("copies", "i4"), ("cached_tokens", "i4"),  # at its first admission
-        ("unused", "i4"),
+        ("expected", "i4"),  # cached tokens, by the router
     ]
 )  # fmt: skip
 """Request i has sequence 2i on its prefill worker and 2i + 1 on its decode worker."""

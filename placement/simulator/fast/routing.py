@@ -7,9 +7,11 @@ from placement.simulator.fast import ledger
 from placement.simulator.fast.ahead import Ahead, catch_up
 from placement.simulator.fast.board import Board
 from placement.simulator.fast.cache import Cache
+from placement.simulator.fast.directory import Directory, expected, missed, sent
 from placement.simulator.fast.estimator import coefficients
 from placement.simulator.fast.events import Queue, push, push_at
 from placement.simulator.fast.policy import choose
+from placement.simulator.fast.policy_cached import choose_cached
 from placement.simulator.fast.records import (
     ABORT_AT,
     ARRIVE,
@@ -66,7 +68,10 @@ def note_miss(w: Records, request: Records, i: int) -> None:
 
 
 @compiled
-def submit(queue: Queue, w: Records, workers: Records, requests: Records, seqs: Records, board: Board, i: int) -> None:
+def submit(
+    queue: Queue, w: Records, workers: Records, requests: Records, seqs: Records, board: Board,
+    directory: Directory | None, i: int,
+) -> None:  # fmt: skip
     """`SimRouter.submit`."""
     request = requests[i]
     if w.running >= w.max_in_flight:
@@ -74,18 +79,27 @@ def submit(queue: Queue, w: Records, workers: Records, requests: Records, seqs: 
         note_miss(w, request, i)
         return
     prompt, output = request.prompt, request.output
-    prefill, decode = choose(w, workers, board, prompt, output)
+    cached = 0
+    if directory is not None:
+        prefill, decode = choose_cached(w, workers, board, directory, i, prompt, output)
+        cached = expected(directory, prefill if prefill >= 0 else decode, i, prompt)
+        sent(directory, decode, i, prompt)
+        if prefill >= 0:
+            sent(directory, prefill, i, prompt)
+    else:
+        prefill, decode = choose(w, workers, board, prompt, output)
     request.prefill, request.decode = prefill, decode
     request.running = 1
     w.running += 1
     room = blocks_for(workers[decode], prompt + min(output, w.growth))
-    ledger.hold(workers, seqs, board, 2 * i + 1, decode, w.now_s, prompt if prefill < 0 else 0, room)
+    ledger.hold(workers, seqs, board, 2 * i + 1, decode, w.now_s, prompt - cached if prefill < 0 else 0, room)
     seqs[2 * i + 1].mode = FULL if prefill < 0 else DECODE
+    seqs[2 * i + 1 if prefill < 0 else 2 * i].expected = cached
     if prefill < 0:
         push(queue, w, MESSAGE, SUBMIT_TO, 2 * i + 1, 0)
     else:
         blocks = blocks_for(workers[prefill], prompt)
-        ledger.hold(workers, seqs, board, 2 * i, prefill, w.now_s, prompt, blocks)
+        ledger.hold(workers, seqs, board, 2 * i, prefill, w.now_s, prompt - cached, blocks)
         seqs[2 * i].mode = PREFILL
         push(queue, w, MESSAGE, SUBMIT_BOTH, i, blocks)
 
@@ -98,6 +112,13 @@ def submit_to(w: Records, workers: Records, requests: Records, seqs: Records, s:
     seq.tokens = seq.given = request.prompt
     seq.most = min(request.prompt + request.output, workers[seq.worker].max_len)
     seq.first_step_s = seq.committed_s = NEVER
+
+
+@compiled
+def note_cached(directory: Directory | None, requests: Records, seqs: Records, s: int) -> None:
+    """A first token came: was as much of the prompt cached as was expected?"""
+    if directory is not None and requests[s // 2].running == 1 and (s % 2 == 0 or seqs[s].mode == FULL):
+        missed(directory, seqs[s].worker, seqs[s].expected - seqs[s].cached_tokens)
 
 
 @compiled

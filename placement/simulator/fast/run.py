@@ -12,6 +12,7 @@ from placement.simulator.fast import records
 from placement.simulator.fast.ahead import ahead_rows, settle_all
 from placement.simulator.fast.board import MOST_BLOCKS, PREFILL_ROLE, board_of
 from placement.simulator.fast.cache import Cache, cache_of
+from placement.simulator.fast.directory import Directory, directory_of
 from placement.simulator.fast.events import grown, queue_of
 from placement.simulator.fast.kernel import Space, run_events
 from placement.simulator.fast.records import NEVER, Records
@@ -87,16 +88,17 @@ def _simulated(
     """
     world, workers, params = _cluster(cluster)
     cache = cache_of(workload, workers)
+    directory = None if cache is None else directory_of(workload, workers)
     requests, seqs, hands = _requests(workload)
     world["ttft_s"], world["tpot_s"], world["first"] = limits.ttft_s, limits.tpot_s, limits.first
     world["misses"], world["ahead"], world["touched"] = limits.misses, ahead, -1
-    _run(cluster, world, workers, requests, seqs, hands, params, cache)
+    _run(cluster, world, workers, requests, seqs, hands, params, cache, directory)
     return world, workers, requests, seqs
 
 
 def _run(
     cluster: ClusterSpec, world: Records, workers: Records, requests: Records, seqs: Records, hands: Records,
-    params: Records, cache: Cache | None,
+    params: Records, cache: Cache | None, directory: Directory | None,
 ) -> None:  # fmt: skip
     """`run_events` until it ends; what a run needs beside its state, and grows."""
     num, seats = len(workers), 1 + max(spec.scheduler.max_num_seqs for spec in cluster.workers)
@@ -112,7 +114,7 @@ def _run(
     while True:
         run_events(
             world, workers, requests, seqs, hands, params, queue, commands, flows, links, space, steady, ahead, board,
-            cache,
+            cache, directory,
         )  # fmt: skip
         if not world["crowded"][0]:
             break

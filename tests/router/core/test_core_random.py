@@ -46,7 +46,9 @@ class HonestWorker:
     """The other end of a `Worker`: what it really holds, by the contract."""
 
     def __init__(self, name: str, role: Role) -> None:
-        self.identity = WorkerIdentity(name, new_boot_id(), role, "cpu", 1, name, b"l" * 32, 999, 16, 64, 8, 512, 99, 9)
+        self.identity = WorkerIdentity(
+            name, new_boot_id(), role, "cpu", 1, name, b"l" * 32, 30, 16, 64, 8, 512, 999, 9, prefix_caching=True
+        )
         self.held: dict[SequenceKey, worker_pb2.SubmitSequence] = {}
         self.sent: dict[SequenceKey, int] = {}  # tokens
 
@@ -87,7 +89,7 @@ class World:
         self.running = RunningRequests(self.metrics, sinks, self.clock, CONFIG.freed_grace_s)
         policy = LeastPredictedLatency()
         self.requests = Requests(CONFIG, self.fleet, policy, self.running, self.metrics, sinks, self.clock)
-        self.events = WorkerEvents(CONFIG, self.running, self.metrics, self.clock)
+        self.events = WorkerEvents(CONFIG, self.running, self.fleet.prefixes, self.metrics, self.clock)
         roles = [Role.PREFILL] * prefill + [Role.DECODE] * decode
         ends = [HonestWorker(f"{role.value}-{n}", role) for n, role in enumerate(roles)]
         self.workers: list[tuple[Worker, HonestWorker]] = [
@@ -117,8 +119,9 @@ class World:
 
     def submit(self) -> None:
         now_s = self.clock.now()
+        prompt = tuple(self.rng.choices((1, 2), k=2)) * self.rng.choice((1, 150, 200))
         request = RouterRequest(
-            f"r{len(self.streams)}", (1, 2, 3), SamplingParams(max_tokens=LENGTH), Slo(), 0, "", now_s, now_s + 60.0
+            f"r{len(self.streams)}", prompt, SamplingParams(max_tokens=LENGTH), Slo(), 0, "", now_s, now_s + 60.0
         )
         try:
             self.streams.append(self.requests.submit(request))
@@ -160,7 +163,8 @@ class World:
 
     def say(self, worker: Worker, key: SequenceKey, index: int, finish: FinishReason | None) -> None:
         token = hash((key.request_id, index)) % 1000
-        times = SequenceTimes(self.rng.random(), self.rng.random(), 0) if self.rng.random() < 0.3 else None
+        cached = self.rng.choice((0, 128))
+        times = SequenceTimes(self.rng.random(), self.rng.random(), cached) if self.rng.random() < 0.3 else None
         self.events.handle(worker, StepReport((SequenceDelta(key, index, (token,), (), finish, times),)))
 
 
