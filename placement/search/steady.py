@@ -106,8 +106,10 @@ class Saturation:
             stayed = columns.e2e_s[~np.isnan(columns.e2e_s)]
             ends = np.sort(columns.arrival_s[~np.isnan(columns.e2e_s)] + stayed)
             first, last = (int(share * (len(ends) - 1)) for share in _SATURATED)
-            if last == first or ends[last] == ends[first]:
-                return asked if last > first else 0.0  # at once, or next to none
+            if last <= first:
+                return 0.0  # next to none
+            if ends[last] == ends[first] or columns.arrival_s[-1] <= 0.0:
+                return asked  # at once
             left = (last - first) / float(ends[last] - ends[first])
             inside_s = float(np.nanmean(columns.e2e_s - columns.queue_s - columns.decode_wait_s))
             needed = min(int(self._stays * inside_s * left), LONGEST)
