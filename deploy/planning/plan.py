@@ -164,11 +164,11 @@ def _write(
         write_output(args.output, json.dumps(plan, indent=1) + "\n")
         print(f"plan: {args.output}")
     if args.report is not None:
-        from placement.search.report import write_report  # matplotlib takes a while to import
+        from placement.search.report import Wording, write_report  # matplotlib takes a while to import
 
         title = f"{serving.model.name}, {args.workload}" + (f", {counted(args.gpus, unit)}" if args.gpus else "")
         try:
-            write_report(args.report, outcome, question, what_if, title, answer, basis, unit)
+            write_report(args.report, outcome, question, what_if, Wording(title, answer, basis, unit))
         except OSError as error:
             raise StartError(f"--report is {args.report}; {error.strerror}", ExitCode.OUTPUT) from None
         print(f"report: {args.report}")

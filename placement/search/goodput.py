@@ -2,8 +2,8 @@
 
 A run is long against how long its requests stay, and its beginning is cut off, so that what is judged is steady.
 Requests of one run are not independent, so the confidence is that of batch means (Law and Kelton, Simulation Modeling
-and Analysis, section 9.5.3). A run whose backlog still grows at its end is unstable, whatever its attainment was: 300
-requests on 32 GPUs are five seconds of traffic, in which a queue that grows without end has not yet been noticed.
+and Analysis, section 9.5.3). A rate that is more than a saturated cluster serves is unstable, whatever its attainment
+was: 300 requests on 32 GPUs are five seconds of traffic, in which a queue that grows without end has not been noticed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,9 @@ import numpy as np
 
 from placement.search.bounds import Slo
 from placement.search.bracket import GROW, LONGEST, Attainment, Bracket, Verdict, interval, requests_for
-from placement.search.steady import NUM_BATCHES, first_steady, growth_of, longest_stay_s
+from placement.search.steady import NUM_BATCHES, Run, Saturation, first_steady, growth_of, longest_stay_s
 from placement.simulator.give_up import GiveUp
 from placement.simulator.results import SimulationResult
-
-Run = Callable[[float, int, GiveUp], SimulationResult]
-"""(rate, number of requests, when to give up) -> what happened; the same arguments give the same answer."""
 
 COARSE = 0.12  # of the rate: as narrow as the shortest runs make a bracket
 _FEW_STAYS = 3.0
@@ -69,11 +66,43 @@ class Goodput:
     most: float | None = None  # the highest rate seen to be good, where another was asked for and carried
 
 
-def look(run: Run, rate: float, slo: Slo, effort: Effort, likely: int = 0) -> tuple[Attainment, SimulationResult]:
-    """Attainment at one rate; more requests until the target is outside of the confidence interval, or enough is.
+def saturation_of(run: Run, effort: Effort) -> Saturation:
+    """To be shared by all looks at one placement."""
+    return Saturation(run, effort.max_requests, effort.stays)
 
-    A run whose requests stay long is made longer, and so is one whose backlog may grow by more than the tolerance:
-    only at the most requests is growth believed. `likely`: requests that it will take, as far as is known.
+
+def look(
+    run: Run, rate: float, slo: Slo, effort: Effort, likely: int = 0, saturation: Saturation | None = None
+) -> tuple[Attainment, SimulationResult]:
+    """Attainment at one rate, and whether the placement keeps up with it.
+
+    `likely`: requests that it will take, as far as is known.
+    """
+    found, result = _look(run, rate, slo, effort, likely)
+    if found.verdict is not Verdict.GOOD:
+        return found, result
+    saturation = saturation or saturation_of(run, effort)
+    if not saturation.known:
+        growth = growth_of(result.requests, first_steady(result.requests, WARM_UP))
+        if not growth.maybe_above(effort.tolerance):
+            return found, result
+    served = saturation.served(rate, found.num_requests)
+    if served < rate:
+        found = replace(found, verdict=Verdict.UNSTABLE, growth=1.0 - served / rate)
+    return found, result
+
+
+def look_shortly(
+    run: Run, rate: float, slo: Slo, effort: Effort, likely: int = 0
+) -> tuple[Attainment, SimulationResult]:
+    """Attainment alone, perhaps by chance."""
+    return _look(run, rate, slo, effort, likely)
+
+
+def _look(run: Run, rate: float, slo: Slo, effort: Effort, likely: int) -> tuple[Attainment, SimulationResult]:
+    """More requests until the target is outside of the confidence interval, or enough is.
+
+    A run whose requests stay long is made longer.
     """
     num = int(max(effort.min_requests, min(effort.max_requests, max(likely, effort.min_seconds * rate))))
     while True:
@@ -82,34 +111,27 @@ def look(run: Run, rate: float, slo: Slo, effort: Effort, likely: int = 0) -> tu
         result = run(rate, num, GiveUp(slo.ttft_s, slo.tpot_s, first, int((1.0 - share) * (num - first))))
         if not result.complete:
             return Attainment(rate, share, 0.0, num, Verdict.BAD), result
-        found, undecided = _judge(result, rate, slo, effort.tolerance)
+        found = _judge(result, rate, slo)
+        distance = abs(found.share - slo.attainment)
+        undecided = distance < found.half_width
         needed = int(effort.stays * longest_stay_s(result.requests) * rate)
         if num >= max(effort.max_requests, min(needed, LONGEST)) or (num >= needed and not undecided):
             return found, result
         ample = int(_AMPLE * needed)  # in a longer run some are seen to stay longer
-        wanted = GROW * num if found.verdict is Verdict.UNSTABLE else requests_for(found, found.share - slo.attainment)
-        more = max(2 * num, min(wanted, GROW * num)) if undecided else 0
+        more = max(2 * num, min(requests_for(found, distance), GROW * num)) if undecided else 0
         num = min(max(more, ample), max(effort.max_requests, min(ample, LONGEST)))
 
 
-def _judge(result: SimulationResult, rate: float, slo: Slo, tolerance: float) -> tuple[Attainment, bool]:
-    """The judgement, and whether more requests may change it."""
+def _judge(result: SimulationResult, rate: float, slo: Slo) -> Attainment:
+    """By the share that meets both targets."""
     columns = result.requests
     met = columns.met(slo.ttft_s, slo.tpot_s)
-    first = first_steady(columns, WARM_UP)
-    kept = met[first:].astype(float)
+    kept = met[first_steady(columns, WARM_UP) :].astype(float)
     means = np.array([batch.mean() for batch in np.array_split(kept, NUM_BATCHES)])
     half_width = _T * float(means.std(ddof=1)) / math.sqrt(NUM_BATCHES)
     share = float(kept.mean())
-    undecided = abs(share - slo.attainment) < half_width
     verdict = Verdict.GOOD if share >= slo.attainment else Verdict.BAD
-    stays = 0.0
-    if verdict is Verdict.GOOD:
-        growth = growth_of(columns, first)
-        stays = growth.share
-        verdict = Verdict.UNSTABLE if growth.surely_above(tolerance / 2) else verdict
-        undecided = undecided or growth.maybe_above(tolerance)
-    return Attainment(rate, share, half_width, len(met), verdict, stays), undecided or verdict is Verdict.UNSTABLE
+    return Attainment(rate, share, half_width, len(met), verdict)
 
 
 def find_goodput(
@@ -120,6 +142,7 @@ def find_goodput(
     *,
     worth: Callable[[float], bool] = lambda rate: True,
     hints: Sequence[Attainment] = (),
+    saturation: Saturation | None = None,
 ) -> Goodput:
     """Narrow a bracket below `upper` (a bound nothing can exceed); gives up once `worth(best possible rate)` is false.
 
@@ -138,12 +161,13 @@ def find_goodput(
             if found.surely_bad(slo.attainment) and not worth(rate):
                 return Goodput(0.0, 0.0, rate, (*hints, *bracket.probes), None, result)
         hints = (*hints, *bracket.probes)
+    saturation = saturation or saturation_of(run, effort)
     bracket = Bracket(upper, slo.attainment, effort.tolerance, hints)
     good: SimulationResult | None = None
     bad: SimulationResult | None = None
     while len(bracket.probes) < effort.max_probes and not bracket.closed and worth(bracket.high_rate):
         rate = bracket.next_rate()
-        found, result = look(run, rate, slo, effort, bracket.requests_for(rate))
+        found, result = look(run, rate, slo, effort, bracket.requests_for(rate), saturation)
         bracket.enter(found)
         if found.verdict is Verdict.GOOD:
             good = result
@@ -154,19 +178,11 @@ def find_goodput(
     return Goodput(bracket.low_rate, sure_low, sure_high, probes, good, bad)
 
 
-def look_shortly(
-    run: Run, rate: float, slo: Slo, effort: Effort, likely: int = 0
-) -> tuple[Attainment, SimulationResult]:
-    """The same where the answer may be by chance: growth is believed only of long runs."""
-    found, result = look(run, rate, slo, effort, likely)
-    return replace(found, verdict=Verdict.GOOD if found.share >= slo.attainment else Verdict.BAD), result
-
-
 def confirm(run: Run, slo: Slo, goodput: Goodput, upper: float, effort: Effort) -> Goodput:
     """Both ends of the confidence interval, by looking further and further away from the answer."""
     if goodput.rate <= 0.0:
         return goodput
-    probes = list(goodput.probes)
+    probes, saturation = list(goodput.probes), saturation_of(run, effort)
     for sign in (-1.0, 1.0):
         step = 2 * effort.tolerance
         for _ in range(4):
@@ -174,7 +190,7 @@ def confirm(run: Run, slo: Slo, goodput: Goodput, upper: float, effort: Effort) 
             rate = goodput.rate * (1.0 + sign * step)
             if (sign < 0 and rate <= low) or (sign > 0 and rate >= high):
                 break
-            probes.append(look(run, rate, slo, effort)[0])
+            probes.append(look(run, rate, slo, effort, saturation=saturation)[0])
             step *= 2.0
     low, high = interval(probes, slo.attainment, goodput.rate, upper)
     return replace(goodput, low=low, high=high, probes=tuple(probes))

@@ -9,8 +9,9 @@ from placement.search.bounds import Bounds, Slo
 from placement.search.bracket import Attainment, Bracket, Verdict
 from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate
-from placement.search.goodput import Goodput, Run, confirm, find_goodput, look, look_shortly
+from placement.search.goodput import Goodput, confirm, find_goodput, look, look_shortly, saturation_of
 from placement.search.search import Answer, Job, Outcome, Question, Search
+from placement.search.steady import Run
 from placement.simulator.cluster import ClusterSpec
 from placement.simulator.fast.run import simulate_fast, unsupported
 from placement.simulator.give_up import GiveUp
@@ -88,12 +89,15 @@ def do_job(job: Job, question: Question, serving: Serving, source: WorkloadSourc
             return Answer(candidate, bounds, Goodput(0.0, 0.0, question.rate, (found,)), f"misses at this rate: {why}")
         goodput = Goodput(question.rate, 0.0, bounds.rate, (found,), result)
         return answer_of(candidate, bounds, goodput, cluster, question)
+    saturation = saturation_of(run, effort)
     if job.floor > 0.0 and job.hints:
         likely = Bracket(bounds.rate, slo.attainment, effort.tolerance, job.hints).requests_for(job.floor)
-        found, result = look(run, job.floor, slo, effort, likely)
+        found, result = look(run, job.floor, slo, effort, likely, saturation)
         if found.clearly_bad(slo.attainment):
             return _one_look(job, found, result, slo)
-    goodput = find_goodput(run, slo, bounds.rate, effort, worth=lambda rate: rate > job.floor, hints=job.hints)
+    goodput = find_goodput(
+        run, slo, bounds.rate, effort, worth=lambda rate: rate > job.floor, hints=job.hints, saturation=saturation
+    )
     return answer_of(candidate, bounds, goodput, cluster, question)
 
 

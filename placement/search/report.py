@@ -7,6 +7,7 @@ import html
 import io
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +31,30 @@ th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #ddd; 
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """What a report says beside its numbers."""
+
+    title: str
+    answer: str  # the lines that answer the question
+    basis: str  # where step times come from
+    unit: str  # what is counted: GPU, machine or worker
+
+
 def write_report(
-    path: Path,
-    outcome: Outcome,
-    question: Question,
-    what_if: Sequence[Consequence],
-    title: str,
-    answer: str,
-    basis: str,
-    unit: str,
+    path: Path, outcome: Outcome, question: Question, what_if: Sequence[Consequence], wording: Wording
 ) -> None:
-    """The page, or with a name that ends in .png the plots alone; `unit`: GPU, machine or worker. Errors: OSError."""
+    """The page, or with a name that ends in .png the plots alone. Errors: OSError."""
     if path.suffix.lower() == ".png":
-        path.write_bytes(png_report(outcome, question, title, answer, basis))
+        path.write_bytes(png_report(outcome, question, wording))
     else:
-        path.write_text(html_report(outcome, question, what_if, title, answer, basis, unit), encoding="utf-8")
+        path.write_text(html_report(outcome, question, what_if, wording), encoding="utf-8")
 
 
-def png_report(outcome: Outcome, question: Question, title: str, answer: str, basis: str) -> bytes:
+def png_report(outcome: Outcome, question: Question, wording: Wording) -> bytes:
     """All plots, one below the other, under the answer."""
     plt.rcParams.update(AXES)
-    parts = [_words(title, answer, basis)]
+    parts = [_words(wording)]
     for heading, figure in plots(outcome, question):
         figure.suptitle(heading, x=0.0, y=1.0 + 0.35 / figure.get_figheight(), ha="left", va="bottom", fontsize=12)
         parts.append(figure)
@@ -62,35 +66,26 @@ def png_report(outcome: Outcome, question: Question, title: str, answer: str, ba
     return buffer.getvalue()
 
 
-def _words(title: str, answer: str, basis: str) -> Any:
-    lines = [line for text in answer.splitlines() for line in textwrap.wrap(text, 110)] + [
-        "",
-        *textwrap.wrap(basis, 110),
-    ]
+def _words(wording: Wording) -> Any:
+    answer = [line for text in wording.answer.splitlines() for line in textwrap.wrap(text, 110)]
+    lines = [*answer, "", *textwrap.wrap(wording.basis, 110)]
     figure = plt.figure(figsize=(9, 0.5 + 0.21 * len(lines)))
-    figure.text(0.0, 1.0, title, fontsize=14, va="top")
+    figure.text(0.0, 1.0, wording.title, fontsize=14, va="top")
     figure.text(0.0, 1.0 - 0.4 / figure.get_figheight(), "\n".join(lines), fontsize=9, va="top", linespacing=1.5)
     return figure
 
 
-def html_report(
-    outcome: Outcome,
-    question: Question,
-    what_if: Sequence[Consequence],
-    title: str,
-    answer: str,
-    basis: str,
-    unit: str,
-) -> str:
-    """The page. `answer` is the sentence that answers the question, `basis` says where step times come from."""
+def html_report(outcome: Outcome, question: Question, what_if: Sequence[Consequence], wording: Wording) -> str:
+    """The page."""
     plt.rcParams.update(AXES)
-    lead = "<br>".join(html.escape(line) for line in answer.splitlines())
-    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="lead">{lead}</p>']
+    title = html.escape(wording.title)
+    lead = "<br>".join(html.escape(line) for line in wording.answer.splitlines())
+    parts = [f"<h1>{title}</h1>", f'<p class="lead">{lead}</p>']
     if not outcome.complete:
         parts.append('<p class="note">The search was interrupted: this is the best that was known by then.</p>')
     if outcome.best is not None:
-        parts.append(_facts(outcome.best, question, unit))
-    parts.append(f'<p class="note">{html.escape(basis)}</p>')
+        parts.append(_facts(outcome.best, question, wording.unit))
+    parts.append(f'<p class="note">{html.escape(wording.basis)}</p>')
     for heading, figure in plots(outcome, question):
         parts += [f"<h2>{heading}</h2>", _image(figure, heading)]
     if what_if:
@@ -101,13 +96,19 @@ def html_report(
          f"{one.bounds.rate:.3g}", one.reason)
         for one in outcome.answers[:_MOST_ROWS]
     ]  # fmt: skip
-    heads = ("placement", f"{unit}s", "goodput, requests/s", "bound, requests/s", "what binds, or why not simulated")
+    heads = (
+        "placement",
+        f"{wording.unit}s",
+        "goodput, requests/s",
+        "bound, requests/s",
+        "what binds, or why not simulated",
+    )
     num = len(outcome.answers)
     shown = "Every placement" if len(rows) == num else f"The best {len(rows)} of {num}"
     parts += [f"<h2>{shown}</h2>", _table(heads, rows)]
     body = "\n".join(parts)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width">'
         f"<style>{_STYLE}</style></head><body>{body}</body></html>\n"
     )

@@ -75,7 +75,8 @@ def test_a_report_counts_machines(run: Run, with_subject: Callable[..., Path], t
     flags = {"profile": with_subject(tmp_path / "p.json"), "kv_bytes": "4G", "gpus": 2, "no_what_if": True}
     code, said = run("plan", report=report, **flags)
     assert code == 0 and "per machine" in said
-    assert "<th>machines</th>" in report.read_text() and "GPU" not in report.read_text()
+    words = re.sub(r"base64,[^\"]*", "", report.read_text())  # the letters of a picture are any
+    assert "<th>machines</th>" in words and "GPU" not in words
 
 
 def test_a_report_does_not_say_that_what_was_given_up_serves_nothing(run: Run, tmp_path: Path) -> None:

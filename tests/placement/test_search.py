@@ -178,6 +178,16 @@ def test_the_confidence_of_a_rate_is_of_the_attainment_and_of_the_most() -> None
     assert best.surely_good(SLO.attainment) is (goodput.probes[0].share - goodput.probes[0].half_width >= 0.9)
 
 
+def test_long_outputs_are_served_at_the_rate_that_a_full_cluster_serves() -> None:
+    """Requests stay 13 s: within 10,000 the backlog of 3 workers still grows, at 60/s as at 66/s."""
+    serving = Serving(KNOWN_SHAPES["llama-3.1-8b"], 4096)
+    source = WorkloadSource(parse_workload_spec("input=100..500,output=200..900"))
+    candidate = Candidate(None, Pool(A100, 3, 2), 512)
+    run = run_of(candidate, cluster_of(candidate, serving), source, 0)
+    verdicts = [look(run, rate, Slo(10.0, 0.03), Effort())[0].verdict for rate in (60.0, 62.0, 66.0)]
+    assert verdicts == [Verdict.GOOD, Verdict.GOOD, Verdict.UNSTABLE]
+
+
 def test_the_most_is_never_less_than_the_rate_that_is_carried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where the bisection is unlucky."""
     asked_for = asked(8, rate=100.0)
