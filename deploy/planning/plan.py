@@ -30,13 +30,7 @@ from placement.search.scale import run_scaled, scaled_closer
 from placement.search.search import Outcome, Question, Search
 from placement.search.space import Space
 from placement.search.whatif import AS_ASKED, CHANGES
-from placement.simulator.fast.kernel import run_events
 from placement.workload.source import WorkloadSource
-
-_PREFIXES = (
-    "prompts of this workload share prefixes: they are simulated by the real code, which takes minutes, at hundreds of "
-    "requests/s hours; --no-enable-prefix-caching answers in seconds, as if nothing were cached"
-)
 
 
 def run_plan(args: argparse.Namespace) -> int:
@@ -55,8 +49,6 @@ def run_plan(args: argparse.Namespace) -> int:
     check_budget(args, space, serving.model)
     unit = unit_of((*space.prefill_gpus, *space.decode_gpus), serving)
     validation = None if args.validate is None else Validation.of(args, space, profile)
-    if serving.prefix_caching and source.build(rate=1.0, num_requests=1).prefixes is not None:
-        print(_PREFIXES, file=sys.stderr)
     with Processes(spec, source, args.processes) as processes, sigterm_is_ctrl_c():
         try:
             found = _found(args, question, space, serving, source, processes)
@@ -127,8 +119,8 @@ def _found(
             search.screen(listed(space, serving.model))
         except KeyboardInterrupt:
             return search.outcome(complete=False)
-        if search.screened and compiled(search.screened[0][0], serving, source):
-            tell_if_compiling(run_events)
+        if search.screened:
+            tell_if_compiling(*compiled(search.screened[0][0], serving, source))
         return run_search(search, processes, _Progress())
 
     def enlarged(part: Outcome, copies: int) -> Outcome:

@@ -22,8 +22,7 @@ from placement.search.build import DoesNotFit, Serving, cluster_of
 from placement.search.candidate import Candidate, Pool
 from placement.search.job import Simulated
 from placement.search.plan_file import percentiles
-from placement.simulator.fast.kernel import run_events
-from placement.simulator.fast.run import unsupported
+from placement.simulator.fast.run import compiled_parts, unsupported
 from placement.simulator.results import RequestColumns
 from placement.workload.workload import Workload
 
@@ -60,7 +59,7 @@ def run_simulate(args: argparse.Namespace) -> int:
             f"{MAX_SECONDS:,} s are simulated: give a higher --rate or fewer --num-requests", ExitCode.WORKLOAD,
         )  # fmt: skip
     if not unsupported(cluster, workload):
-        tell_if_compiling(run_events)
+        tell_if_compiling(*compiled_parts(cluster, workload))
     rows = Simulated(cluster)(workload)
     print(f"{candidate}: {_traffic(workload, args.rate or source.own_rate)}")
     print("\n".join([*_summary(rows, args), *caveats(profile, serving, [candidate], rows)]))

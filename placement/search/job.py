@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from placement.search.binding import binding_of, utilisation_of
@@ -13,7 +14,7 @@ from placement.search.goodput import Goodput, confirm, find_goodput, look, look_
 from placement.search.search import Answer, Job, Outcome, Question, Search
 from placement.search.steady import Run
 from placement.simulator.cluster import ClusterSpec
-from placement.simulator.fast.run import simulate_fast, unsupported
+from placement.simulator.fast.run import compiled_parts, simulate_fast, unsupported
 from placement.simulator.give_up import GiveUp
 from placement.simulator.requests import requests_of
 from placement.simulator.results import RequestColumns, SimulationResult
@@ -56,11 +57,15 @@ def run_of(candidate: Candidate, cluster: ClusterSpec, source: WorkloadSource, s
     return run
 
 
-def compiled(candidate: Candidate, serving: Serving, source: WorkloadSource) -> bool:
-    """Whether the compiled simulator can run it; the real code takes a thousand times as long."""
+def compiled(
+    candidate: Candidate, serving: Serving, source: WorkloadSource
+) -> tuple[Callable[..., object], ...]:  # fmt: skip
+    """What the compiled simulator runs it with; empty where only the real code can, which takes a thousand times as
+    long."""
     cluster = cluster_of(candidate, serving)
     context = min(worker.scheduler.max_model_len for worker in cluster.workers)
-    return not unsupported(cluster, traffic(source, 1.0, _FEW, 0, context))
+    sample = traffic(source, 1.0, _FEW, 0, context)
+    return () if unsupported(cluster, sample) else compiled_parts(cluster, sample)
 
 
 def traffic(source: WorkloadSource, rate: float, num_requests: int, seed: int, context: int | None = None) -> Workload:

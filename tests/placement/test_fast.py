@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from placement.compiled import is_on_disk
 from placement.hardware.catalogue import gpu_type
 from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.roofline import Roofline
@@ -278,6 +279,16 @@ def test_arrays_that_fill_up_grow(monkeypatch: pytest.MonkeyPatch) -> None:
         workload = Workload.of(rng.integers(1, 300, 150), rng.integers(1, 40, 150), np.full(150, 0.01))
         assert not (found := differences(replace(cluster, max_in_flight=1024), workload)), (seed, found)
     assert len(grown) > 20 and len(set(grown)) > 1
+
+
+def test_what_is_compiled_apart_is_told_apart() -> None:
+    """A run without prefixes leaves no machine code for one with them."""
+    plain = random_case(0)
+    shared = next(case for case in map(random_case, range(1, 20, 2)) if case[0].workers[0].prefix_caching)
+    assert run.compiled_parts(*plain) != run.compiled_parts(*shared)
+    for case in (plain, shared):
+        simulate_fast(*case)
+        assert all(is_on_disk(part) for part in run.compiled_parts(*case))
 
 
 def test_what_it_does_not_model_is_refused_by_name() -> None:

@@ -63,13 +63,6 @@ def test_what_nothing_can_serve_is_exit_code_1(run: Run) -> None:
     assert code == 1 and "no placement within --gpus 3 meets TTFT" in said
 
 
-def test_a_workload_that_takes_the_real_simulator_is_said_to_take_long(run: Run) -> None:
-    flags = {"gpus": 1, "only": "colocated", "chunk": "512", "no_what_if": True, "quick": True}
-    for words, told in (("input=64,output=4,prefix=32", True), ("input=64,output=4", False)):
-        code, said = run("plan", workload=words, **flags)
-        assert code == 0 and ("share prefixes: they are simulated by the real code" in said) is told
-
-
 def test_a_report_counts_machines(run: Run, with_subject: Callable[..., Path], tmp_path: Path) -> None:
     report = tmp_path / "R.html"
     flags = {"profile": with_subject(tmp_path / "p.json"), "kv_bytes": "4G", "gpus": 2, "no_what_if": True}

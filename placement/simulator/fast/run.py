@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from placement.simulator.fast.cache import Cache, cache_of
 from placement.simulator.fast.directory import Directory, directory_of
 from placement.simulator.fast.events import grown, queue_of
 from placement.simulator.fast.kernel import Space, run_events
+from placement.simulator.fast.policy import choose
+from placement.simulator.fast.policy_cached import choose_cached
 from placement.simulator.fast.records import NEVER, Records
 from placement.simulator.fast.steady import steady_rows
 from placement.simulator.fast.steps import encode
@@ -55,6 +58,12 @@ def unsupported(cluster: ClusterSpec, workload: Workload) -> str:
         if worker.num_blocks > MOST_BLOCKS:
             return f"KV pools of more than {MOST_BLOCKS:,} blocks"
     return ""
+
+
+def compiled_parts(cluster: ClusterSpec, workload: Workload) -> tuple[Callable[..., object], ...]:
+    """Functions whose machine code a run needs; runs with prefix caches and without are compiled apart."""
+    caches = workload.prefixes is not None and any(worker.prefix_caching for worker in cluster.workers)
+    return (run_events, choose_cached if caches else choose)
 
 
 def simulate_fast(cluster: ClusterSpec, workload: Workload, give_up: GiveUp | None = None) -> SimulationResult:
