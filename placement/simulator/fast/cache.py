@@ -104,25 +104,28 @@ def _find(worker: Records, cache: Cache, name: int) -> int:
 
 
 @compiled
-def _insert(worker: Records, cache: Cache, name: int) -> int:
-    """One owner has a block of that name, which was not there; its row."""
+def _rows(worker: Records, cache: Cache, name: int, count: int) -> tuple[int, int]:
+    """The row of `nodes` for a name, -1 where there is none, and how many of `count` names have the rows from it on."""
+    within = name & (PAGE - 1)
+    at = cache.directory[worker.index, name >> PAGE_BITS]
+    return (at << PAGE_BITS) + within if at > 0 else -1, min(count, PAGE - within)
+
+
+@compiled
+def _new_page(worker: Records, cache: Cache, name: int) -> int:
+    """For a name that has no row: the row it has now."""
     index = worker.index
-    at = cache.directory[index, name >> PAGE_BITS]
-    if at == 0:
-        at = worker.free_page
-        if at > 0:
-            worker.free_page = cache.pages[index, at].next
-        else:
-            worker.num_pages += 1
-            at = worker.num_pages
-        cache.directory[index, name >> PAGE_BITS] = at
-        cache.pages[index, at].present = 0
-        for row in range(at << PAGE_BITS, (at + 1) << PAGE_BITS):
-            cache.nodes[index, row].owners = _ABSENT
-    cache.pages[index, at].present += 1
-    row = (at << PAGE_BITS) + (name & (PAGE - 1))
-    cache.nodes[index, row].owners = 1
-    return int(row)
+    at = worker.free_page
+    if at > 0:
+        worker.free_page = cache.pages[index, at].next
+    else:
+        worker.num_pages += 1
+        at = worker.num_pages
+    cache.directory[index, name >> PAGE_BITS] = at
+    cache.pages[index, at].present = 0
+    for row in range(at << PAGE_BITS, (at + 1) << PAGE_BITS):
+        cache.nodes[index, row].owners = _ABSENT
+    return int((at << PAGE_BITS) + (name & (PAGE - 1)))
 
 
 @compiled
@@ -141,14 +144,18 @@ def _drop(worker: Records, cache: Cache, name: int, row: int) -> None:
 @compiled
 def count_prefix(worker: Records, cache: Cache, i: int, usable: int) -> tuple[int, int]:
     """`BlockPool.count_prefix` of a prompt's first `usable` blocks."""
+    nodes = cache.nodes[worker.index]
     j = idle = 0
     while j < usable:
         name, count = _span(worker, cache, i, j, usable)
-        for one in range(name, name + count):
-            row = _find(worker, cache, one)
-            if row < 0:
+        row, count = _rows(worker, cache, name, count)
+        if row < 0:
+            return j, idle
+        for one in range(row, row + count):
+            owners = nodes[one].owners
+            if owners == _ABSENT:
                 return j, idle
-            idle += 1 if cache.nodes[worker.index, row].owners == 0 else 0
+            idle += 1 if owners == 0 else 0
             j += 1
     return j, idle
 
@@ -156,16 +163,17 @@ def count_prefix(worker: Records, cache: Cache, i: int, usable: int) -> tuple[in
 @compiled
 def take_prefix(worker: Records, cache: Cache, i: int, matched: int) -> None:
     """`BlockPool.match_prefix` of what was counted."""
-    j = 0
+    nodes = cache.nodes[worker.index]
+    j = idle = 0
     while j < matched:
         name, count = _span(worker, cache, i, j, matched)
-        for one in range(name, name + count):
-            node = cache.nodes[worker.index, _find(worker, cache, one)]
-            if node.owners == 0:
-                worker.idle -= 1
-                worker.free -= 1
-            node.owners += 1
+        row, count = _rows(worker, cache, name, count)
+        for one in range(row, row + count):
+            idle += 1 if nodes[one].owners == 0 else 0
+            nodes[one].owners += 1
         j += count
+    worker.idle -= idle
+    worker.free -= idle
     worker.named += 1 if matched > 0 else 0
 
 
@@ -208,17 +216,23 @@ def publish(worker: Records, cache: Cache | None, seq: Records, s: int) -> None:
 
 @compiled
 def _publish(worker: Records, cache: Cache, seq: Records, s: int, full: int) -> None:
-    i, j = s // 2, seq.published
+    nodes, j = cache.nodes[worker.index], seq.published
     while j < full:
-        name, count = _span(worker, cache, i, j, full)
-        for one in range(name, name + count):
-            if _find(worker, cache, one) < 0:
-                _insert(worker, cache, one)
+        name, count = _span(worker, cache, s // 2, j, full)
+        row, count = _rows(worker, cache, name, count)
+        if row < 0:
+            row = _new_page(worker, cache, name)
+        new = 0
+        for one in range(row, row + count):
+            if nodes[one].owners == _ABSENT:
+                nodes[one].owners = 1
+                new += 1
             else:
                 bits = _bits(cache, s) + j // WORD_BITS
                 cache.bits[bits] |= 1 << (j % WORD_BITS)
                 seq.copies += 1
             j += 1
+        cache.pages[worker.index, row >> PAGE_BITS].present += new
     seq.published = full
     worker.named += 1
 
@@ -246,20 +260,21 @@ def free_blocks(worker: Records, cache: Cache | None, seq: Records, s: int) -> N
 @compiled
 def _let_go(worker: Records, cache: Cache, seq: Records, s: int, name: int, first: int, count: int) -> None:
     """Of the blocks from `first` on that are its own: those that have no other owner are kept."""
-    kept, bits = 0, _bits(cache, s)
-    stamp = worker.stamp + 1
-    for k in range(count - 1, -1, -1):
-        j = first + k
-        if seq.copies > 0:
-            word, bit = bits + j // WORD_BITS, 1 << (j % WORD_BITS)
-            if cache.bits[word] & bit:
-                cache.bits[word] ^= bit
+    nodes, bits = cache.nodes[worker.index], _bits(cache, s)
+    kept, stamp, k = 0, worker.stamp + 1, 0
+    while k < count:  # those of one instant, in whatever order
+        row, num = _rows(worker, cache, name + k, count - k)
+        for one in range(num):
+            j = first + k + one
+            if seq.copies > 0 and cache.bits[bits + j // WORD_BITS] & (1 << (j % WORD_BITS)):
+                cache.bits[bits + j // WORD_BITS] ^= 1 << (j % WORD_BITS)
                 continue
-        node = cache.nodes[worker.index, _find(worker, cache, name + k)]
-        node.owners -= 1
-        if node.owners == 0:
-            node.stamp = stamp
-            kept += 1
+            node = nodes[row + one]
+            node.owners -= 1
+            if node.owners == 0:
+                node.stamp = stamp
+                kept += 1
+        k += num
     if kept > 0:
         worker.stamp = stamp
         worker.idle += kept
@@ -270,17 +285,22 @@ def _let_go(worker: Records, cache: Cache, seq: Records, s: int, name: int, firs
 @compiled
 def keep_again(worker: Records, cache: Cache, i: int, num: int) -> None:
     """A prompt's first `num` blocks, which nobody owns, are kept as if they were just let go of, the last first."""
-    j = num
+    nodes, j = cache.nodes[worker.index], num
     while j > 0:
         name, count = _span_before(worker, cache, i, j)
         worker.stamp += 1
-        for one in range(name + count - 1, name - 1, -1):
-            row = _find(worker, cache, one)
+        k = 0
+        while k < count:
+            row, num_rows = _rows(worker, cache, name + k, count - k)
             if row < 0:
-                row = _insert(worker, cache, one)
-                cache.nodes[worker.index, row].owners = 0
-                worker.idle += 1
-            cache.nodes[worker.index, row].stamp = worker.stamp
+                row = _new_page(worker, cache, name + k)
+            new = 0
+            for one in range(row, row + num_rows):
+                new += 1 if nodes[one].owners == _ABSENT else 0
+                nodes[one].owners, nodes[one].stamp = 0, worker.stamp
+            cache.pages[worker.index, row >> PAGE_BITS].present += new
+            worker.idle += new
+            k += num_rows
         _keep_run(worker, cache, name, count, worker.stamp)
         j -= count
 

@@ -9,6 +9,7 @@ own. Only requests whose whole prompts are equal generate equal tokens, and shar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -41,11 +42,25 @@ class Names:
 
 
 def names_of(workload: Workload, block_size: int, max_tokens: int) -> Names:
-    """For blocks of this size; no sequence has more than `max_tokens`."""
+    """For blocks of this size; no sequence has more than `max_tokens`. The latest are kept: a search runs the same
+    requests at many rates."""
     prefixes, prompt = workload.prefixes, workload.prompt_tokens
     if prefixes is None:
         prefixes = Prefixes(np.zeros(0, np.int64), np.zeros(len(prompt) + 1, np.int64))
-    per_id = prefixes.block_tokens
+    most = np.minimum(prompt + np.minimum(workload.output_tokens, max_tokens), max_tokens) // block_size + 1
+    columns = (np.ascontiguousarray(one, np.int64) for one in (prefixes.ids, prefixes.offsets, prompt, most))
+    return _names(*(one.tobytes() for one in columns), prefixes.block_tokens, block_size)
+
+
+@lru_cache(maxsize=4)
+def _names(
+    id_bytes: bytes, offset_bytes: bytes, prompt_bytes: bytes, most_bytes: bytes, per_id: int, block_size: int
+) -> Names:
+    """By content; `most` blocks of each request."""
+    ids, offsets, prompt, most = (
+        np.frombuffer(one, np.int64) for one in (id_bytes, offset_bytes, prompt_bytes, most_bytes)
+    )
+    prefixes = Prefixes(ids, offsets, per_id)
     used = np.minimum(np.diff(prefixes.offsets), -(-prompt // per_id))
     starts = np.cumsum(used) - used
     chains, levels = _chains(prefixes, used, starts)
@@ -54,7 +69,6 @@ def names_of(workload: Workload, block_size: int, max_tokens: int) -> Names:
     rows = np.zeros(len(prompt), name)
     rows["chain"] = starts
     rows["shared"] = np.minimum(prompt, per_id * used) // block_size
-    most = np.minimum(prompt + np.minimum(workload.output_tokens, max_tokens), max_tokens) // block_size + 1
     alike = _alike(prompt, np.where(used > 0, chains[starts + used - 1], 0) if len(chains) else used, used * per_id)
     lengths = np.zeros(int(alike.max(initial=-1)) + 1, np.int64)
     np.maximum.at(lengths, alike, np.maximum(most - rows["shared"], 0))
