@@ -16,12 +16,13 @@ import numpy as np
 
 from placement.compiled import compiled_inner as compiled
 from placement.compiled import compiled_lean
-from placement.simulator.fast.cache import Cache, allocate
+from placement.simulator.fast.cache import allocate
 from placement.simulator.fast.estimator import observe
 from placement.simulator.fast.events import Queue, drop_due, push_at, set_due
 from placement.simulator.fast.records import MESSAGE, STEP, TURN_AT, Records
 from placement.simulator.fast.steady import KEY, Steady, note_gap, settle
 from placement.simulator.fast.steps import decode_parts, decode_s
+from placement.simulator.fast.store import Cache
 
 MOST = 16
 

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from placement.compiled import compiled_inner as compiled
-from placement.simulator.fast.cache import Cache, count_prefix, evict, keep_again, room_for
+from placement.simulator.fast.cache import count_prefix, keep_again
+from placement.simulator.fast.kept import evict
 from placement.simulator.fast.names import names_of
 from placement.simulator.fast.records import Records
+from placement.simulator.fast.store import Cache, room_for
 from placement.workload.workload import Workload
 from scheduling.prefix_directory import CHUNK_TOKENS
 

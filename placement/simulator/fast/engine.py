@@ -6,7 +6,6 @@ from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast import handoff_target as target
 from placement.simulator.fast import handoffs as ho
 from placement.simulator.fast.ahead import Ahead, catch_up, look_ahead
-from placement.simulator.fast.cache import Cache
 from placement.simulator.fast.estimator import observe
 from placement.simulator.fast.events import Queue, push, set_due
 from placement.simulator.fast.forming import form
@@ -31,6 +30,7 @@ from placement.simulator.fast.routing import note_miss
 from placement.simulator.fast.scheduler import abort, commit, enter, quarantine
 from placement.simulator.fast.steady import Steady, join, note_gap
 from placement.simulator.fast.steps import batch_s
+from placement.simulator.fast.store import Cache
 
 
 @compiled

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from placement.compiled import compiled_inner as compiled
-from placement.simulator.fast.cache import Cache, allocate, count_prefix, take_prefix
+from placement.simulator.fast.cache import allocate, count_prefix, take_prefix
 from placement.simulator.fast.lists import IN_RESERVED, IN_RUNNING, IN_WAITING, earlier
 from placement.simulator.fast.records import PREFILL, RESERVED, RUNNING, WAITING, Records
 from placement.simulator.fast.scheduler import awaits_kv, blocks_for, move
 from placement.simulator.fast.steady import Steady, form_steady
+from placement.simulator.fast.store import Cache
 
 
 @compiled

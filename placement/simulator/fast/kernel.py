@@ -10,7 +10,6 @@ from placement.simulator.fast import handoff_target as target
 from placement.simulator.fast import handoffs as ho
 from placement.simulator.fast.ahead import Ahead, interrupt
 from placement.simulator.fast.board import Board
-from placement.simulator.fast.cache import Cache
 from placement.simulator.fast.directory import Directory
 from placement.simulator.fast.events import Queue, pop, push, push_at
 from placement.simulator.fast.records import (
@@ -44,6 +43,7 @@ from placement.simulator.fast.records import (
     Records,
 )
 from placement.simulator.fast.steady import Steady
+from placement.simulator.fast.store import Cache
 
 
 class Space(NamedTuple):

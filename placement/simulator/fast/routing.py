@@ -6,7 +6,6 @@ from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast import ledger
 from placement.simulator.fast.ahead import Ahead, catch_up
 from placement.simulator.fast.board import Board
-from placement.simulator.fast.cache import Cache
 from placement.simulator.fast.directory import Directory, expected, missed, sent
 from placement.simulator.fast.estimator import coefficients
 from placement.simulator.fast.events import Queue, push, push_at
@@ -28,6 +27,7 @@ from placement.simulator.fast.records import (
 )
 from placement.simulator.fast.scheduler import blocks_for, promised_blocks, uncomputed_tokens
 from placement.simulator.fast.steady import Steady
+from placement.simulator.fast.store import Cache
 
 _FINISHED, _REJECTED = 1, 2  # placement.simulator.requests.Outcome
 

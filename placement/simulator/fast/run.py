@@ -12,7 +12,6 @@ from placement.simulator.cluster import ClusterSpec
 from placement.simulator.fast import records
 from placement.simulator.fast.ahead import ahead_rows, settle_all
 from placement.simulator.fast.board import MOST_BLOCKS, PREFILL_ROLE, board_of
-from placement.simulator.fast.cache import Cache, cache_of
 from placement.simulator.fast.directory import Directory, directory_of
 from placement.simulator.fast.events import grown, queue_of
 from placement.simulator.fast.kernel import Space, run_events
@@ -21,6 +20,7 @@ from placement.simulator.fast.policy_cached import choose_cached
 from placement.simulator.fast.records import NEVER, Records
 from placement.simulator.fast.steady import steady_rows
 from placement.simulator.fast.steps import encode
+from placement.simulator.fast.store import Cache, cache_of
 from placement.simulator.give_up import GiveUp
 from placement.simulator.requests import Outcome
 from placement.simulator.results import RequestColumns, SimulationResult

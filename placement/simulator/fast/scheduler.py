@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from placement.compiled import compiled_inner as compiled
-from placement.simulator.fast.cache import Cache, free_blocks, publish
+from placement.simulator.fast.cache import free_blocks, publish
 from placement.simulator.fast.lists import (
     IN_RESERVED,
     IN_RUNNING,
@@ -25,6 +25,7 @@ from placement.simulator.fast.records import (
     Records,
 )
 from placement.simulator.fast.steady import Steady, promised_steady
+from placement.simulator.fast.store import Cache
 
 
 @compiled

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from placement.compiled import compiled_inner as compiled
-from placement.simulator.fast.cache import Cache, allocate, publish
+from placement.simulator.fast.cache import allocate, publish
 from placement.simulator.fast.lists import IN_RUNNING, insert_running, remove
 from placement.simulator.fast.records import PREFILL, RUNNING, Records
+from placement.simulator.fast.store import Cache
 
 MAX_GAPS = 64
 KEY_BITS = 32
