@@ -20,13 +20,13 @@ class EventQueue:
     def now(self) -> float:
         return self._now_s
 
-    def at(self, time_s: float, action: Callable[..., None], *args: Any) -> None:
+    def at(self, time_s: float, action: Callable[..., object], *args: Any) -> None:
         """Call `action(*args)` at `time_s`; an instant that has passed means now."""
         assert not math.isnan(time_s), "an event at no time"
         self._given += 1
         heapq.heappush(self._heap, (max(time_s, self._now_s), self._given, action, args))
 
-    def after(self, delay_s: float, action: Callable[..., None], *args: Any) -> None:
+    def after(self, delay_s: float, action: Callable[..., object], *args: Any) -> None:
         """Call `action(*args)` in `delay_s` seconds."""
         self.at(self._now_s + delay_s, action, *args)
 

@@ -8,18 +8,15 @@ from functools import partial
 from pdserve.errors import RequestError, ServingError
 from pdserve.ids import SequenceKey
 from pdserve.sampling import SamplingParams
-from placement.simulator.cluster import ClusterSpec, WorkerSpec
+from placement.simulator.cluster import ClusterSpec
 from placement.simulator.events import EventQueue
+from placement.simulator.fleet import SimFleet
 from placement.simulator.handoffs import Handoffs
 from placement.simulator.links import Links
-from placement.simulator.machine import Machine
-from placement.simulator.prefixes import ChunkNames
 from placement.simulator.requests import Outcome, RequestLife, SimRequest, prompt_token_ids
-from placement.simulator.worker import TOKEN_ID, SimWorker, WorkerCounts
+from placement.simulator.worker import TOKEN_ID, SimWorker
 from scheduling.batching import SequenceUpdate
-from scheduling.latency import LatencyCoefficients
-from scheduling.ledger import Holding, ReportedLoad, WorkerLedger, WorkerLimits
-from scheduling.prefix_directory import PrefixDirectory
+from scheduling.ledger import Holding
 from scheduling.routing import LeastPredictedLatency, RequestView, RoundRobin, RoutingPolicy
 from scheduling.sequence import Sequence as EngineSequence
 from scheduling.sequence import SequenceMode
@@ -32,54 +29,22 @@ class SimRouter:
         self.spec = spec
         self.events = events
         self.links = Links(spec.link, events)
-        self._machine = None if spec.slowdown is None else Machine(spec.slowdown, events)
         self.handoffs = Handoffs(
             events, self.links, spec.delays.message_s, spec.block_bytes, self._on_committed, self._on_freed
         )
         policy = RoundRobin if spec.round_robin else LeastPredictedLatency
         self._policy: RoutingPolicy = policy(spec.routing)
-        self.workers: dict[str, SimWorker] = {}
-        self._ledgers: dict[str, WorkerLedger] = {}
-        self._prefixes = PrefixDirectory()
-        self._chunk_names = ChunkNames()
-        self.counts: dict[str, WorkerCounts] = {worker.worker_id: WorkerCounts() for worker in spec.workers}
-        self.drains: dict[str, bool] = {}
+        self.fleet = SimFleet(spec, events, self)
         self._running: dict[SequenceKey, RequestLife] = {}
         self._growth = spec.routing.growth_tokens
         for worker in spec.workers:
-            self.add_worker(worker)
+            self.fleet.add(worker)
 
     # ---- workers ----
 
-    def add_worker(self, spec: WorkerSpec) -> None:
-        """A worker starts, empty."""
-        name = spec.worker_id
-        worker = SimWorker(
-            spec,
-            self.events,
-            self.spec.delays,
-            self,
-            self.counts[name],
-            self._machine,
-            self.spec.warming,
-            self.spec.jitter,
-        )
-        self.workers[name] = worker
-        chunk_tokens = spec.scheduler.max_num_batched_tokens
-        limits = WorkerLimits(name, spec.role, spec.num_blocks, spec.block_size, chunk_tokens)
-        ledger = self._ledgers[name] = WorkerLedger(limits, self.events.now())
-        if spec.prior is not None:
-            ledger.note_status(worker.reported()[0], spec.prior, self.events.now())
-        self.drains[name] = False
-        if spec.prefix_caching:
-            self._prefixes.add(name, spec.num_blocks, spec.block_size)
-
     def remove_worker(self, name: str) -> None:
         """A worker dies: what needs it fails, as in the product."""
-        worker = self.workers.pop(name)
-        worker.die()
-        del self._ledgers[name]
-        self._prefixes.remove(name)
+        worker = self.fleet.remove(name)
         self.links.drop(name)
         self.handoffs.worker_lost(worker)
         for life in [life for life in self._running.values() if worker in life.parties]:
@@ -90,20 +55,6 @@ class SimRouter:
     def is_quiet(self) -> bool:
         """No request is under way."""
         return not self._running and not len(self.handoffs)
-
-    def is_idle(self, name: str) -> bool:
-        """Whether nothing of any request is left on a worker, as the router knows it."""
-        return not self._ledgers[name].holding
-
-    def report_statuses(self) -> None:
-        """Every worker's account of itself; the message takes its delay."""
-        for worker in self.workers.values():
-            self.events.after(self.spec.delays.message_s, self._on_status, worker, *worker.reported())
-
-    def _on_status(self, worker: SimWorker, load: ReportedLoad, latency: LatencyCoefficients) -> None:
-        ledger = self._ledgers.get(worker.spec.worker_id)
-        if ledger is not None and worker.alive:
-            ledger.note_status(load, latency, self.events.now())
 
     # ---- a request's life ----
 
@@ -122,17 +73,16 @@ class SimRouter:
         if len(self._running) >= self.spec.max_in_flight:
             raise RequestError(f"{len(self._running)} requests are running")
         left_s = life.request.arrival_s + request.deadline_s - self.events.now()
-        keys = self._chunk_names.of(request) if self._prefixes else []
-        cached = self._prefixes.expected(keys, request.prompt_tokens)
+        keys = self.fleet.chunk_keys(request)
+        cached = self.fleet.cached_tokens(keys, request.prompt_tokens)
         view = RequestView(request.prompt_tokens, request.output_tokens, left_s, cached)
-        loads = [ledger.load(alive=not self.drains[name]) for name, ledger in self._ledgers.items()]
-        placement = self._policy.choose(view, loads, self.events.now())
-        life.decode = self.workers[placement.decode_worker]
+        placement = self._policy.choose(view, self.fleet.loads(), self.events.now())
+        life.decode = self.fleet.workers[placement.decode_worker]
         if placement.prefill_worker is not None:
-            life.prefill = self.workers[placement.prefill_worker]
+            life.prefill = self.fleet.workers[placement.prefill_worker]
         life.expected_cached_tokens = placement.cached_tokens
         for worker in life.parties:
-            self._prefixes.sent(worker.spec.worker_id, keys)
+            self.fleet.sent(worker, keys)
 
     def _dispatch(self, life: RequestLife) -> None:
         assert life.decode is not None
@@ -152,7 +102,7 @@ class SimRouter:
         tokens = request.prompt_tokens + min(request.output_tokens, growth)
         uncomputed = request.prompt_tokens - life.expected_cached_tokens if worker is life.computing else 0
         holding = Holding(now_s, uncomputed, -(-tokens // worker.spec.block_size))
-        self._ledgers[worker.spec.worker_id].hold(life.key, holding)
+        self.fleet.hold(worker, life.key, holding)
         self._tell(self._submit_to, life, worker, mode, token_ids)
 
     def _submit_to(self, life: RequestLife, worker: SimWorker, mode: SequenceMode, token_ids: list[int]) -> None:
@@ -182,7 +132,7 @@ class SimRouter:
 
     def on_room(self, worker: SimWorker, key: SequenceKey, block_ids: tuple[int, ...], skip: int) -> None:
         self.handoffs.on_room(key, block_ids, skip)
-        self._tell(self._settle, worker, key)
+        self._tell(self.fleet.settle, worker, key)
 
     def on_updates(self, worker: SimWorker, updates: Sequence[SequenceUpdate]) -> None:
         for update in updates:
@@ -203,36 +153,26 @@ class SimRouter:
         self._tell(self._committed, key)
 
     def _on_freed(self, worker: SimWorker, key: SequenceKey) -> None:
-        self._tell(self._freed, worker, key)
+        self._tell(self.fleet.release, worker, key)
 
     # ---- one message later ----
 
-    def _tell(self, action: Callable[..., None], *args: object) -> None:
+    def _tell(self, action: Callable[..., object], *args: object) -> None:
         self.events.after(self.spec.delays.message_s, action, *args)
-
-    def _settle(self, worker: SimWorker, key: SequenceKey) -> None:
-        if (ledger := self._ledgers.get(worker.spec.worker_id)) is not None:
-            ledger.settle(key, self.events.now())
 
     def _committed(self, key: SequenceKey) -> None:
         life = self._running.get(key)
         if life is not None and life.decode is not None:
-            self._settle(life.decode, key)
+            self.fleet.settle(life.decode, key)
             life.committed_s = self.events.now()
 
-    def _freed(self, worker: SimWorker, key: SequenceKey) -> None:
-        if (ledger := self._ledgers.get(worker.spec.worker_id)) is not None:
-            ledger.release(key)
-
     def _on_failure(self, life: RequestLife, worker: SimWorker, message: str) -> None:
-        if (ledger := self._ledgers.get(worker.spec.worker_id)) is not None:
-            ledger.release(life.key)
+        self.fleet.release(worker, life.key)
         if not life.ended:
             self._end(life, Outcome.FAILED, message)
 
     def _on_updates(self, worker: SimWorker, updates: Sequence[SequenceUpdate]) -> None:
         now_s = self.events.now()
-        ledger = self._ledgers.get(worker.spec.worker_id)
         for update in updates:
             life = self._running.get(update.key)
             if life is None:
@@ -254,18 +194,15 @@ class SimRouter:
                 timing = update.first_token_timing
                 if worker is life.computing:
                     life.prefill_s, life.cached_tokens = timing.first_token_s, timing.cached_tokens
-                    missing = life.expected_cached_tokens - timing.cached_tokens
-                    self._prefixes.missed(worker.spec.worker_id, missing)
+                    self.fleet.missed(worker, life)
                 else:
                     life.decode_wait_s = timing.queue_s
-                if ledger is not None:
-                    ledger.settle(update.key, now_s, computed=True)
+                self.fleet.settle(worker, update.key, computed=True)
             if update.finish_reason is not None:
                 self._finish(life, worker)
 
     def _finish(self, life: RequestLife, worker: SimWorker) -> None:
-        if (ledger := self._ledgers.get(worker.spec.worker_id)) is not None:
-            ledger.release(life.key)
+        self.fleet.release(worker, life.key)
         self._end(life, Outcome.FINISHED, "")
 
     def _end(self, life: RequestLife, outcome: Outcome, error: str) -> None:
@@ -273,10 +210,8 @@ class SimRouter:
         life.ended, life.outcome, life.error = True, outcome, error
         self._running.pop(life.key, None)
         for worker in life.parties:
-            name = worker.spec.worker_id
             freeing = worker is life.prefill and life.committed_s is not None and outcome is Outcome.FINISHED
-            ledger = self._ledgers.get(name)
-            if not freeing and ledger is not None and ledger.release(life.key):
+            if not freeing and self.fleet.release(worker, life.key):
                 self._tell(self._abort_at, worker, life.key)
 
     def _abort_at(self, worker: SimWorker, key: SequenceKey) -> None:

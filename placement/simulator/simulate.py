@@ -37,7 +37,7 @@ def simulate(
     done = run.events.run(until_s)
     if done:
         run.check()
-    counts, links = run.router.counts, run.router.links
+    counts, links = run.router.fleet.counts, run.router.links
     return collect(run.lives, counts, run.events.now(), links.moved_bytes, run.events.num_run)
 
 
@@ -68,7 +68,7 @@ class _Run:
                 raise InvariantViolation(f"request {life.index} never ended")
         if len(self.router.handoffs):
             raise InvariantViolation(f"{len(self.router.handoffs)} handoffs are left")
-        for worker in self.router.workers.values():
+        for worker in self.router.fleet.workers.values():
             worker.scheduler.check()
             if worker.scheduler.blocks.num_referenced:
                 raise InvariantViolation(f"{worker.spec.worker_id} has blocks left")
@@ -92,7 +92,7 @@ class _Run:
 
     def _report(self) -> None:
         """Statuses, as long as something is to come or under way."""
-        self.router.report_statuses()
+        self.router.fleet.report_statuses()
         if self._next < len(self.lives) or not self.router.is_quiet:
             self.events.after(self._cluster.status_s, self._report)
 
@@ -102,25 +102,25 @@ class _Run:
             raise ValueError(f"worker {name} is not part of the cluster")
         match happening:
             case WorkerDown():
-                if name in self.router.workers:
+                if name in self.router.fleet.workers:
                     self.router.remove_worker(name)
             case WorkerUp():
-                if name not in self.router.workers:
-                    self.router.add_worker(self._specs[name])
+                if name not in self.router.fleet.workers:
+                    self.router.fleet.add(self._specs[name])
             case RoleChange():
-                if name in self.router.workers:
-                    self.router.drains[name] = True
+                if name in self.router.fleet.workers:
+                    self.router.fleet.drain(name)
                     self._change_role(happening)
 
     def _change_role(self, change: RoleChange) -> None:
         name = change.worker_id
-        worker = self.router.workers.get(name)
+        worker = self.router.fleet.workers.get(name)
         if worker is None:
             return
-        if not self.router.is_idle(name) or worker.scheduler.live_keys():
+        if not self.router.fleet.is_idle(name) or worker.scheduler.live_keys():
             self.events.after(_DRAIN_LOOK_S, self._change_role, change)
             return
         self.router.remove_worker(name)
         spec: WorkerSpec = replace(self._specs[name], role=change.role)
         self._specs[name] = spec
-        self.events.after(change.takes_s, self.router.add_worker, spec)
+        self.events.after(change.takes_s, self.router.fleet.add, spec)
