@@ -13,7 +13,7 @@ class EventQueue:
 
     def __init__(self) -> None:
         self._now_s = 0.0
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._given = 0
         self.num_run = 0
 
