@@ -135,6 +135,15 @@ def _hour(model: str, placement: Candidate, rate: float, slices: int, directory:
     return Task(name, lambda: run(slices), 60.0, 10.0, slices * num, 1, slices, lambda: run(HOUR_SLICES))
 
 
+def _prefixes(caching: bool, directory: Path) -> Task:
+    """Long prompts that begin alike; without caching they are what the cache costs the simulation beside."""
+    serving = Serving(KNOWN_SHAPES["llama-3.1-8b"], 200_000, prefix_caching=caching)
+    cluster = cluster_of(Candidate(Pool(_H100, 8, 1), Pool(_H100, 8, 1), 2048), serving)
+    workload = traffic(WorkloadSource(parse_workload_spec("mooncake")), 20.0, 4000, 0, 200_000)
+    name = f"{len(workload):,} prompts that share, 16 GPUs, caches {'on' if caching else 'off'}"
+    return Task(name, lambda: simulate_fast(cluster, workload), None, None, len(workload))
+
+
 _H100 = gpu_type("h100")
 _LARGE = Candidate(Pool(_H100, 150, 4), Pool(_H100, 100, 4), 2048)  # what 1,000/s of llama-3.1-70b need
 _SMALL = Candidate(Pool(_H100, 600, 1), Pool(_H100, 400, 1), 2048)
@@ -144,6 +153,8 @@ PARTS: dict[str, Callable[[Path], Task]] = {
     "compatible": _compatible,
     "steady": _steady,
     "frontier": _frontier,
+    "prefixes": partial(_prefixes, True),
+    "no-prefixes": partial(_prefixes, False),
     "thousand": partial(_hour, "llama-3.1-70b", _LARGE, 1000.0, 10),
     "thousand-2000": partial(_hour, "llama-3.1-8b", _SMALL, 2000.0, 2),
     "thousand-4000": partial(_hour, "llama-3.1-8b", _SMALL, 4000.0, 2),
