@@ -16,6 +16,8 @@ from scheduling.latency import LatencyModel
 AS_SOON = 1.125
 """Predictions within an eighth of the least are one. What equal workers measure of themselves differs by up to a tenth;
 the one that seems a hundredth faster would get everything that comes while nobody waits."""
+AS_LIGHT = AS_SOON * AS_SOON
+"""The same for a product of two predictions."""
 
 
 class Role(Enum):
@@ -57,6 +59,9 @@ class WorkerLoadView:
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
+
+    def steps_for(self, prompt_tokens: int) -> int:
+        return -(-prompt_tokens // self.chunk_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +128,14 @@ def _place(request: RequestView, prefill: WorkerLoadView | None, decode: WorkerL
             f"first token predicted in {ttft_s:.3f} s, the deadline is in {request.deadline_left_s:.3f} s",
             retry_after_s=max(0.1, round(ttft_s - request.deadline_left_s, 3)),
         )
-    cached = request.cached_on(computing)
-    alone_s = computing.latency.prefill_s(request.prompt_tokens - cached, computing.chunk_tokens, cached)
+    alone_s, cached = _alone_s(request, computing), request.cached_on(computing)
     return Placement(prefill.worker_id if prefill else None, decode.worker_id, ttft_s, alone_s, cached)
+
+
+def _alone_s(request: RequestView, worker: WorkerLoadView) -> float:
+    """What is not cached of the own prompt, on an idle worker."""
+    cached = request.cached_on(worker)
+    return worker.latency.prefill_s(request.prompt_tokens - cached, worker.chunk_tokens, cached)
 
 
 def predicted_ttft_s(request: RequestView, worker: WorkerLoadView) -> float:
@@ -164,10 +174,37 @@ def _as_soon_as_any(request: RequestView, workers: Sequence[WorkerLoadView]) -> 
     return [worker for worker, wait_s in zip(workers, waits_s, strict=True) if wait_s <= limit_s]
 
 
+def _burden(request: RequestView, worker: WorkerLoadView) -> float:
+    """What the request waits for token 1, times what the sequences there, itself among them, then wait for their next.
+
+    A product: a tenth more of the one weighs as much as a tenth more of the other, whatever both are in seconds. Each
+    step carries the decodes too; each sequence that is there already waits as long as this prompt takes.
+    """
+    c, sequences = worker.latency.coefficients, worker.num_sequences
+    own_tokens = request.prompt_tokens - request.cached_on(worker)
+    context = max(0, (worker.num_blocks - worker.free_blocks) * worker.block_size - worker.uncomputed_tokens)
+    decodes_s = sequences * c.per_decode_sequence_s + context * c.per_context_token_s
+    joint_steps = worker.steps_for(worker.uncomputed_tokens + own_tokens)
+    first_s = predicted_ttft_s(request, worker) + joint_steps * decodes_s
+    step_s = worker.latency.predicted_tpot_s(sequences + 1, context + request.prompt_tokens)
+    own_s = _alone_s(request, worker) - worker.steps_for(own_tokens) * c.base_s
+    return first_s * (step_s + own_s * sequences / (sequences + 1))
+
+
+def _least_burdened(request: RequestView, workers: Sequence[WorkerLoadView]) -> list[WorkerLoadView]:
+    """Of those that are in time, if any is, where the burden is no more than can be told from the least; in order."""
+    waits_s = [predicted_ttft_s(request, worker) for worker in workers]
+    latest_s = max(min(waits_s), request.deadline_left_s)
+    in_time = [worker for worker, wait_s in zip(workers, waits_s, strict=True) if wait_s <= latest_s]
+    burdens = [_burden(request, worker) for worker in in_time]
+    limit = min(burdens) * AS_LIGHT
+    return [worker for worker, burden in zip(in_time, burdens, strict=True) if burden <= limit]
+
+
 class LeastPredictedLatency:
     """Prefill: least predicted TTFT, as far as that can be told, then the fewest tokens to compute until token 1, then
     the longest cached prefix. Decode: room first, then fewest sequences, then the longest cached prefix; where the
-    decode worker computes the prompt, those with the least predicted TTFT among the ones with room.
+    decode worker computes the prompt, the same among those with room where that is the least burden.
 
     A worker of which nothing is known yet counts as fast as the others of its role. Without any latency model the
     predictions tie: a cached prefix draws no more requests than its tokens are worth. Full ties go round robin.
@@ -206,7 +243,7 @@ class LeastPredictedLatency:
         def score(worker: WorkerLoadView) -> tuple[int, int, int]:
             return (worker.num_sequences, -request.cached_on(worker), -rooms[worker.worker_id])
 
-        return min(_as_soon_as_any(request, roomy) if computes else roomy, key=score)
+        return min(_least_burdened(request, roomy) if computes else roomy, key=score)
 
 
 class RoundRobin:

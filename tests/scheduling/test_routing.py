@@ -157,9 +157,42 @@ def test_decode_prefers_room_then_fewest_sequences() -> None:
 
 def test_without_prefill_workers_the_decode_worker_computes() -> None:
     """Colocated: the one that gets to the prompt first."""
-    views = [worker("a", uncomputed_tokens=900, latency=KNOWN), worker("b", num_sequences=5, latency=KNOWN)]
+    queue = worker("a", num_sequences=1, uncomputed_tokens=900, latency=KNOWN)
+    views = [queue, worker("b", num_sequences=5, latency=KNOWN)]
     placement = LeastPredictedLatency().choose(REQUEST, views, 0.0)
     assert (placement.prefill_worker, placement.decode_worker) == (None, "b")
+
+
+def test_a_colocated_worker_with_many_decodes_gets_fewer_prompts() -> None:
+    """Each step towards token 1 carries them, and their context, though no prompt is ahead."""
+    for busy in ({"num_sequences": 200}, {"num_sequences": 3, "free_blocks": 10}):
+        reads = LatencyModel(LatencyCoefficients(0.01, 0.0001, 0.0001, 0.00001))
+        views = [worker("busy", latency=reads, **busy), worker("calm", num_sequences=4, latency=reads)]
+        policy = LeastPredictedLatency()
+        assert {policy.choose(REQUEST, views, 0.0).decode_worker for _ in range(4)} == {"calm"}
+
+
+def test_a_colocated_worker_with_the_prefix_is_chosen_until_too_many_wait_there() -> None:
+    """The prompt costs 0.1 s, cached 0.02, and each sequence adds a tenth of a millisecond to every step."""
+    reads = LatencyModel(LatencyCoefficients(0.01, 0.001, 0.0001, 0.0))
+    cached = replace(REQUEST, cached_tokens={"has": 80})
+    for sequences, queued, wins in ((5, 0, "has"), (20, 0, "has"), (20, 400, "d"), (2000, 0, "d")):
+        has = worker("has", num_sequences=sequences, uncomputed_tokens=queued, latency=reads)
+        views = [has, worker("d", num_sequences=5, latency=reads)]
+        policy = LeastPredictedLatency()
+        assert {policy.choose(cached, views, 0.0).decode_worker for _ in range(4)} == {wins}
+
+
+def test_a_colocated_worker_that_is_late_is_not_chosen_however_light_its_burden() -> None:
+    """Or a request would be refused that another could serve in time; late everywhere, it is refused."""
+    light = worker("light", uncomputed_tokens=20, latency=KNOWN)
+    views = [light, worker("soon", num_sequences=9, latency=KNOWN)]
+    policy = LeastPredictedLatency()
+    for deadline_s, name in ((60.0, "light"), (0.11, "soon")):
+        request = replace(REQUEST, deadline_left_s=deadline_s)
+        assert {policy.choose(request, views, 0.0).decode_worker for _ in range(4)} == {name}
+    with pytest.raises(QueueFull, match=r"predicted in 0\.101 s"):
+        policy.choose(replace(REQUEST, deadline_left_s=0.05), views, 0.0)
 
 
 def test_a_prompt_not_worth_the_trip_stays_local() -> None:

@@ -13,7 +13,9 @@ from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.records import Records
 
 PREFILL_ROLE, DECODE_ROLE = 0, 1
-TOKENS, CHUNK, LATENCY = range(3)  # from LATENCY on the four coefficients, those of a stand-in if unknown
+TOKENS, SEQUENCES, CONTEXT, CHUNK, LATENCY = range(
+    5
+)  # from LATENCY on the four coefficients, those of a stand-in if unknown
 _NUM_ROWS = LATENCY + 4
 BLOCK = 16  # columns of which the least is noted together
 _FIELD = 1 << 28  # a rank is two whole numbers in one
@@ -65,15 +67,18 @@ def _table(world: Records, workers: Records, role: int) -> Table:
 def note_load(worker: Records, board: Board) -> None:
     """`WorkerLedger.load`: uncomputed tokens, free blocks. What it sums over the news is kept up to date instead."""
     if worker.has_status == 0:
-        tokens, room = worker.ledger_tokens, worker.num_blocks - worker.ledger_blocks
+        tokens, free, promised = worker.ledger_tokens, worker.num_blocks - worker.ledger_blocks, 0
     else:
         tokens = min(worker.ledger_tokens, worker.reported_uncomputed + worker.news_tokens)
-        room = worker.reported_free - worker.news_room - worker.reported_promised
+        free, promised = worker.reported_free - worker.news_room, worker.reported_promised
+    room = free - promised
     if worker.role == PREFILL_ROLE:  # fewest tokens, then fewest sequences
         table, rank = board.prefill, tokens * _FIELD + worker.num_held
     else:  # fewest sequences, then most room
         table, rank = board.decode, 2 * _FIELD * worker.num_held + _FIELD - room
     table.rows[TOKENS, worker.column] = tokens
+    table.rows[SEQUENCES, worker.column] = worker.num_held
+    table.rows[CONTEXT, worker.column] = max(0, (worker.num_blocks - free) * worker.size - tokens)
     table.rooms[worker.column] = room
     table.ranks[worker.column] = rank
 

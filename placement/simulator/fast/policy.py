@@ -20,8 +20,9 @@ from placement.simulator.fast.board import (
     Board,
     Table,
 )
+from placement.simulator.fast.predictions import burden
 from placement.simulator.fast.records import Records
-from scheduling.routing import AS_SOON
+from scheduling.routing import AS_LIGHT, AS_SOON
 
 _NONE = (1 << 63) - 1
 
@@ -38,7 +39,7 @@ def choose(w: Records, workers: Records, board: Board, prompt: int, output: int)
         return prefill, int(decodes.indices[turn % len(decodes.indices)])
     if prompt > w.local and len(prefills.indices) > 0:
         _predict(w, prefills, PREFILL_ROLE, prompt)
-        prefill = int(prefills.indices[_first_of(prefills, _least_rank(prefills, _least(prefills)), w.turn)])
+        prefill = int(prefills.indices[_first_of(prefills, _least_rank(prefills, _least(prefills), AS_SOON), w.turn)])
     size = workers[decodes.indices[0]].size
     need = (prompt + min(output, w.growth) + size - 1) // size
     return prefill, int(decodes.indices[_best_decode(w, decodes, prompt, need, prefill < 0)])
@@ -69,6 +70,15 @@ def _predict(w: Records, table: Table, role: int, prompt: int) -> None:
 
 
 @compiled
+def _burdens(w: Records, table: Table, prompt: int) -> None:
+    """`_burden` of each decode worker, as scores."""
+    if w.num_known[DECODE_ROLE] < len(table.indices):
+        stand_in(table, w.num_known[DECODE_ROLE], prompt)
+    for i in range(len(table.indices)):
+        table.scores[i] = _score(burden(table, i, prompt, 0))
+
+
+@compiled
 def _score(seconds: float) -> int:
     """A whole number; they are in the order of the seconds, and equal where those are."""
     bits: Any = np.float64(seconds + 0.0).view(np.int64)  # of two zeros the positive one
@@ -76,10 +86,10 @@ def _score(seconds: float) -> int:
 
 
 @compiled
-def _as_soon(score: int) -> int:
-    """The score of AS_SOON times the seconds that this one stands for."""
+def _times(score: int, factor: float) -> int:
+    """The score of so many times the number that this one stands for."""
     bits = np.int64(score ^ ((score >> 63) & _NONE))
-    return _score(bits.view(np.float64) * AS_SOON)
+    return _score(bits.view(np.float64) * factor)
 
 
 @compiled
@@ -164,9 +174,10 @@ def _least(table: Table) -> int:
 
 
 @compiled
-def _least_rank(table: Table, least: int) -> int:
-    """`_as_soon_as_any`: from now on the scores of those as soon as the least are their ranks; the least of these."""
-    scores, ranks, limit = table.scores, table.ranks, _as_soon(least)
+def _least_rank(table: Table, least: int, factor: float) -> int:
+    """`_as_soon_as_any`, `_least_burdened`: of those that are as good as the least the scores are now their ranks; the
+    least of these."""
+    scores, ranks, limit = table.scores, table.ranks, _times(least, factor)
     for i in range(len(table.indices)):
         scores[i] = ranks[i] if scores[i] <= limit else _NONE
     return _least(table)
@@ -195,7 +206,7 @@ def _best_decode(w: Records, table: Table, prompt: int, need: int, computes: boo
     scores, rooms, n = table.scores, table.rooms, len(table.indices)
     ranks = scores if computes else table.ranks
     if computes:
-        _predict(w, table, DECODE_ROLE, prompt)
+        _burdens(w, table, prompt)
     for i in range(n):
         scores[i] = ranks[i] if rooms[i] >= need else _NONE
     score = _least(table)
@@ -204,10 +215,10 @@ def _best_decode(w: Records, table: Table, prompt: int, need: int, computes: boo
         for i in range(n):
             most = max(most, rooms[i])
         if computes:
-            _predict(w, table, DECODE_ROLE, prompt)
+            _burdens(w, table, prompt)
         for i in range(n):
             scores[i] = ranks[i] if rooms[i] == most else _NONE
         score = _least(table)
     if computes:
-        score = _least_rank(table, score)
+        score = _least_rank(table, score, AS_LIGHT)
     return _first_of(table, score, w.turn)

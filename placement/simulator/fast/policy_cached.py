@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 
 from placement.compiled import compiled_inner as compiled
-from placement.simulator.fast.board import CHUNK, DECODE_ROLE, LATENCY, PREFILL_ROLE, TOKENS, Board, Table
+from placement.simulator.fast.board import DECODE_ROLE, PREFILL_ROLE, TOKENS, Board, Table
 from placement.simulator.fast.directory import Directory, expected
 from placement.simulator.fast.policy import stand_in
+from placement.simulator.fast.predictions import burden, predicted_s
 from placement.simulator.fast.records import Records
-from scheduling.routing import AS_SOON
+from scheduling.routing import AS_LIGHT, AS_SOON
 
 _ANY_ROOM = -(1 << 62)
+_WAIT, _BURDEN, _NOTHING = range(3)  # what workers are chosen by
 
 
 @compiled
@@ -38,35 +40,24 @@ def choose_cached(
 
 
 @compiled
-def _predicted_s(table: Table, column: int, prompt: int, cached: int) -> float:
-    """`routing.predicted_ttft_s`."""
-    rows = table.rows
-    queued, chunk, own = int(rows[TOKENS, column]), int(rows[CHUNK, column]), prompt - cached
-    base_s, token_s, context_s = rows[LATENCY, column], rows[LATENCY + 1, column], rows[LATENCY + 3, column]
-    full = own // chunk
-    rest = own - full * chunk
-    steps = full + (1 if rest > 0 else 0)
-    context = steps * cached + chunk * full * (full + 1) // 2 + (own if rest > 0 else 0)
-    alone_s = steps * base_s + own * token_s + context * context_s
-    more = (queued + own + chunk - 1) // chunk - (own + chunk - 1) // chunk
-    return float(alone_s + (more * base_s + queued * (token_s + context_s)))
-
-
-@compiled
 def _look(
-    table: Table, directory: Directory, i: int, prompt: int, least_room: int, predicts: bool
+    table: Table, directory: Directory, i: int, prompt: int, least_room: int, by: int
 ) -> float:  # fmt: skip
-    """What is cached on each worker with that much room, and how soon it would have token 1; the latest that is as soon
-    as any (`_as_soon_as_any`)."""
+    """What is cached on each worker, and what those with that much room are chosen by; up to where that is as little
+    as any's (`_as_soon_as_any`, `_least_burdened`)."""
     least_s = math.inf
     for column in range(len(table.indices)):
         cached = expected(directory, table.indices[column], i, prompt)
         wait_s = math.inf
         if table.rooms[column] >= least_room:
-            wait_s = _predicted_s(table, column, prompt, cached) if predicts else 0.0
+            wait_s = 0.0
+            if by == _WAIT:
+                wait_s = predicted_s(table, column, prompt, cached)
+            elif by == _BURDEN:
+                wait_s = burden(table, column, prompt, cached)
         directory.cached[column], directory.waits_s[column] = cached, wait_s
         least_s = min(least_s, wait_s)
-    return least_s * AS_SOON
+    return least_s * (AS_LIGHT if by == _BURDEN else AS_SOON)
 
 
 @compiled
@@ -76,7 +67,7 @@ def _least_prefill(
     """`_least_prefill`: the first, from whose turn it is on, of those with the least score."""
     if w.num_known[PREFILL_ROLE] < len(table.indices):
         stand_in(table, w.num_known[PREFILL_ROLE], prompt)
-    limit_s = _look(table, directory, i, prompt, _ANY_ROOM, True)
+    limit_s = _look(table, directory, i, prompt, _ANY_ROOM, _WAIT)
     n, best, least = len(table.indices), -1, (0, 0, 0)
     for k in range(n):
         column = (w.turn + k) % n
@@ -99,7 +90,7 @@ def _best_decode(
     most = _ANY_ROOM
     for room in table.rooms:
         most = max(most, room)
-    limit_s = _look(table, directory, i, prompt, min(need, most), computes)
+    limit_s = _look(table, directory, i, prompt, min(need, most), _BURDEN if computes else _NOTHING)
     n, best, least = len(table.indices), -1, (0, 0, 0)
     for k in range(n):
         column = (w.turn + k) % n
