@@ -50,6 +50,11 @@ def is_on_disk(function: Callable[..., object]) -> bool:
     return place is not None and any(Path(place).glob(f"{name}-*.nbi"))
 
 
+def can_be_kept(function: Callable[..., object]) -> bool:
+    """Whether its machine code is left for later runs; False where numba found nowhere to write."""
+    return function.stats.cache_path is not None  # type: ignore[attr-defined]
+
+
 def _compile(function: Callable[P, R], options: dict[str, bool]) -> Callable[P, R]:
     try:
         return cast(Callable[P, R], numba.njit(cache=True, **options)(function))

@@ -122,13 +122,16 @@ def differences(cluster: ClusterSpec, workload: Workload) -> list[str]:
 
 
 def random_case(seed: int) -> tuple[ClusterSpec, Workload]:
-    """Every second one with prefixes to share."""
+    """Every second one with prefixes to share, every fourth with caches in which a sequence finds its own alone."""
     rng = np.random.default_rng(seed)
     cluster = random_cluster(rng)
+    if seed % 4 == 0:
+        cluster = replace(cluster, workers=tuple(replace(one, prefix_caching=True) for one in cluster.workers))
     return shared_prefixes(rng, cluster) if seed % 2 else (cluster, random_workload(rng))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_equal_to_the_real_code_on_random_clusters() -> None:
     preempted = moved = rejected = again = cached = 0
     for seed in range(NUM_CASES):
@@ -196,6 +199,10 @@ def test_long_outputs_behind_shared_prefixes_are_equal_too() -> None:
         prompt = rng.choice(rng.integers(1, 200, 4), 12)
         workers = tuple(replace(one, prefix_caching=True) for one in cluster.workers)
         cluster, workload = replace(cluster, workers=workers), replace(workload, prompt_tokens=prompt, prefixes=ids)
+        for caching in (True, False):
+            workers = tuple(replace(one, prefix_caching=caching) for one in cluster.workers)
+            plain = replace(workload, prefixes=None)
+            assert not (found := differences(replace(cluster, workers=workers), plain)), (seed, caching, found)
         assert not (found := differences(cluster, workload)), (seed, found)
         result = simulate_fast(cluster, workload)
         computed = sum(counts.prefill_tokens for counts in result.workers.values())
@@ -226,8 +233,8 @@ def test_a_prompt_that_comes_again_and_again_takes_no_more_memory() -> None:
     cluster = random_cluster(np.random.default_rng(11))
     workers = tuple(replace(one, prefix_caching=True) for one in cluster.workers)
     num = 8 * (max(one.num_blocks for one in workers) + 64)
-    prefixes = Prefixes(np.zeros(num, np.int64), np.arange(num + 1), 64)
-    workload = Workload.of(np.full(num, 50), np.full(num, 2), np.arange(num) * 0.02, prefixes)
+    prefixes = Prefixes(np.zeros(num, np.int64), np.arange(num + 1), 512)
+    workload = Workload.of(np.full(num, 300), np.full(num, 2), np.arange(num) * 0.02, prefixes)  # of two chunks
     assert not differences(replace(cluster, workers=workers, round_robin=True), workload)
 
 
@@ -281,9 +288,9 @@ def test_arrays_that_fill_up_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(grown) > 20 and len(set(grown)) > 1
 
 
-def test_what_is_compiled_apart_is_told_apart() -> None:
-    """A run without prefixes leaves no machine code for one with them."""
-    plain = random_case(0)
+def test_the_machine_code_that_a_run_needs_is_on_disk_after_it() -> None:
+    """Runs that share prefixes need other code than those that do not."""
+    plain = random_case(2)
     shared = next(case for case in map(random_case, range(1, 20, 2)) if case[0].workers[0].prefix_caching)
     assert run.compiled_parts(*plain) != run.compiled_parts(*shared)
     for case in (plain, shared):

@@ -16,7 +16,7 @@ from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.kept import evict, keep_run
 from placement.simulator.fast.names import WORD_BITS
 from placement.simulator.fast.records import Records
-from placement.simulator.fast.store import ABSENT, PAGE_BITS, Cache, new_page, rows_of, span, span_before
+from placement.simulator.fast.store import ABSENT, LEAF_BITS, Cache, new_leaf, rows_of, span, span_before
 
 
 @compiled
@@ -79,7 +79,7 @@ def _publish(worker: Records, cache: Cache, seq: Records, s: int, full: int) -> 
         name, count = span(worker, cache, s // 2, j, full)
         row, count = rows_of(worker, cache, name, count)
         if row < 0:
-            row = new_page(worker, cache, name)
+            row = new_leaf(worker, cache, name)
         new = 0
         for one in range(row, row + count):
             if nodes[one].owners == ABSENT:
@@ -90,7 +90,7 @@ def _publish(worker: Records, cache: Cache, seq: Records, s: int, full: int) -> 
                 cache.bits[bits] |= 1 << (j % WORD_BITS)
                 seq.copies += 1
             j += 1
-        cache.pages[worker.index, row >> PAGE_BITS].present += new
+        cache.leaves[worker.index, row >> LEAF_BITS].present += new
     seq.published = full
     worker.named += 1
 
@@ -151,12 +151,12 @@ def keep_again(worker: Records, cache: Cache, i: int, num: int) -> None:
         while k < count:
             row, num_rows = rows_of(worker, cache, name + k, count - k)
             if row < 0:
-                row = new_page(worker, cache, name + k)
+                row = new_leaf(worker, cache, name + k)
             new = 0
             for one in range(row, row + num_rows):
                 new += 1 if nodes[one].owners == ABSENT else 0
                 nodes[one].owners, nodes[one].stamp = 0, worker.stamp
-            cache.pages[worker.index, row >> PAGE_BITS].present += new
+            cache.leaves[worker.index, row >> LEAF_BITS].present += new
             worker.idle += new
             k += num_rows
         keep_run(worker, cache, name, count, worker.stamp)

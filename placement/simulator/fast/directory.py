@@ -25,7 +25,7 @@ known = np.dtype(
         ("idle", "i4"), ("free", "i4"),  # chunks it has, and may have; 0 and 0 where it keeps no prefixes
         ("block_size", "i4"),
         ("stamp", "i4"), ("run_head", "i4"), ("run_tail", "i4"), ("free_run", "i4"), ("num_runs", "i4"),
-        ("free_page", "i4"), ("num_pages", "i4"), ("unused", "i4"),
+        ("free_leaf", "i4"), ("num_leaves", "i4"), ("unused", "i4"),
     ]
 )  # fmt: skip
 """What one worker was sent."""

@@ -58,6 +58,8 @@ def turn(
         else:
             abort(worker, cache, seqs, s)
     num_decodes, n, num_reserved = form(worker, cache, requests, seqs, steady, index, w.now_s, scratch, reserved)
+    if cache is None and worker.preempted * worker.caches > 0:
+        w.forgot = 1
     for k in range(num_reserved):
         target.on_room(queue, w, hands, reserved[k] // 2, seqs[reserved[k]].cached)
         push(queue, w, MESSAGE, SETTLE, reserved[k], 0)

@@ -25,6 +25,7 @@ def _grow(worker: Records, cache: Cache | None, seqs: Records, s: int) -> int:
         if victim == s:
             return -1 - preempted
         move(worker, cache, seqs, victim, WAITING)
+        worker.preempted += 1
         preempted += 1
     allocate(worker, cache, 1)
     seqs[s].blocks += 1

@@ -68,7 +68,7 @@ def run_events(
     if w.given == 0:
         routing.admit_next(queue, w, requests)
         push_at(queue, w, w.now_s + w.status_s, STATUS_DUE, 0, 0)
-    while w.failed == 0 and w.missed <= w.misses and w.crowded + w.unclear == 0:
+    while w.failed == 0 and w.missed <= w.misses and w.crowded + w.unclear + w.forgot == 0:
         kind, a, b = pop(queue, w)
         if kind < 0:
             break

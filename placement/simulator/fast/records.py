@@ -97,10 +97,10 @@ worker = np.dtype(
         # links
         ("out_sharing", "i4"), ("in_sharing", "i4"), ("links", "i4"),  # from it: the first, -1 for none
         # prefix cache; of a workload's prefix ids, 0: it keeps none
-        ("prefix_tokens", "i4"),
+        ("prefix_tokens", "i4"), ("caches", "i4"), ("preempted", "i4"),
         ("index", "i4"), ("idle", "i4"), ("named", "i4"),  # publications and matches so far
         ("stamp", "i4"), ("run_head", "i4"), ("run_tail", "i4"), ("free_run", "i4"), ("num_runs", "i4"),
-        ("free_page", "i4"), ("num_pages", "i4"),
+        ("free_leaf", "i4"), ("num_leaves", "i4"),
         # whom it refused last, and in what circumstances
         ("refused", "i4"), ("refused_free", "i4"), ("refused_named", "i4"), ("refused_spare", "i4"),
     ]
@@ -146,6 +146,7 @@ world = np.dtype(
         ("num_commands", "i8"), ("free_command", "i8"), ("num_flows", "i8"), ("free_flow", "i8"),
         ("num_links", "i8"), ("free_link", "i8"),
         ("crowded", "i8"),  # 1: an array is half full
+        ("forgot", "i8"),  # 1: without `cache`, and a sequence was preempted that would find its own blocks again
         ("ahead", "i8"), ("unclear", "i8"),  # steps are taken ahead; 1: and something came at the very instant of one
         ("known_s", "f8"), ("moved_bytes", "f8"), ("failed", "i8"),
         ("num_active", "i8"),

@@ -62,8 +62,12 @@ def unsupported(cluster: ClusterSpec, workload: Workload) -> str:
 
 def compiled_parts(cluster: ClusterSpec, workload: Workload) -> tuple[Callable[..., object], ...]:
     """Functions whose machine code a run needs; runs with prefix caches and without are compiled apart."""
-    caches = workload.prefixes is not None and any(worker.prefix_caching for worker in cluster.workers)
-    return (run_events, choose_cached if caches else choose)
+    return (run_events, choose_cached if _shares(cluster, workload) else choose)
+
+
+def _shares(cluster: ClusterSpec, workload: Workload) -> bool:
+    """Whether a prompt may find what another left."""
+    return workload.prefixes is not None and any(worker.prefix_caching for worker in cluster.workers)
 
 
 def simulate_fast(cluster: ClusterSpec, workload: Workload, give_up: GiveUp | None = None) -> SimulationResult:
@@ -74,9 +78,11 @@ def simulate_fast(cluster: ClusterSpec, workload: Workload, give_up: GiveUp | No
     if why := unsupported(cluster, workload):
         raise Unsupported(f"the compiled simulator does not model {why}")
     limits = give_up or GiveUp(math.inf, math.inf, 0, len(workload))
-    world, workers, requests, seqs = _simulated(cluster, workload, limits, ahead=True)
-    if world["unclear"][0]:
-        world, workers, requests, seqs = _simulated(cluster, workload, limits, ahead=False)
+    ahead, caches = True, _shares(cluster, workload)
+    world, workers, requests, seqs = _simulated(cluster, workload, limits, ahead=ahead, caches=caches)
+    while world["unclear"][0] or world["forgot"][0]:
+        ahead, caches = ahead and not world["unclear"][0], caches or bool(world["forgot"][0])
+        world, workers, requests, seqs = _simulated(cluster, workload, limits, ahead=ahead, caches=caches)
     if world["failed"][0]:
         raise Unsupported("the compiled simulator does not model a worker's queue that is full")
     if world["missed"][0] > limits.misses:
@@ -89,15 +95,16 @@ def simulate_fast(cluster: ClusterSpec, workload: Workload, give_up: GiveUp | No
 
 
 def _simulated(
-    cluster: ClusterSpec, workload: Workload, limits: GiveUp, *, ahead: bool
+    cluster: ClusterSpec, workload: Workload, limits: GiveUp, *, ahead: bool, caches: bool = False
 ) -> tuple[Records, Records, Records, Records]:
     """What has become of the world, its workers, the requests and their sequences.
 
-    `ahead` changes no result, where not `unclear`.
+    `ahead` changes no result, where not `unclear`; nor does `caches` where no prompt shares a prefix, nor anything was
+    forgotten that a cache had kept (`forgot`).
     """
     world, workers, params = _cluster(cluster)
-    cache = cache_of(workload, workers)
-    directory = None if cache is None else directory_of(workload, workers)
+    cache = cache_of(workload, workers) if caches else None
+    directory = directory_of(workload, workers) if caches else None
     requests, seqs, hands = _requests(workload)
     world["ttft_s"], world["tpot_s"], world["first"] = limits.ttft_s, limits.tpot_s, limits.first
     world["misses"], world["ahead"], world["touched"] = limits.misses, ahead, -1
@@ -162,7 +169,7 @@ def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records]:
             "mixed": -1 if mixed is None else mixed, "watermark": config.watermark_blocks(spec.num_blocks),
             "max_len": config.max_model_len, "max_queue": min(config.max_queued_sequences, _MOST),
             "params": row_of[id(spec.step_times)],
-            "prefix_tokens": 1 if spec.prefix_caching else 0, "refused": -1,
+            "caches": spec.prefix_caching, "prefix_tokens": 1 if spec.prefix_caching else 0, "refused": -1,
             "head": -1, "tail": -1, "command_head": -1, "news_head": -1, "links": -1,
         }  # fmt: skip
         for name, value in values.items():
