@@ -23,7 +23,7 @@ def run_bounds(args: argparse.Namespace) -> int:
     _, source = workload_of(args.workload)
     serving = serving_of(args, source, profile)
     notes = check_sizes(args, space, serving.model)
-    check_budget(args, space, serving.model)
+    check_budget(args, space, serving)
     search = Search(question, serving, source)
     search.screen(listed(space, serving.model))
     outcome = search.outcome(complete=False)

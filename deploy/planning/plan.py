@@ -46,7 +46,7 @@ def run_plan(args: argparse.Namespace) -> int:
     spec, source = workload_of(args.workload)
     serving = serving_of(args, source, profile)
     notes = check_sizes(args, space, serving.model)
-    check_budget(args, space, serving.model)
+    check_budget(args, space, serving)
     unit = unit_of((*space.prefill_gpus, *space.decode_gpus), serving)
     validation = None if args.validate is None else Validation.of(args, space, profile)
     with Processes(spec, source, args.processes) as processes, sigterm_is_ctrl_c():

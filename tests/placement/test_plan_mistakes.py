@@ -63,6 +63,18 @@ Run = Callable[..., tuple[int, str]]
         ("plan", {"gpus": 1, "only": "split"}, 2, "--gpus is 1; the least placement, prefill 1xh100 + decode 1xh100,"),
         (
             "plan",
+            {"model": "llama-3.1-70b", "gpu": "l40s,h100", "tp": None, "gpus": None, "max_cost": 1},
+            2,
+            "--max-cost is 1; the least placement, colocated 1xl40s tp4, chunk 512, takes 6.4",
+        ),
+        (
+            "plan",
+            {"model": "llama-3.1-70b", "gpu": "l40s,h100", "tp": None, "gpus": 1},
+            2,
+            "colocated 1xh100 tp2, chunk 512, takes 2",
+        ),
+        (
+            "plan",
             {"gpu": "h100-pcie,a100", "max_cost": 3, "max_power": 375},
             2,
             "no placement keeps within --gpus 3 and -",
