@@ -88,5 +88,6 @@ def test_compiling_is_said_once_and_not_of_what_is_on_disk(capsys: pytest.Captur
         tell_if_compiling(kept_nowhere)
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("compiling the simulator")
+    assert "later runs" not in err and "NUMBA_CACHE_DIR" in err
     tell_if_compiling()
     assert capsys.readouterr().err == ""
