@@ -24,6 +24,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pdserve.settings import ConfigError
 from placement.workload.conversations import CHARS_PER_TOKEN
 from placement.workload.files import Format
@@ -63,7 +65,7 @@ class WorkloadSpec:
     turns: str = "first"  # of a conversation: first or all
     chars_per_token: float = CHARS_PER_TOKEN  # estimate where no tokenizer is at hand
     block: int = DEFAULT_BLOCK_TOKENS  # tokens that one prefix id of a file stands for
-    prefix: int = 0  # tokens of a system prompt that all share (input= and output= only)
+    prefix: int = 0  # tokens of input that all share, a system prompt; of a shorter prompt, all of it
 
     @property
     def path(self) -> Path | None:
@@ -215,5 +217,13 @@ def _check(spec: WorkloadSpec, flag: str) -> None:
             raise _wrong(flag, f"has {given[0]}=, which is for trace files alone")
     if spec.prefix and not made:
         raise _wrong(flag, "has prefix=, which goes with input= and output= alone")
+    if spec.prefix and spec.input is not None and spec.prefix > (longest := _longest(spec.input, spec.max_input)):
+        raise _wrong(flag, f"prefix is {spec.prefix} and no prompt has more than {longest} tokens; input includes it")
     if spec.start >= spec.end:
         raise _wrong(flag, f"start is {spec.start:g} and end is {spec.end:g}; start must be less")
+
+
+def _longest(prompt: Lengths, limit: int | None) -> int:
+    """Tokens that no prompt has more of; of a lognormal one, that none in a billion has."""
+    drawn = int(prompt.quantile(np.ones(1))[0])
+    return drawn if limit is None else min(drawn, limit)

@@ -120,6 +120,9 @@ REFUSED = [
     ("azure-conv,input=5", "lengths come from one of them"),
     ("azure-conv,head=5", "head=, which is for trace files alone"),
     ("azure-conv,prefix=5", "prefix=, which goes with input="),
+    ("input=40,output=5,prefix=41", "prefix is 41 and no prompt has more than 40 tokens; input includes it"),
+    ("input=9..40,output=5,prefix=41", "prefix is 41 and no prompt has more than 40 tokens"),
+    ("input=90,output=5,prefix=41,max-input=40", "prefix is 41 and no prompt has more than 40 tokens"),
     ("x.csv,start=5,end=5", "start must be less"),
     ("x.csv,clip=yes", "needs max-input= and max-output="),
 ]
