@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -26,6 +27,8 @@ COMMANDS = {
     "make-model": "write a model with random weights, for tests and measurements",
 }
 """Name -> what it does; each lives in deploy/commands/<name>.py as add_arguments(parser) and run(args) -> exit code."""
+
+_CLIENTS = ("generate", "bench")
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, arguments: list[str]) -> int:
     program = f"pdserve {name}"
+    if name in _CLIENTS and "grpc" not in sys.modules:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC prints a line of its own above our error
     command = importlib.import_module("deploy.commands." + name.replace("-", "_"))
     parser = Parser(prog=program, description=COMMANDS[name], allow_abbrev=False)
     command.add_arguments(parser)

@@ -15,7 +15,11 @@ NAMES = ("tls_ca", "tls_cert", "tls_key")
 
 def add_tls_arguments(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     """For grpcs:// and https:// servers."""
-    group.add_argument("--tls-ca", metavar="F.pem", help="who signed the server's certificate (default: the system's)")
+    group.add_argument(
+        "--tls-ca",
+        metavar="F.pem",
+        help="who signed the server's certificate (default: those whom this machine trusts)",
+    )
     group.add_argument("--tls-cert", metavar="F.pem", help="our certificate, where the server wants one")
     group.add_argument("--tls-key", metavar="F.pem", help="its key (default: in the same file)")
 
@@ -36,10 +40,10 @@ def tls_of(args: argparse.Namespace) -> Tls:
     return Tls(args.tls_ca, args.tls_cert, args.tls_key)
 
 
-def refuse_tls(args: argparse.Namespace, server: str) -> None:
-    """Errors: ConfigError for a flag of TLS and a server without."""
+def refuse_tls(args: argparse.Namespace, server: str, instead: str) -> None:
+    """Errors: ConfigError for a flag of TLS and a server without; `instead`: what to do where it speaks TLS."""
     if given := [flag(name) for name in NAMES if getattr(args, name) is not None]:
-        raise ConfigError([f"{given[0]} means nothing to {server}; TLS is spoken to grpcs:// and https:// servers"])
+        raise ConfigError([f"{given[0]} means nothing to {server}; where TLS is spoken, {instead}"])
 
 
 def _tried(name: str, path: str, use: Callable[[], object]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+
+BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+"""Where a machine's list is in one file: Debian and Ubuntu, Red Hat and SUSE, Alpine and macOS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,16 @@ class Tls:
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """For gRPC."""
-        roots = self.ca or ssl.get_default_verify_paths().cafile  # None: gRPC's own list
+        roots = self.ca or system_bundle()  # None: gRPC's own list
         cert = None if self.cert is None else Path(self.cert).read_bytes()
         key = None if self.cert is None else Path(self.key or self.cert).read_bytes()
         return grpc.ssl_channel_credentials(None if roots is None else Path(roots).read_bytes(), key, cert)
+
+
+def system_bundle() -> str | None:
+    """One file of all whom this machine trusts; None where there is none.
+
+    OpenSSL's own (SSL_CERT_FILE, or as it was built) first. Many have a directory alone, which gRPC cannot read: then
+    the file that distributions write beside it.
+    """
+    return ssl.get_default_verify_paths().cafile or next(filter(os.path.isfile, BUNDLES), None)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from bench.load.grpc_stream import GrpcPool, grpc_request
 from bench.load.http_stream import HttpPool, completion_body, http_request
-from bench.load.tls_words import grpc_hint, https_hint
+from bench.load.tls_words import grpc_words, https_hint
 from pdserve.client import Client
 from pdserve.errors import ServingError
 from pdserve.exit import ExitCode, StartError
@@ -140,7 +140,7 @@ def _introduced_grpc(target: Target, flag: str) -> Target:
             info = client.server_info(ASK_LIMIT_S)
     except ServingError as error:
         hint = f"what answers there does not speak gRPC: if it is HTTP, say http://{target.host}:{target.port}"
-        said = f"it does not answer: {error}{grpc_hint(str(error), target.tls)}"
+        said = grpc_words(str(error), target.tls, "it does not answer")
         said = hint if "Failed parsing HTTP/2" in str(error) else said
         raise StartError(f"{flag} is {target.name}; {said}") from None
     alive = sum(worker.up for worker in info.workers)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 
 from pdserve.tls import Tls
 
-_NOT_TRUSTED = "its certificate is not trusted{}: --tls-ca names who signed it"
-_OTHER_NAME = "its certificate is for another name{}"
+_VERIFY = re.compile(r"CERTIFICATE_VERIFY_FAILED: ([^:;]+)")
+_OTHER_NAME = "its certificate is for another name"
 _CLIENT = "if it wants a client certificate, give --tls-cert"
 _NO_TLS = "it does not speak TLS: say {} without the s"
 _ENDED = ("Socket closed", "Connection reset", "Broken pipe")
@@ -16,8 +17,9 @@ _ENDED = ("Socket closed", "Connection reset", "Broken pipe")
 def https_hint(error: Exception, tls: Tls) -> str | None:
     """None where the error is not one of TLS."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        kind = _OTHER_NAME if "ismatch" in error.verify_message else _NOT_TRUSTED
-        return kind.format(f" ({error.verify_message})")
+        if "ismatch" in error.verify_message:
+            return f"{_OTHER_NAME} ({error.verify_message})"
+        return _not_trusted(error.verify_message, tls)
     if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
         return _NO_TLS.format("https")
     if tls.cert is None and isinstance(error, ssl.SSLError | ConnectionResetError | BrokenPipeError):
@@ -25,15 +27,22 @@ def https_hint(error: Exception, tls: Tls) -> str | None:
     return None
 
 
-def grpc_hint(said: str, tls: Tls | None) -> str:
-    """What may help, by gRPC's words of a connection that failed; empty where they tell nothing of TLS."""
+def grpc_words(said: str, tls: Tls | None, otherwise: str) -> str:
+    """What gRPC says of a connection that failed: shortly where TLS is why, else as it is, after `otherwise`."""
+    if tls is not None and (why := _VERIFY.search(said)) is not None:
+        return _not_trusted(why[1].strip(), tls)
+    if "Hostname Verification" in said:
+        return _OTHER_NAME
+    if "WRONG_VERSION_NUMBER" in said:
+        return _NO_TLS.format("grpcs")
     hint = ""
-    if "CERTIFICATE_VERIFY_FAILED" in said:
-        hint = _NOT_TRUSTED.format("")
-    elif "Hostname Verification" in said:
-        hint = _OTHER_NAME.format("")
-    elif "WRONG_VERSION_NUMBER" in said:
-        hint = _NO_TLS.format("grpcs")
-    elif any(words in said for words in _ENDED) and (tls is None or tls.cert is None):
-        hint = "if it wants TLS, say grpcs://" if tls is None else _CLIENT
-    return f"; {hint}" if hint else ""
+    if any(words in said for words in _ENDED) and (tls is None or tls.cert is None):
+        hint = "; if it wants TLS, say grpcs://" if tls is None else f"; {_CLIENT}"
+    return f"{otherwise}: {said}{hint}"
+
+
+def _not_trusted(why: str, tls: Tls) -> str:
+    if "expired" in why or "not yet valid" in why:
+        return f"its certificate does not hold today ({why})"
+    remedy = "--tls-ca names who signed it" if tls.ca is None else f"who signed it is not in --tls-ca {tls.ca}"
+    return f"its certificate is not trusted ({why}): {remedy}"

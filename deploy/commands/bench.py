@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         if path is not None:
             check_output(path, flag)
     if not any((server or "").startswith(("grpcs:", "https:")) for server in (args.server, args.compare)):
-        refuse_tls(args, f"--server {args.server}")
+        refuse_tls(args, f"--server {args.server}", "say grpcs:// or https://")
     return Command(args, source, _target(args, args.server, "--server")).run()
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import closing
 
-from bench.load.tls_words import grpc_hint
+from bench.load.tls_words import grpc_words
 from deploy.arguments import above_zero, api_key, whole
 from deploy.tls_arguments import add_tls_arguments, refuse_tls, tls_of
 from pdserve.client import Client, Completion, GenerateOptions
@@ -80,7 +80,7 @@ def _server(args: argparse.Namespace) -> tuple[str, Tls | None]:
     if bad:
         raise StartError(bad[0], ExitCode.CONFIG)
     if scheme != "grpcs":
-        refuse_tls(args, args.server)
+        refuse_tls(args, args.server, f"say grpcs://{address}")
         return address, None
     return address, tls_of(args)
 
@@ -99,7 +99,7 @@ def _stream(client: Client, prompt: str, options: GenerateOptions) -> Completion
 def _failure(server: str, error: ServingError | ValueError, tls: Tls | None) -> StartError:
     """What the caller did wrong is 2, as for any argument; everything else failed."""
     if isinstance(error, ServingError) and error.status is StatusCode.UNAVAILABLE:
-        return StartError(f"--server is {server}; it cannot serve: {error}{grpc_hint(str(error), tls)}")
+        return StartError(f"--server is {server}; {grpc_words(str(error), tls, 'it cannot serve')}")
     callers_fault = isinstance(error, RequestError | ValueError) and not isinstance(error, NotFound | Unauthenticated)
     return StartError(str(error), ExitCode.CONFIG if callers_fault else ExitCode.FAILED)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import ssl
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from socket import create_server
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -20,6 +23,7 @@ import pytest
 
 from bench.load.target import introduced, parse_target
 from deploy.cli import main
+from pdserve import tls
 from pdserve.client import AsyncClient, Client, GenerateOptions, Tls
 from pdserve.errors import ServingError
 from pdserve.exit import StartError
@@ -153,8 +157,36 @@ def test_generate_takes_a_server_with_tls(papers: Papers, capsys: pytest.Capture
         assert capsys.readouterr().out == "four\n"
         assert main(given) == 1
         assert "if it wants a client certificate, give --tls-cert" in capsys.readouterr().err
-        assert main([*given[:3], "one"]) == 1
-        assert "certificate is not trusted: --tls-ca names who signed it" in capsys.readouterr().err
+        other = [*given[:3], "--tls-ca", papers.client[0], "one"]
+        assert main(other) == 1
+        assert f"certificate): who signed it is not in --tls-ca {papers.client[0]}" in capsys.readouterr().err
+        assert main(["generate", *given[3:], "--server", f"127.0.0.1:{port}"]) == 2
+        assert f"where TLS is spoken, say grpcs://127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_what_is_not_trusted_is_one_line_with_nothing_of_grpcs_own(papers: Papers) -> None:
+    with serving(papers) as port:
+        address = f"grpcs://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "deploy.cli", "generate", "--server", address, "one"]
+        env = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+    why = "unable to get local issuer certificate"
+    said = f"its certificate is not trusted ({why}): --tls-ca names who signed it"
+    assert (ran.returncode, ran.stderr) == (1, f"pdserve generate: error: --server is {address}; {said}\n")
+
+
+def test_a_machine_whose_openssl_has_a_directory_alone_is_read_from_the_usual_file(
+    papers: Papers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on Ubuntu: its directory gRPC cannot read, and gRPC's own list has no company's CA."""
+    nothing = str(tmp_path / "none.pem")
+    alone = SimpleNamespace(cafile=None, capath=str(tmp_path))
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: alone)
+    monkeypatch.setattr(tls, "BUNDLES", (nothing, papers.ca))
+    with serving(papers) as port, Client(f"127.0.0.1:{port}", tls=Tls()) as client:
+        assert client.generate("one").text == "four"
+    monkeypatch.setattr(tls, "BUNDLES", (nothing,))
+    assert tls.system_bundle() is None
 
 
 def test_bench_knows_servers_with_tls_and_says_what_they_want(papers: Papers) -> None:
