@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prefill",
         metavar="K=V,...",
-        help="workers=N,tp=N,pp=N; distserve: tp=N,pp=N; splitwise: gpu=NAME,tp=N,machines=N",
+        help="workers=N,tp=N,pp=N,gpu=TYPE or N alone; 0, or left out: colocated, decode workers compute prompts; "
+        "distserve: tp=N,pp=N; splitwise: gpu=NAME,tp=N,machines=N",
     )
     parser.add_argument("--decode", metavar="K=V,...", help="the same for decode; --backend vllm has no use for it")
     parser.add_argument(

@@ -23,6 +23,7 @@ from placement.search.candidate import Candidate, Pool
 from placement.search.job import Simulated
 from placement.search.plan_file import percentiles
 from placement.simulator.fast.run import compiled_parts, unsupported
+from placement.simulator.requests import Outcome
 from placement.simulator.results import RequestColumns
 from placement.workload.workload import Workload
 
@@ -62,7 +63,8 @@ def run_simulate(args: argparse.Namespace) -> int:
         tell_if_compiling(*compiled_parts(cluster, workload))
     rows = Simulated(cluster)(workload)
     print(f"{candidate}: {_traffic(workload, args.rate or source.own_rate)}")
-    print("\n".join([*_summary(rows, args), *caveats(profile, serving, [candidate], rows)]))
+    shares = serving.prefix_caching and workload.prefixes is not None and len(workload.prefixes.ids) > 0
+    print("\n".join([*_summary(rows, args, shares), *caveats(profile, serving, [candidate], rows)]))
     if args.output is not None:
         write_output(args.output, _lines(rows))
         print(f"{len(workload)} rows: {args.output}")
@@ -75,12 +77,20 @@ def _candidate(args: argparse.Namespace, model: ModelShape) -> Candidate:
         chunk = count(args.chunk) if args.chunk is not None else 2048
     except argparse.ArgumentTypeError as error:
         raise ConfigError([f"--chunk: {error}"]) from None
-    decode = _pool("decode", args.decode, gpu, model)
-    return Candidate(None if args.prefill is None else _pool("prefill", args.prefill, gpu, model), decode, chunk)
+    decode = _pool("decode", _pairs("decode", args.decode, gpu), gpu, model)
+    if args.prefill is None or (prefill := _pairs("prefill", args.prefill, gpu))["workers"] == "0":
+        return Candidate(None, decode, chunk)
+    return Candidate(_pool("prefill", prefill, gpu, model), decode, chunk)
 
 
-def _pool(name: str, text: str, gpu: str, model: ModelShape) -> Pool:
-    values = pairs(name, text, {"workers": "1", "tp": "1", "pp": "1", "gpu": gpu})
+def _pairs(name: str, text: str, gpu: str) -> dict[str, str]:
+    """Of a pool; a number alone is that of its workers, as `serve` has it."""
+    return pairs(
+        name, f"workers={text}" if text.isdecimal() else text, {"workers": "1", "tp": "1", "pp": "1", "gpu": gpu}
+    )
+
+
+def _pool(name: str, values: Mapping[str, str], gpu: str, model: ModelShape) -> Pool:
     workers, tp, pp = (pair_count(name, key, values[key]) for key in ("workers", "tp", "pp"))
     if model.heads % tp:
         able = [str(one) for one in range(1, model.heads + 1) if model.heads % one == 0]
@@ -122,8 +132,10 @@ def _traffic(workload: Workload, asked: float | None) -> str:
     return f"{num} at {drawn:.3g}/s{also}"
 
 
-def _summary(rows: RequestColumns, args: argparse.Namespace) -> list[str]:
-    if not (rows.outcome == 1).any():
+def _summary(rows: RequestColumns, args: argparse.Namespace, shares: bool) -> list[str]:
+    """`shares`: prompts may find their beginnings cached."""
+    served = rows.outcome == Outcome.FINISHED
+    if not served.any():
         return ["  no request was served"]
     found = percentiles(rows)
     lines = [
@@ -133,7 +145,10 @@ def _summary(rows: RequestColumns, args: argparse.Namespace) -> list[str]:
     ]
     phases = ", ".join(f"{name.removesuffix('_s')} {seconds:.3g} s" for name, seconds in found["phase_means_s"].items())
     lines.append(f"  mean of each phase: {phases}")
-    if (unserved := int((rows.outcome != 1).sum())) > 0:
+    if shares:
+        cached = rows.cached_tokens[served].sum() / rows.prompt_tokens[served].sum()
+        lines.append(f"  prompt tokens found cached: {100 * cached:.3g} %")
+    if (unserved := int((~served).sum())) > 0:
         lines.append(f"  not served: {unserved}")
     targets = {"TTFT": args.slo_ttft, "TPOT": args.slo_tpot}
     if asked := [f"{name} {limit:g} s" for name, limit in targets.items() if limit is not None]:

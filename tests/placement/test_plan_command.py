@@ -80,6 +80,25 @@ def test_a_report_does_not_say_that_what_was_given_up_serves_nothing(run: Run, t
     assert all(f"<td>{words}</td>" in report.read_text() for words in given_up)
 
 
+def test_prefill_0_is_colocated_in_simulate_as_it_is_in_serve(run: Run) -> None:
+    said = [run("simulate", num_requests=20, prefill=one)[1] for one in (None, "0", "workers=0", "2", "workers=2")]
+    assert said[0] == said[1] == said[2] and said[0].startswith("colocated 1xh100, chunk 2048: 20 requests")
+    assert said[3] == said[4] and said[3].startswith("prefill 2xh100 + decode 1xh100")
+    assert (
+        run("simulate", decode="0")[1]
+        .strip()
+        .endswith("--decode: workers='0' must be a whole number from 1 to 1,000,000")
+    )
+
+
+def test_simulate_tells_how_much_was_found_cached_where_prompts_share(run: Run) -> None:
+    shared = {"workload": "input=200,prefix=160,output=5,arrivals=constant", "num_requests": 20, "rate": 1}
+    for prefill in (None, "1"):
+        assert "  prompt tokens found cached: 76 %\n" in run("simulate", prefill=prefill, **shared)[1]
+    assert "cached" not in run("simulate", no_enable_prefix_caching=True, **shared)[1]
+    assert "cached" not in run("simulate", num_requests=20)[1]
+
+
 def test_simulate_tells_the_rate_that_was_asked_for_beside_that_of_the_requests_drawn(run: Run) -> None:
     code, few = run("simulate", rate=5, num_requests=40)
     assert code == 0 and re.search(r"40 requests at \S+/s \(5/s asked for\)$", few.splitlines()[0])
