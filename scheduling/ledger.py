@@ -105,7 +105,8 @@ class WorkerLedger:
         else:
             news = self._news.values()
             sent_since = sum(held.uncomputed_tokens for held in news if held.sent_s >= self._known_s)
-            # both are upper bounds: the ledger ignores what is done of a prompt, the status what ended since
+            # the ledger ignores what is done of a prompt, the status what ended since: the lower is nearer. It may
+            # be too low: what was expected to be cached and is not, the status alone counts until its first token came
             uncomputed = min(self._tokens, reported.uncomputed_tokens + sent_since)
             free = reported.free_blocks - sum(held.blocks for held in news)
         return WorkerLoadView(
