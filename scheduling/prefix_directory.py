@@ -14,7 +14,8 @@ It is a guess: the worker may have evicted what is in here, and never computed w
 is a prompt sent to the second best worker. So keys need not be safe from collisions, as the names of blocks must be
 (scheduling/prefix.py): Python's own hash of a tuple does. It takes 6 microseconds per 1,000 tokens, 256-bit hashes 30.
 Such hashes are promised neither to another process (that of a tenant's name is drawn anew in each, that of no
-name is not) nor to another version of Python, so keys are never sent. And they take -1 for -2: token ids are never negative.
+name is not) nor to another version of Python, so keys are never sent. And they take -1 for -2: token ids are never
+negative.
 
 Source: the router of SGLang (Zheng et al., NeurIPS 2024), which keeps a radix tree of each worker; fixed chunks need no
 tree.

@@ -13,9 +13,6 @@ from placement.compiled import can_be_kept, is_on_disk
 def tell_if_compiling(*functions: Callable[..., object]) -> None:
     """One line on standard error, once, where one of them has to be compiled before it can run."""
     if not all(is_on_disk(function) for function in functions):
-        later = (
-            "later runs find it compiled"
-            if all(can_be_kept(function) for function in functions)
-            else "so will every run: there is nowhere to keep it, but where NUMBA_CACHE_DIR may name a directory"
-        )
-        print(f"compiling the simulator, which may take a minute; {later}", file=sys.stderr, flush=True)
+        kept = all(can_be_kept(function) for function in functions)
+        later = "; later runs find it compiled" if kept else " in every run: set NUMBA_CACHE_DIR to where it can be kept"
+        print(f"compiling the simulator, which may take a minute{later}", file=sys.stderr, flush=True)
