@@ -14,5 +14,5 @@ def tell_if_compiling(*functions: Callable[..., object]) -> None:
     """One line on standard error, once, where one of them has to be compiled before it can run."""
     if not all(is_on_disk(function) for function in functions):
         kept = all(can_be_kept(function) for function in functions)
-        later = "; later runs find it compiled" if kept else " in every run: set NUMBA_CACHE_DIR to where it can be kept"
+        later = "; later runs find it compiled" if kept else " in every run: NUMBA_CACHE_DIR says where to keep it"
         print(f"compiling the simulator, which may take a minute{later}", file=sys.stderr, flush=True)
