@@ -70,10 +70,21 @@ def price(candidate: Candidate, unit: str) -> str:
 def more_lines(outcome: Outcome, question: Question, unit: str) -> list[str]:
     """What belongs beside the answer."""
     scaled = [] if outcome.scaled is None else [_scaled_line(outcome.scaled, question)]
+    scaled += _trace_lines(outcome if outcome.scaled is None else outcome.scaled.part)
     if question.rate is not None:
         return _how_sure(outcome, question, question.rate, unit) + scaled
     other = _other_kind(outcome)
     return ([] if other is None else [other]) + scaled
+
+
+def _trace_lines(outcome: Outcome) -> list[str]:
+    """Where requests of a trace were left out, which may be longer than those that were not."""
+    if outcome.best is None or outcome.best.goodput is None:
+        return []
+    most = max((one.num_requests for one in outcome.best.goodput.probes), default=0)
+    if most >= outcome.num_recorded:
+        return []
+    return [f"the trace has {outcome.num_recorded:,} requests, of which the longest run took the first {most:,} only"]
 
 
 def _scaled_line(scaled: Scaled, question: Question) -> str:
@@ -138,8 +149,13 @@ def _other_kind(outcome: Outcome) -> str | None:
     found = max(others, key=lambda one: one.rate)
     if found.goodput is None or found.rate <= 0.0:
         return f"no {kind} placement serves more than {figure(max(one.ceiling for one in others))} requests/s"
+    worse = f"{found.rate / best.rate - 1:+.0%}"
+    if found.below is not None:
+        at_best = f"{min(found.below, best.rate) / best.rate - 1:+.0%}"
+        seen = f"at least {figure(found.rate)}, less than {figure(found.below)} requests/s"
+        return f"best {kind}: {found.candidate}: {seen}, {at_best if at_best == worse else f'{worse} to {at_best}'}"
     close = "; too close to call" if found.goodput.high > best.goodput.low else ""
-    return f"best {kind}: {found.candidate}: {figure(found.rate)} requests/s, {found.rate / best.rate - 1:+.0%}{close}"
+    return f"best {kind}: {found.candidate}: {figure(found.rate)} requests/s, {worse}{close}"
 
 
 def table(outcome: Outcome, question: Question) -> list[str]:

@@ -11,7 +11,7 @@ from placement.search.bracket import Attainment, Verdict, interval
 from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate
 from placement.search.goodput import Goodput, look
-from placement.search.job import answer_of, compiled, do_job, run_of
+from placement.search.job import answer_of, compiled, deciding, do_job, run_of
 from placement.search.search import Answer, Job, Question
 from placement.search.space import Space
 from placement.simulator.results import SimulationResult
@@ -80,12 +80,13 @@ class _Looker:
         whole = self._filled(part.candidate, copies)
         cluster, bounds = cluster_of(whole, self._serving), self._screen(whole)
         run = run_of(whole, cluster, self._source, self._question.seed)
+        effort = deciding(self._question.effort, cluster, self._source)
         probes: list[Attainment] = []
         good: tuple[float, SimulationResult | None] = (0.0, None)
         beyond: SimulationResult | None = None
         rate = min(part.rate * whole.gpus / part.candidate.gpus, bounds.rate)
         for _ in range(_LOOKS):
-            found, result = look(run, rate, self._question.slo, self._question.effort)
+            found, result = look(run, rate, self._question.slo, effort)
             probes.append(found)
             if found.verdict is Verdict.GOOD:
                 good = max(good, (rate, result), key=lambda one: one[0])

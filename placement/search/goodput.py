@@ -39,17 +39,26 @@ class Effort:
     tolerance: float = 0.02  # of the rate
     max_probes: int = 14
     stays: float = 6.0  # a run's traffic is so many times as long as its requests stay
+    whole: int = 0  # requests of a run that decides: as many, or a multiple; 0: any number
 
     @property
     def shortest(self) -> Effort:
         """To find about where to look."""
-        return replace(self, max_requests=self.min_requests, tolerance=COARSE, stays=_FEW_STAYS)
+        return replace(self, max_requests=self.min_requests, tolerance=COARSE, stays=_FEW_STAYS, whole=0)
+
+    def over(self, trace: int) -> Effort:
+        """To judge by all requests of a trace, not by its first: what is judged of a run is as long as that."""
+        return replace(self, whole=math.ceil(trace / (1.0 - WARM_UP)))
+
+    def rounded(self, num: int) -> int:
+        """Up to what a run may have."""
+        return math.ceil(num / self.whole) * self.whole if self.whole else num
 
     def shorter(self, upper: float) -> tuple[Effort, ...]:
         """The shortest, and one between. None where so few requests would be seconds of traffic."""
         if self.min_seconds * _LIKELY * upper > GROW * self.min_requests:
             return ()
-        between = replace(self, max_requests=GROW * self.min_requests, tolerance=2.5 * self.tolerance)
+        between = replace(self, max_requests=GROW * self.min_requests, tolerance=2.5 * self.tolerance, whole=0)
         return tuple(one for one in (self.shortest, between) if one.max_requests < self.max_requests)
 
 
@@ -106,6 +115,7 @@ def _look(run: Run, rate: float, slo: Slo, effort: Effort, likely: int) -> tuple
     """
     num = int(max(effort.min_requests, min(effort.max_requests, max(likely, effort.min_seconds * rate))))
     while True:
+        num = effort.rounded(num)
         first = int(WARM_UP * num)
         share = max(slo.attainment - _HOPELESS, 0.5 * slo.attainment)
         result = run(rate, num, GiveUp(slo.ttft_s, slo.tpot_s, first, int((1.0 - share) * (num - first))))

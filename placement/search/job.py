@@ -10,7 +10,8 @@ from placement.search.bounds import Bounds, Slo
 from placement.search.bracket import Attainment, Bracket, Verdict
 from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate
-from placement.search.goodput import Goodput, confirm, find_goodput, look, look_shortly, saturation_of
+from placement.search.goodput import Effort, Goodput, confirm, find_goodput, look, look_shortly, saturation_of
+from placement.search.lasting import SEED, last, lasting
 from placement.search.search import Answer, Job, Outcome, Question, Search
 from placement.search.steady import Run
 from placement.simulator.cluster import ClusterSpec
@@ -24,6 +25,7 @@ from placement.workload.transform import clipped, sped_up
 from placement.workload.workload import Workload
 
 _FEW = 1000  # requests: enough to see of what kind they are
+MOST_TRACE = 20_000  # requests of a trace that one run takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +84,18 @@ def traffic(source: WorkloadSource, rate: float, num_requests: int, seed: int, c
 
 def do_job(job: Job, question: Question, serving: Serving, source: WorkloadSource) -> Answer:
     """Simulate one candidate for a question: a short run, or all that is asked."""
-    candidate, bounds, slo, effort = job.candidate, job.bounds, question.slo, question.effort
+    candidate, bounds, slo = job.candidate, job.bounds, question.slo
     cluster = cluster_of(candidate, serving)
+    effort = deciding(question.effort, cluster, source)
     run = run_of(candidate, cluster, source, question.seed)
     if job.rate is not None:
         return _one_look(job, *look_shortly(run, job.rate, slo, effort.shortest), slo)
+    if job.last is not None:
+        return _lasting(job, job.last, question, cluster, source)
     if question.rate is not None:
         found, result = look(run, question.rate, slo, effort)
         if found.verdict is not Verdict.GOOD:
-            why = binding_of(result, slo, bounds.binding, colocated=candidate.prefill is None)
-            return Answer(candidate, bounds, Goodput(0.0, 0.0, question.rate, (found,)), f"misses at this rate: {why}")
+            return _missed(job, (found,), result, slo)
         goodput = Goodput(question.rate, 0.0, bounds.rate, (found,), result)
         return answer_of(candidate, bounds, goodput, cluster, question)
     saturation = saturation_of(run, effort)
@@ -104,6 +108,47 @@ def do_job(job: Job, question: Question, serving: Serving, source: WorkloadSourc
         run, slo, bounds.rate, effort, worth=lambda rate: rate > job.floor, hints=job.hints, saturation=saturation
     )
     return answer_of(candidate, bounds, goodput, cluster, question)
+
+
+def deciding(effort: Effort, cluster: ClusterSpec, source: WorkloadSource) -> Effort:
+    """Runs that decide take all requests of a trace: its first may be shorter than the others."""
+    return effort.over(judged_of(source)) if _is_compiled(cluster, source) else effort
+
+
+def judged_of(source: WorkloadSource) -> int:
+    """Requests of a trace that a run takes at least; 0: there is none, or they are drawn from all over it."""
+    return 0 if source.recorded is None or source.spec.resample else min(len(source.recorded), MOST_TRACE)
+
+
+def _is_compiled(cluster: ClusterSpec, source: WorkloadSource) -> bool:
+    """Else only the real code can run it, for which long runs are too many."""
+    return not unsupported(cluster, source.build(rate=1.0, num_requests=1, seed=0))
+
+
+def _lasting(job: Job, known: Goodput, question: Question, cluster: ClusterSpec, source: WorkloadSource) -> Answer:
+    """What was found of the best, looked at for long and with other requests."""
+    slo, effort = question.slo, deciding(question.effort, cluster, source)
+    if not _is_compiled(cluster, source):
+        return answer_of(job.candidate, job.bounds, known, cluster, question)
+    run = run_of(job.candidate, cluster, source, question.seed + SEED)
+    if question.rate is None:
+        return answer_of(
+            job.candidate, job.bounds, lasting(run, slo, known, job.bounds.rate, effort), cluster, question
+        )
+    found, result = last(run, question.rate, slo, effort, known)
+    probes = (found, *known.probes)
+    if found.verdict is not Verdict.GOOD:
+        return _missed(job, probes, result, slo)
+    return answer_of(job.candidate, job.bounds, replace(known, probes=probes, at_rate=result), cluster, question)
+
+
+def _missed(job: Job, probes: tuple[Attainment, ...], result: SimulationResult, slo: Slo) -> Answer:
+    """A rate that was asked for is not carried."""
+    why = binding_of(result, slo, job.bounds.binding, colocated=job.candidate.prefill is None)
+    reason = f"misses at this rate: {why}"
+    if probes[0].verdict is Verdict.UNSTABLE:
+        reason = "does not keep up: the backlog grows"
+    return Answer(job.candidate, job.bounds, Goodput(0.0, 0.0, probes[0].rate, probes), reason)
 
 
 def _one_look(job: Job, found: Attainment, result: SimulationResult, slo: Slo) -> Answer:
@@ -119,7 +164,7 @@ def confirmed(answer: Answer, question: Question, serving: Serving, source: Work
         return answer
     cluster = cluster_of(answer.candidate, serving)
     run = run_of(answer.candidate, cluster, source, question.seed)
-    slo, upper, effort = question.slo, answer.bounds.rate, question.effort
+    slo, upper, effort = question.slo, answer.bounds.rate, deciding(question.effort, cluster, source)
     if question.rate is None:
         return replace(answer, goodput=confirm(run, slo, answer.goodput, upper, effort))
     asked, found = answer.goodput.probes[:1], find_goodput(run, slo, upper, effort)

@@ -31,6 +31,7 @@ class Heat:
     rate: float | None = None  # of a short run; None: its goodput is found
     test: bool = False  # at a rate that another serves
     floor: float = 0.0  # of the rate: what does not reach it is given up
+    last: bool = False  # whether its goodput, found before, lasts
 
 
 class Runner:
@@ -43,8 +44,8 @@ class Runner:
         self.reason = ""
         self.heat = Heat()  # under way, or the last one
         self.busy = False
-        self.settled = False
         self.found: Goodput | None = None  # its goodput
+        self.lasting = False  # as a long run has it
         self._bracket = Bracket(bounds.rate, target, COARSE)  # of short runs
         self._tests: list[Attainment] = []
         self._target = target
@@ -54,6 +55,11 @@ class Runner:
     def rate(self) -> float:
         """Seen to be served, if only in a short run and perhaps by chance."""
         return max((one.rate for one in self._good), default=0.0) if self.found is None else self.found.rate
+
+    @property
+    def settled(self) -> bool:
+        """Not so where it was given up: it may come back when another does not last."""
+        return self.found is not None
 
     @property
     def goodput(self) -> Goodput:
@@ -95,8 +101,8 @@ class Runner:
         """What came of the heat."""
         heat, self.busy, self.reason = self.heat, False, reason
         if heat.rate is None:
-            self.settled = True
-            if found.rate >= heat.floor:
+            self.lasting = heat.last
+            if heat.last or found.rate >= heat.floor:
                 self.found = found
                 return
             self.most = min(self.most, heat.floor)
@@ -197,6 +203,9 @@ class Races:
                 yield runner
             elif any(one.busy for one in self._runners.values()):
                 yield None
+            elif (best := self._unproven()) is not None:
+                best.send(Heat(last=True))
+                yield best
             else:
                 return
 
@@ -206,6 +215,12 @@ class Races:
         runner = self._runners[candidate]
         runner.enter(replace(found, at_rate=None), reason)
         return runner.found is not None
+
+    def _unproven(self) -> Runner | None:
+        """The best, if it was not looked at for long; the others may be in the race again after that."""
+        found = [one for one in self if one.found is not None and one.rate > 0.0]
+        best = max(found, key=lambda one: one.worth * one.rate, default=None)
+        return None if best is None or best.lasting else best
 
     def _next(self) -> Runner | None:
         for kind, race in self._races.items():

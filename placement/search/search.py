@@ -64,6 +64,7 @@ class Answer:
     goodput: Goodput | None  # None: screened out
     reason: str  # what binds, or why it was not simulated
     used: Utilisation | None = None  # at its goodput
+    below: float | None = None  # given up: it serves less than this, and its rate is a lower bound
 
     @property
     def rate(self) -> float:
@@ -96,6 +97,7 @@ class Outcome:
     unfit: tuple[str, ...]  # why others do not fit
     complete: bool  # False: interrupted
     scaled: Scaled | None = None  # of a cluster too large to search
+    num_recorded: int = 0  # requests of the trace; 0: there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ class Job:
     floor: float  # of the rate: what cannot beat it is given up
     rate: float | None = None  # a short run is asked for, at this rate; None: all that the question asks
     hints: tuple[Attainment, ...] = ()  # what short runs told
+    last: Goodput | None = None  # what was found: whether it lasts is asked for
 
 
 class Search:
@@ -135,6 +138,9 @@ class Search:
         self._races = Races(question.slo.attainment, question.effort)
         self._best: Answer | None = None
         self._sure: Answer | None = None
+        self._sent: dict[Candidate, bool] = {}  # at the question's rate: whether its answer is still to come
+        self._skipped: dict[Candidate, Answer] = {}  # not simulated, as long as there is a better one
+        self._lasting: set[Candidate] = set()  # looked at for long
         self._failed: dict[tuple[object, ...], list[Candidate]] = {}  # at the question's rate, by shape
         self.num_candidates = 0
 
@@ -176,19 +182,41 @@ class Search:
         """The next thing worth simulating, until there is none; None: not before another answer is there."""
         if self.question.rate is None:
             for one in self._races.heats():
-                yield None if one is None else Job(one.candidate, one.bounds, one.heat.floor, one.heat.rate, one.hints)
+                yield None if one is None else _job_of(one)
             return
-        for candidate, bounds in self._waiting:
-            why_not = self._hopeless(candidate)
-            if why_not:
-                self._answers.append(Answer(candidate, bounds, None, why_not))
-            else:
+        yield from self._asked()
+
+    def _asked(self) -> Iterator[Job | None]:
+        """Of a rate that was asked for. Whatever was found is looked at for long at last; if it does not last, the
+        others are looked at again."""
+        while True:
+            for candidate, bounds in self._waiting:
+                if candidate in self._sent:
+                    continue
+                if why_not := self._hopeless(candidate):
+                    self._skipped[candidate] = Answer(candidate, bounds, None, why_not)
+                    continue
+                self._skipped.pop(candidate, None)
+                self._sent[candidate] = True
                 yield Job(candidate, bounds, 0.0)
+            if any(self._sent.values()):
+                yield None
+                continue
+            found = (one for one in (self._best, self._sure) if one is not None)
+            due = next((one for one in found if one.candidate not in self._lasting), None)
+            if due is None:
+                return
+            self._lasting.add(due.candidate)
+            self._sent[due.candidate] = True
+            assert due.goodput is not None
+            yield Job(due.candidate, due.bounds, 0.0, last=replace(due.goodput, at_rate=None))
 
     def take(self, answer: Answer) -> None:
         """One job is done. Only the best keeps its run: a run is megabytes."""
         if self.question.rate is None and not self._races.enter(answer.candidate, answer.goodput, answer.reason):
             return
+        self._sent[answer.candidate] = False
+        self._forget(answer.candidate)
         if answer.goodput is not None and answer.rate == 0.0 and self.question.rate is not None:
             self._failed.setdefault(shape_of(answer.candidate), []).append(answer.candidate)
         if self.question.rate is not None and answer.surely_good(self.question.slo.attainment):
@@ -197,12 +225,23 @@ class Search:
         if answer.rate > 0.0 and (self._best is None or self._rank(answer) < self._rank(self._best)):
             loser, self._best = self._best, answer
         if loser is not None:
-            goodput = loser.goodput
-            self._answers.append(replace(loser, goodput=None if goodput is None else replace(goodput, at_rate=None)))
+            self._answers.append(_without_run(loser))
+
+    def _forget(self, candidate: Candidate) -> None:
+        """What was known of it before it was looked at for long; the next best takes its place until then."""
+        known = [*self._answers, *([] if self._best is None else [self._best])]
+        if all(one.candidate != candidate for one in known):
+            return
+        known = sorted((one for one in known if one.candidate != candidate), key=self._rank)
+        target = self.question.slo.attainment
+        if self.question.rate is not None:
+            self._sure = next((one for one in known if one.surely_good(target)), None)
+        self._best = next((one for one in known if one.rate > 0.0), None)
+        self._answers = [one for one in known if one is not self._best]
 
     @property
     def num_answered(self) -> int:
-        return len(self._answers) + (self._best is not None) + self._races.num_open
+        return len(self._answers) + len(self._skipped) + (self._best is not None) + self._races.num_open
 
     @property
     def best(self) -> Answer | None:
@@ -212,10 +251,14 @@ class Search:
     def outcome(self, *, complete: bool) -> Outcome:
         """What is known now."""
         unsettled = (_so_far(runner) for runner in self._races if runner.found is None)
-        known = sorted((*self._answers, *([] if self._best is None else [self._best]), *unsettled), key=self._rank)
+        skipped = self._skipped.values()
+        known = sorted(
+            (*self._answers, *skipped, *([] if self._best is None else [self._best]), *unsettled), key=self._rank
+        )
         best = self._best or next((one for one in known if one.rate > 0.0), None)
         sure = None if self._sure is None or self._too_dear(self._sure.candidate) else self._sure
-        return Outcome(best, sure, tuple(known), tuple(self._unfit), complete)
+        recorded = () if self.source.spec.resample else self.source.recorded or ()
+        return Outcome(best, sure, tuple(known), tuple(self._unfit), complete, num_recorded=len(recorded))
 
     def _rank(self, answer: Answer) -> tuple[float, ...]:
         """Best first: those that serve, what is asked for, the cheaper, the surer, by what was promised.
@@ -248,8 +291,24 @@ class Search:
         return "" if bigger is None else f"{bigger} is not enough"
 
 
+def _job_of(runner: Runner) -> Job:
+    heat = runner.heat
+    last = runner.found if heat.last else None
+    return Job(runner.candidate, runner.bounds, heat.floor, heat.rate, runner.hints, last)
+
+
+def _without_run(answer: Answer) -> Answer:
+    return answer if answer.goodput is None else replace(answer, goodput=replace(answer.goodput, at_rate=None))
+
+
 def _so_far(runner: Runner) -> Answer:
     bounds, goodput = runner.bounds, runner.goodput
     if not goodput.probes:
         return Answer(runner.candidate, bounds, None, f"at most {bounds.rate:.3g}/s, by {bounds.binding}")
-    return Answer(runner.candidate, bounds, goodput, f"given up: less than {runner.most:.3g}/s; {runner.reason}")
+    return Answer(
+        runner.candidate,
+        bounds,
+        goodput,
+        f"given up: less than {runner.most:.3g}/s; {runner.reason}",
+        below=runner.most,
+    )

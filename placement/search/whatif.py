@@ -13,7 +13,7 @@ from placement.search.bounds import Screen, Slo
 from placement.search.build import DoesNotFit, Serving, cluster_of
 from placement.search.candidate import Candidate
 from placement.search.goodput import find_goodput
-from placement.search.job import Simulated, traffic
+from placement.search.job import Simulated, deciding, traffic
 from placement.search.search import Answer, Question
 from placement.simulator.give_up import GiveUp
 from placement.simulator.results import SimulationResult
@@ -131,6 +131,6 @@ def consequence(
         workload = traffic(source, rate / candidate.replicas, num_requests, question.seed, context)
         return simulated.run(changed(workload, change), give_up)
 
-    goodput = find_goodput(run, slo, bounds.rate, question.effort)
+    goodput = find_goodput(run, slo, bounds.rate, deciding(question.effort, cluster, source))
     why = binding_of(goodput.beyond, slo, bounds.binding, colocated=candidate.prefill is None)
     return Consequence(change, goodput.rate, why)

@@ -58,7 +58,10 @@ def test_the_best_is_as_good_as_every_candidate_simulated_alone() -> None:
     assert best is not None
     for candidate in candidates(Space(4, (H100,), (H100,), (1,), chunks=(512,)), SERVING.model):
         job = Job(candidate, asked_for._bounds(candidate), 0.0)
-        assert do_job(job, asked_for.question, SERVING, SOURCE).rate <= best.rate * (1 + EFFORT.tolerance)
+        found = do_job(job, asked_for.question, SERVING, SOURCE)
+        assert found.goodput is not None
+        lasts = do_job(replace(job, last=found.goodput), asked_for.question, SERVING, SOURCE)
+        assert lasts.rate <= best.rate * (1 + EFFORT.tolerance)
 
 
 def test_a_run_is_given_up_only_when_too_many_have_missed() -> None:
