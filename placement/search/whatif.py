@@ -63,30 +63,27 @@ def as_asked(answer: Answer) -> Consequence:
 
 
 def consistent(found: Sequence[Consequence]) -> tuple[Consequence, ...]:
-    """Tighter targets never carry more than is carried as asked, looser ones never less.
+    """What is harder in every respect never carries more than is carried as asked, what is easier never less.
 
-    Each rate is a search of its own, as exact as its runs are long: of a trace that is repeated to be long enough, ten
-    per cent.
+    Each rate is a search of its own, as exact as its runs are long: some per cent.
     """
     asked = next((one for one in found if one.change == AS_ASKED), None)
     if asked is None:
         return tuple(found)
     told: list[Consequence] = []
     for one in found:
-        wrong = one.rate > asked.rate if _as_hard(one.change) else _as_easy(one.change) and one.rate < asked.rate
+        wrong = one.rate > asked.rate if _is_harder(one.change) else one.rate < asked.rate and _is_easier(one.change)
         told.append(replace(one, rate=asked.rate, binding=asked.binding) if wrong else one)
     return tuple(told)
 
 
-def _as_hard(change: WhatIf) -> bool:
-    """The same requests within tighter targets, or over a slower link."""
-    same = change.prompts == change.outputs == 1.0
-    return same and max(change.ttft, change.tpot, change.network) <= 1.0
+def _is_harder(change: WhatIf) -> bool:
+    """Longer requests, tighter targets, a slower link, or as asked."""
+    return min(change.prompts, change.outputs) >= 1.0 >= max(change.ttft, change.tpot, change.network)
 
 
-def _as_easy(change: WhatIf) -> bool:
-    same = change.prompts == change.outputs == 1.0
-    return same and min(change.ttft, change.tpot, change.network) >= 1.0
+def _is_easier(change: WhatIf) -> bool:
+    return max(change.prompts, change.outputs) <= 1.0 <= min(change.ttft, change.tpot, change.network)
 
 
 def changed(workload: Workload, change: WhatIf) -> Workload:

@@ -64,14 +64,15 @@ def best_rate(case: Case, gpus: int, slo: Slo) -> float:
     return 0.0 if best is None else best.rate
 
 
-def test_a_what_if_with_a_tighter_target_tells_no_more_and_one_with_a_looser_target_no_less() -> None:
+def test_a_what_if_that_is_harder_tells_no_more_and_one_that_is_easier_no_less() -> None:
     def rates(**found: float) -> list[float]:
-        named = {"asked": AS_ASKED, "half": WhatIf("half", ttft=0.5), "twice": WhatIf("twice", ttft=2.0, network=1.0),
-                 "link": WhatIf("link", network=0.1), "short": WhatIf("short", prompts=0.5)}  # fmt: skip
+        named = {"asked": AS_ASKED, "half": WhatIf("half", ttft=0.5), "twice": WhatIf("twice", ttft=2.0),
+                 "link": WhatIf("link", network=0.1), "short": WhatIf("short", prompts=0.5),
+                 "mixed": WhatIf("mixed", prompts=0.5, ttft=0.5)}  # fmt: skip
         return [one.rate for one in consistent([Consequence(named[name], rate, "") for name, rate in found.items()])]
 
-    assert rates(asked=100, half=104, twice=95, link=101, short=180) == [100, 100, 100, 100, 180]
-    assert rates(asked=100, half=60, twice=130, link=90, short=80) == [100, 60, 130, 90, 80]
+    assert rates(asked=100, half=104, twice=95, link=101, short=97, mixed=110) == [100, 100, 100, 100, 100, 110]
+    assert rates(asked=100, half=60, twice=130, link=90, short=180, mixed=80) == [100, 60, 130, 90, 180, 80]
     assert rates(half=104, twice=95) == [104, 95]
 
 
