@@ -129,17 +129,18 @@ def _lasting(job: Job, known: Goodput, question: Question, cluster: ClusterSpec,
     """What was found of the best, looked at for long and with other requests."""
     slo, effort = question.slo, deciding(question.effort, cluster, source)
     if not _is_compiled(cluster, source):
-        return answer_of(job.candidate, job.bounds, known, cluster, question)
+        return replace(answer_of(job.candidate, job.bounds, known, cluster, question), reason=job.reason)
     run = run_of(job.candidate, cluster, source, question.seed + SEED)
     if question.rate is None:
-        return answer_of(
-            job.candidate, job.bounds, lasting(run, slo, known, job.bounds.rate, effort), cluster, question
-        )
+        found_to_last = lasting(run, slo, known, job.bounds.rate, effort)
+        answer = answer_of(job.candidate, job.bounds, found_to_last, cluster, question)
+        return answer if found_to_last.beyond is not None else replace(answer, reason=job.reason)
     found, result = last(run, question.rate, slo, effort, known)
     probes = (found, *known.probes)
     if found.verdict is not Verdict.GOOD:
         return _missed(job, probes, result, slo)
-    return answer_of(job.candidate, job.bounds, replace(known, probes=probes, at_rate=result), cluster, question)
+    answer = answer_of(job.candidate, job.bounds, replace(known, probes=probes, at_rate=result), cluster, question)
+    return replace(answer, reason=job.reason)
 
 
 def _missed(job: Job, probes: tuple[Attainment, ...], result: SimulationResult, slo: Slo) -> Answer:

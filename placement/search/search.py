@@ -120,6 +120,7 @@ class Job:
     rate: float | None = None  # a short run is asked for, at this rate; None: all that the question asks
     hints: tuple[Attainment, ...] = ()  # what short runs told
     last: Goodput | None = None  # what was found: whether it lasts is asked for
+    reason: str = ""  # what was found to bind it
 
 
 class Search:
@@ -209,7 +210,7 @@ class Search:
             self._lasting.add(due.candidate)
             self._sent[due.candidate] = True
             assert due.goodput is not None
-            yield Job(due.candidate, due.bounds, 0.0, last=replace(due.goodput, at_rate=None))
+            yield Job(due.candidate, due.bounds, 0.0, last=replace(due.goodput, at_rate=None), reason=due.reason)
 
     def take(self, answer: Answer) -> None:
         """One job is done. Only the best keeps its run: a run is megabytes."""
@@ -294,7 +295,7 @@ class Search:
 def _job_of(runner: Runner) -> Job:
     heat = runner.heat
     last = runner.found if heat.last else None
-    return Job(runner.candidate, runner.bounds, heat.floor, heat.rate, runner.hints, last)
+    return Job(runner.candidate, runner.bounds, heat.floor, heat.rate, runner.hints, last, runner.reason)
 
 
 def _without_run(answer: Answer) -> Answer:

@@ -16,10 +16,10 @@ from placement.search.bracket import Attainment, Verdict
 from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate, Pool
 from placement.search.goodput import WARM_UP, Effort, Goodput, look
-from placement.search.job import deciding, run_of, search
+from placement.search.job import deciding, do_job, run_of, search
 from placement.search.lasting import lasting
 from placement.search.race import Races
-from placement.search.search import Answer, Question, Search
+from placement.search.search import Answer, Job, Question, Search
 from placement.search.space import Space, candidates
 from placement.simulator.give_up import GiveUp
 from placement.workload.source import WorkloadSource
@@ -109,3 +109,14 @@ def test_of_a_rate_that_was_asked_for_the_next_one_is_the_answer_when_one_does_n
     outcome = asked.outcome(complete=True)
     assert sent == [(1, False), (1, True), (2, False), (2, True)]
     assert outcome.best is not None and outcome.best.candidate.gpus == 2 and outcome.sure is outcome.best
+
+
+def test_a_rate_that_lasts_is_bound_by_what_was_found_beyond_it() -> None:
+    """The long run looks at no higher rate: what binds is what the search found."""
+    source = WorkloadSource(parse_workload_spec("input=500..4000,output=1..40"))
+    asked = Search(Question(SLO, effort=EFFORT), SERVING, source)
+    asked.screen(candidates(Space(1, (H100,), (H100,), (1,), chunks=(512,)), SERVING.model))
+    best = search(asked).best
+    assert best is not None
+    found = do_job(Job(best.candidate, best.bounds, 0.0), asked.question, SERVING, source)
+    assert found.rate == best.rate and found.reason == best.reason != best.bounds.binding
