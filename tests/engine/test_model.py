@@ -57,6 +57,7 @@ def test_fingerprints_differ_by_weights_and_by_configuration(tiny_dir: Any, tmp_
     assert load_model(tuned).fingerprint != first
 
 
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars:UserWarning")  # where the environment forbids the hub's
 def test_loading_draws_no_bar_and_leaves_the_switch_as_it_was(tiny_dir: Any, capfd: pytest.CaptureFixture[str]) -> None:
     directory = tiny_dir("llama")
     transformers_logging.enable_progress_bar()
