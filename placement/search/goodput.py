@@ -87,7 +87,7 @@ def look(
 
     `likely`: requests that it will take, as far as is known.
     """
-    found, result = _look(run, rate, slo, effort, likely)
+    found, result = look_shortly(run, rate, slo, effort, likely)
     if found.verdict is not Verdict.GOOD:
         return found, result
     saturation = saturation or saturation_of(run, effort)
@@ -104,12 +104,8 @@ def look(
 def look_shortly(
     run: Run, rate: float, slo: Slo, effort: Effort, likely: int = 0
 ) -> tuple[Attainment, SimulationResult]:
-    """Attainment alone, perhaps by chance."""
-    return _look(run, rate, slo, effort, likely)
-
-
-def _look(run: Run, rate: float, slo: Slo, effort: Effort, likely: int) -> tuple[Attainment, SimulationResult]:
-    """More requests until the target is outside of the confidence interval, or enough is.
+    """Attainment alone, perhaps by chance: more requests until the target is outside of the confidence interval, or
+    enough is.
 
     A run whose requests stay long is made longer.
     """

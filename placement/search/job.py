@@ -86,12 +86,12 @@ def do_job(job: Job, question: Question, serving: Serving, source: WorkloadSourc
     """Simulate one candidate for a question: a short run, or all that is asked."""
     candidate, bounds, slo = job.candidate, job.bounds, question.slo
     cluster = cluster_of(candidate, serving)
-    effort = deciding(question.effort, cluster, source)
     run = run_of(candidate, cluster, source, question.seed)
     if job.rate is not None:
-        return _one_look(job, *look_shortly(run, job.rate, slo, effort.shortest), slo)
+        return _one_look(job, *look_shortly(run, job.rate, slo, question.effort.shortest), slo)
     if job.last is not None:
         return _lasting(job, job.last, question, cluster, source)
+    effort = deciding(question.effort, cluster, source)
     if question.rate is not None:
         found, result = look(run, question.rate, slo, effort)
         if found.verdict is not Verdict.GOOD:
@@ -127,9 +127,9 @@ def _is_compiled(cluster: ClusterSpec, source: WorkloadSource) -> bool:
 
 def _lasting(job: Job, known: Goodput, question: Question, cluster: ClusterSpec, source: WorkloadSource) -> Answer:
     """What was found of the best, looked at for long and with other requests."""
-    slo, effort = question.slo, deciding(question.effort, cluster, source)
     if not _is_compiled(cluster, source):
         return replace(answer_of(job.candidate, job.bounds, known, cluster, question), reason=job.reason)
+    slo, effort = question.slo, deciding(question.effort, cluster, source)
     run = run_of(job.candidate, cluster, source, question.seed + SEED)
     if question.rate is None:
         found_to_last = lasting(run, slo, known, job.bounds.rate, effort)
