@@ -13,9 +13,8 @@ from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.records import Records
 
 PREFILL_ROLE, DECODE_ROLE = 0, 1
-TOKENS, SEQUENCES, CONTEXT, CHUNK, LATENCY = range(
-    5
-)  # from LATENCY on the four coefficients, those of a stand-in if unknown
+TOKENS, SEQUENCES, CONTEXT, CHUNK = range(4)
+LATENCY = 4  # from here on the four coefficients, those of a stand-in if unknown
 _NUM_ROWS = LATENCY + 4
 BLOCK = 16  # columns of which the least is noted together
 _FIELD = 1 << 28  # a rank is two whole numbers in one

@@ -6,8 +6,8 @@ enough. A sequence's first `published` blocks are named, but for copies: its own
 already (a bit each). What nobody owns and is kept is a list of runs, in the order in which they were let go of; a node
 that was taken from it and let go of once more has another stamp than its old run.
 
-Without caching (`worker.prefix_tokens` 0) a block is a number only. Where no worker caches there is no `Cache` but
-None, for which the whole simulator is compiled apart: what is behind `cache is not None` is not in it.
+Without caching (`worker.prefix_tokens` 0) a block is a number only. Where nothing could be found again there is no
+`Cache` but None, for which the whole simulator is compiled apart: what is behind `cache is not None` is not in it.
 """
 
 from __future__ import annotations

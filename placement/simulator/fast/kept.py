@@ -37,6 +37,16 @@ def _free_run(worker: Records, cache: Cache, at: int) -> None:
 
 
 @compiled
+def _kept(worker: Records, cache: Cache, name: int, stamp: int) -> int:
+    """The row of a name that nobody has owned since this stamp; -1: it is no longer so."""
+    row = find(worker, cache, name)
+    if row < 0:
+        return -1
+    node = cache.nodes[worker.index, row]
+    return int(row) if node.owners == 0 and node.stamp == stamp else -1
+
+
+@compiled
 def _forget_old(worker: Records, cache: Cache) -> None:
     """Runs of which nothing is left go: as many as there are blocks remain, at most."""
     index, before, at = worker.index, -1, worker.run_head
@@ -44,8 +54,7 @@ def _forget_old(worker: Records, cache: Cache) -> None:
         run = cache.idle[index, at]
         following, left = run.next, False
         for one in range(run.node, run.node + run.count):
-            row = find(worker, cache, one)
-            if row >= 0 and cache.nodes[index, row].owners == 0 and cache.nodes[index, row].stamp == run.stamp:
+            if _kept(worker, cache, one, run.stamp) >= 0:
                 left = True
                 break
         if left:
@@ -68,8 +77,8 @@ def evict(worker: Records, cache: Cache, most: int) -> None:
         run = cache.idle[index, worker.run_head]
         while run.count > 0 and worker.idle > most:
             run.count -= 1
-            row = find(worker, cache, run.node + run.count)
-            if row >= 0 and cache.nodes[index, row].owners == 0 and cache.nodes[index, row].stamp == run.stamp:
+            row = _kept(worker, cache, run.node + run.count, run.stamp)
+            if row >= 0:
                 drop(worker, cache, run.node + run.count, row)
                 worker.idle -= 1
         if run.count == 0:

@@ -20,7 +20,7 @@ from placement.simulator.fast.board import (
     Board,
     Table,
 )
-from placement.simulator.fast.predictions import burden
+from placement.simulator.fast.predictions import burden, predicted_s
 from placement.simulator.fast.records import Records
 from scheduling.routing import AS_LIGHT, AS_SOON
 
@@ -66,7 +66,7 @@ def _predict(w: Records, table: Table, role: int, prompt: int) -> None:
         _predict_all(table, float(prompt), float(w.chunk[role]))
     else:
         for i in range(len(table.indices)):
-            table.scores[i] = _score(_predict_one(table, i, float(prompt), table.rows[CHUNK, i]))
+            table.scores[i] = _score(predicted_s(table, i, prompt, 0))
 
 
 @compiled
@@ -90,16 +90,6 @@ def _times(score: int, factor: float) -> int:
     """The score of so many times the number that this one stands for."""
     bits = np.int64(score ^ ((score >> 63) & _NONE))
     return _score(bits.view(np.float64) * factor)
-
-
-@compiled
-def _predict_one(table: Table, i: int, prompt: float, chunk: float) -> float:
-    steps, context = _own(prompt, chunk)
-    queued, base_s = table.rows[TOKENS, i], table.rows[LATENCY, i]
-    token_s, context_s = table.rows[LATENCY + 1, i], table.rows[LATENCY + 3, i]
-    more = np.floor((queued + prompt + chunk - 1.0) / chunk) - np.floor((prompt + chunk - 1.0) / chunk)
-    alone_s = steps * base_s + prompt * token_s + context * context_s
-    return float(alone_s + (more * base_s + queued * (token_s + context_s)))
 
 
 @compiled

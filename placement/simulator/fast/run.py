@@ -169,7 +169,7 @@ def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records]:
             "mixed": -1 if mixed is None else mixed, "watermark": config.watermark_blocks(spec.num_blocks),
             "max_len": config.max_model_len, "max_queue": min(config.max_queued_sequences, _MOST),
             "params": row_of[id(spec.step_times)],
-            "caches": spec.prefix_caching, "prefix_tokens": 1 if spec.prefix_caching else 0, "refused": -1,
+            "caches": spec.prefix_caching, "refused": -1,
             "head": -1, "tail": -1, "command_head": -1, "news_head": -1, "links": -1,
         }  # fmt: skip
         for name, value in values.items():

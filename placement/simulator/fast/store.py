@@ -41,7 +41,7 @@ def cache_of(workload: Workload, workers: Records) -> Cache:
     """For workers that have no block yet."""
     workers["run_head"] = workers["run_tail"] = workers["free_run"] = -1
     found = names_of(workload, int(workers["size"][0]), int(workers["max_len"].max()))
-    workers["prefix_tokens"] = found.prefix_tokens * workers["prefix_tokens"]
+    workers["prefix_tokens"] = found.prefix_tokens * workers["caches"]
     return room_for(found, len(workers), int(workers["num_blocks"].max()))
 
 
