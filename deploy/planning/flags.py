@@ -79,7 +79,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--chunk", metavar="N,...", help="token budgets of a step to try (default: 512,2048)")
     group.add_argument(
         "--local-prefill-max-tokens", metavar="N,...",
-        help="try also: prompts up to N tokens are computed where they are decoded",
+        help="try also: a decode worker that lacks up to N tokens of a prompt may compute them itself",
     )  # fmt: skip
     group.add_argument("--only", choices=("split", "colocated"), help="try only these (default: both)")
     group.add_argument(

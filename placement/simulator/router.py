@@ -17,7 +17,8 @@ from placement.simulator.requests import Outcome, RequestLife, SimRequest, promp
 from placement.simulator.worker import TOKEN_ID, SimWorker
 from scheduling.batching import SequenceUpdate
 from scheduling.ledger import Holding
-from scheduling.routing import LeastPredictedLatency, RequestView, RoundRobin, RoutingPolicy
+from scheduling.routing import RequestView, RoutingPolicy
+from scheduling.routing_policies import LeastPredictedLatency, RoundRobin
 from scheduling.sequence import Sequence as EngineSequence
 from scheduling.sequence import SequenceMode
 
@@ -73,16 +74,17 @@ class SimRouter:
         if len(self._running) >= self.spec.max_in_flight:
             raise RequestError(f"{len(self._running)} requests are running")
         left_s = life.request.arrival_s + request.deadline_s - self.events.now()
-        keys = self.fleet.chunk_keys(request)
-        cached = self.fleet.cached_tokens(keys, request.prompt_tokens)
+        life.prefix_keys = self.fleet.chunk_keys(request)
+        cached = self.fleet.cached_tokens(life.prefix_keys, request.prompt_tokens)
         view = RequestView(request.prompt_tokens, request.output_tokens, left_s, cached)
         placement = self._policy.choose(view, self.fleet.loads(), self.events.now())
         life.decode = self.fleet.workers[placement.decode_worker]
         if placement.prefill_worker is not None:
             life.prefill = self.fleet.workers[placement.prefill_worker]
         life.expected_cached_tokens = placement.cached_tokens
-        for worker in life.parties:
-            self.fleet.sent(worker, keys)
+        self.fleet.note_prompt(life.prefill or life.decode, life)
+        if life.prefill is not None:
+            self.fleet.reserve_prompt(life.decode, life)
 
     def _dispatch(self, life: RequestLife) -> None:
         assert life.decode is not None
@@ -164,6 +166,7 @@ class SimRouter:
         life = self._running.get(key)
         if life is not None and life.decode is not None:
             self.fleet.settle(life.decode, key)
+            self.fleet.note_prompt(life.decode, life)
             life.committed_s = self.events.now()
 
     def _on_failure(self, life: RequestLife, worker: SimWorker, message: str) -> None:
@@ -203,6 +206,8 @@ class SimRouter:
 
     def _finish(self, life: RequestLife, worker: SimWorker) -> None:
         self.fleet.release(worker, life.key)
+        if worker is life.decode:
+            self.fleet.note_answer(worker, life)
         self._end(life, Outcome.FINISHED, "")
 
     def _end(self, life: RequestLife, outcome: Outcome, error: str) -> None:

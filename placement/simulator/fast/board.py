@@ -31,6 +31,9 @@ class Table(NamedTuple):
     indices: Any  # [workers] in the cluster
     scores: Any  # [workers, to whole blocks]: what is chosen by, the least
     least: Any  # [blocks]
+    # [workers]: the same where workers are looked at one by one
+    cached: Any  # tokens of a prompt
+    waits_s: Any
 
 
 class Board(NamedTuple):
@@ -59,7 +62,8 @@ def _table(world: Records, workers: Records, role: int) -> Table:
     ranks = np.zeros(len(of_role), np.int64) if role == PREFILL_ROLE else _FIELD - rooms
     blocks = -(-len(of_role) // BLOCK)
     scores = np.full(blocks * BLOCK, (1 << 63) - 1)
-    return Table(rows, rooms, known, ranks, of_role, scores, np.zeros(blocks, np.int64))
+    num, least = len(of_role), np.zeros(blocks, np.int64)
+    return Table(rows, rooms, known, ranks, of_role, scores, least, np.zeros(num, np.int64), np.zeros(num))
 
 
 @compiled
