@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from deploy.planning.profile import THIS_MACHINE
 from deploy.words import counted
 from placement.hardware.catalogue import GpuType
+from placement.search.answer import Answer, Outcome, Scaled
 from placement.search.bracket import Attainment
 from placement.search.build import Serving
 from placement.search.candidate import Candidate
 from placement.search.goodput import Goodput
-from placement.search.search import Answer, Outcome, Question, Scaled
+from placement.search.question import Question
 from placement.search.whatif import Consequence
 
 _SHOWN = 8

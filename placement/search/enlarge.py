@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from placement.search.answer import Answer
 from placement.search.bounds import Screen
 from placement.search.bracket import Attainment, Verdict, interval
 from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate
 from placement.search.goodput import Goodput, look
 from placement.search.job import answer_of, compiled, deciding, do_job, run_of
-from placement.search.search import Answer, Job, Question
+from placement.search.question import Job, Question
 from placement.search.space import Space
 from placement.simulator.results import SimulationResult
 from placement.workload.source import WorkloadSource

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from placement.search.answer import Answer, Outcome
 from placement.search.binding import binding_of, utilisation_of
 from placement.search.bounds import Bounds, Slo
 from placement.search.bracket import Attainment, Bracket, Verdict
@@ -12,7 +13,8 @@ from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate
 from placement.search.goodput import Effort, Goodput, confirm, find_goodput, look, look_shortly, saturation_of
 from placement.search.lasting import SEED, last, lasting
-from placement.search.search import Answer, Job, Outcome, Question, Search
+from placement.search.question import Job, Question
+from placement.search.search import Search
 from placement.search.steady import Run
 from placement.simulator.cluster import ClusterSpec
 from placement.simulator.fast.run import compiled_parts, simulate_fast, unsupported

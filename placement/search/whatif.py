@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from placement.search.answer import Answer
 from placement.search.binding import binding_of
 from placement.search.bounds import Screen, Slo
 from placement.search.build import DoesNotFit, Serving, cluster_of
 from placement.search.candidate import Candidate
 from placement.search.goodput import find_goodput
 from placement.search.job import Simulated, deciding, traffic
-from placement.search.search import Answer, Question
+from placement.search.question import Question
 from placement.simulator.give_up import GiveUp
 from placement.simulator.results import SimulationResult
 from placement.workload.source import WorkloadSource

@@ -11,6 +11,7 @@ import pytest
 
 from placement.hardware.catalogue import gpu_type
 from placement.latency.shape import KNOWN_SHAPES
+from placement.search.answer import Answer
 from placement.search.bounds import Bounds, Slo
 from placement.search.bracket import Attainment, Verdict
 from placement.search.build import Serving, cluster_of
@@ -18,8 +19,9 @@ from placement.search.candidate import Candidate, Pool
 from placement.search.goodput import WARM_UP, Effort, Goodput, look
 from placement.search.job import deciding, do_job, run_of, search
 from placement.search.lasting import lasting
+from placement.search.question import Job, Question
 from placement.search.race import Races
-from placement.search.search import Answer, Job, Question, Search
+from placement.search.search import Search
 from placement.search.space import Space, candidates
 from placement.simulator.give_up import GiveUp
 from placement.workload.source import WorkloadSource
