@@ -12,7 +12,8 @@ from enum import Enum
 from urllib.parse import urlsplit
 
 from bench.load.grpc_stream import GrpcPool, grpc_request
-from bench.load.http_stream import HttpPool, completion_body, http_request
+from bench.load.http_request import completion_body, http_request
+from bench.load.http_stream import HttpPool
 from bench.load.tls_words import grpc_words, https_hint, https_refusal
 from pdserve.client import Client
 from pdserve.errors import ServingError
