@@ -58,6 +58,7 @@ class Outcome:
     complete: bool  # False: interrupted
     scaled: Scaled | None = None  # of a cluster too large to search
     num_recorded: int = 0  # requests of the trace; 0: there is none
+    num_judged: int = 0  # of them, by which a run that decides judges
 
 
 @dataclass(frozen=True, slots=True)

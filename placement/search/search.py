@@ -18,18 +18,18 @@ from placement.search.cheapest import Cheapest
 from placement.search.question import Job, Question
 from placement.search.race import Races, Runner
 from placement.search.standing import Standing
+from placement.search.trace import judged_of, recorded_in, sample_of
 from placement.workload.source import WorkloadSource
 
 
 class Search:
     """One search under way: gives jobs, takes answers, knows the best."""
 
-    def __init__(self, question: Question, serving: Serving, source: WorkloadSource, num_stats: int = 4000) -> None:
+    def __init__(self, question: Question, serving: Serving, source: WorkloadSource) -> None:
         self.question = question
         self.serving = serving
         self.source = source
-        sample = source.build(rate=1.0, num_requests=num_stats, seed=question.seed)
-        self._bounds = Screen(serving, question.slo, sample)
+        self._bounds = Screen(serving, question.slo, sample_of(source, question.seed))
         self._unfit: list[str] = []
         self._waiting: list[tuple[Candidate, Bounds]] = []
         self._standing = Standing(question)
@@ -97,8 +97,8 @@ class Search:
         known = sorted((*standing, *self._cheapest.skipped, *unsettled), key=standing.rank)
         best = standing.best or next((one for one in known if one.rate > 0.0), None)
         sure = None if standing.sure is None or standing.too_dear(standing.sure.candidate) else standing.sure
-        recorded = () if self.source.spec.resample else self.source.recorded or ()
-        return Outcome(best, sure, tuple(known), tuple(self._unfit), complete, num_recorded=len(recorded))
+        trace = recorded_in(self.source), judged_of(self.source)
+        return Outcome(best, sure, tuple(known), tuple(self._unfit), complete, None, *trace)
 
 
 def _job_of(runner: Runner) -> Job:
