@@ -139,7 +139,7 @@ def edit(tree: Path) -> Iterator[Callable[[str, str, str], None]]:
     [
         (f"{FAST}/links.py", "\n    return int(at)", "\n    return int(at) + 0"),
         ("placement/latency/fitted.py", "MAX_KNOTS = 12", "MAX_KNOTS = 13"),
-        ("scheduling/routing.py", "AS_SOON = 1.125", "AS_SOON = 1.126"),  # what AS_LIGHT is computed of, too
+        ("scheduling/routing_policies.py", "AS_SOON = 1.125", "AS_SOON = 1.126"),  # what AS_LIGHT is computed of, too
         ("scheduling/ledger.py", "ON_THE_WAY_S = 0.05", "ON_THE_WAY_S = 0.06"),
         ("placement/compiled.py", '"_nrt": False, ', ""),
     ],
