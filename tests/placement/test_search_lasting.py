@@ -148,6 +148,47 @@ def test_what_was_given_up_is_back_when_the_best_does_not_last() -> None:
     assert told == [(True, False), (False, False), (True, True), (False, False), (False, True)]
 
 
+@pytest.mark.parametrize(
+    ("colocated", "told"),
+    [
+        (95.0, "split, colocated, split lasts, colocated lasts"),
+        (80.0, "split, colocated, split lasts"),  # so far behind that it plays no part
+        (105.0, "split, colocated, colocated lasts, split lasts"),
+    ],
+)
+def test_the_best_of_the_other_kind_is_looked_at_for_long_where_it_is_near(colocated: float, told: str) -> None:
+    """Else what one gains by disaggregating is the difference of a number that lasts and one that need not."""
+    races = Races(0.9, Effort(min_requests=20_000))
+    one, pool = Candidate(None, Pool(H100, 2), 512), Pool(H100, 1)
+    goodputs = {Candidate(pool, pool, 512): 100.0, one: colocated}
+    for candidate in goodputs:
+        races.add(candidate, Bounds({"bound": 110.0}), 1.0)
+    heats = []
+    for runner in races.heats():
+        assert runner is not None
+        heats.append(("colocated" if runner.candidate == one else "split") + " lasts" * runner.heat.last)
+        rate = goodputs[runner.candidate] * (0.99 if runner.heat.last and runner.candidate == one else 1.0)
+        races.enter(runner.candidate, Goodput(rate, 0.0, 110.0, ()), "")
+    assert ", ".join(heats) == told
+
+
+def test_when_the_best_of_the_other_kind_does_not_last_the_races_are_over() -> None:
+    """It has lost already: only by how much is told better, and the others of its kind are not simulated for that."""
+    races = Races(0.9, Effort(min_requests=20_000))
+    pool = Pool(H100, 1)
+    split, others = Candidate(pool, pool, 512), [Candidate(None, Pool(H100, 2), 2**n) for n in range(8, 13)]
+    for candidate in (split, *others):
+        races.add(candidate, Bounds({"bound": 110.0}), 1.0)
+    heats = []
+    for runner in races.heats():
+        assert runner is not None
+        heats.append((runner.candidate, runner.heat.last))
+        rate = 100.0 if runner.candidate == split else 92.0 if runner.heat.last else 97.0
+        races.enter(runner.candidate, Goodput(rate if rate >= runner.heat.floor else 0.0, 0.0, 110.0, ()), "")
+    assert heats[-1][0] in others and [last for _, last in heats[-2:]] == [True, True]
+    assert sum(last for _, last in heats) == 2
+
+
 def test_of_a_rate_that_was_asked_for_the_next_one_is_the_answer_when_one_does_not_last() -> None:
     source = WorkloadSource(parse_workload_spec("input=100..500,output=10..50"))
     asked = Search(Question(SLO, 50.0, effort=EFFORT), SERVING, source)
