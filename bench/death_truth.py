@@ -1,10 +1,10 @@
-"""Does a death do in the simulator what it does to a cluster? kill -9 of one of 2+2 mock workers, and the same simulated.
+"""Does a death do in the simulator what it does to a cluster? kill -9 of one of 2+2 mock workers, and that simulated.
 
     python -m bench.death_truth [--requests N] [--at S] [WORKER ...]
 
 The mock engine's steps take what the simulator takes them to (engine/mock.py), so what differs is the router, the
-workers and the handoffs. Messages and the front door are assumed: 2 ms each. Which requests are on a worker when it dies
-is chance; how many, and what becomes of the others, should agree. Half a minute for each worker.
+workers and the handoffs. Messages and the front door are assumed: 2 ms each. Which requests are on a worker when it
+dies is chance; how many, and what becomes of the others, should agree. Half a minute for each worker.
 """
 
 from __future__ import annotations
