@@ -54,14 +54,11 @@ class SimFleet:
         if spec.prefix_caching:
             self._prefixes.add(name, spec.num_blocks, spec.block_size)
 
-    def remove(self, name: str) -> SimWorker:
-        """A worker dies, and what is known of it is forgotten."""
-        worker = self.workers.pop(name)
-        worker.die()
-        del self._ledgers[name]
+    def remove(self, name: str) -> None:
+        """What is known of a worker is forgotten."""
+        del self.workers[name], self._ledgers[name]
         self._drains.discard(name)
         self._prefixes.remove(name)
-        return worker
 
     def drain(self, name: str) -> None:
         """It gets no more requests."""

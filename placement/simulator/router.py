@@ -8,7 +8,7 @@ from functools import partial
 from pdserve.errors import RequestError, ServingError
 from pdserve.ids import SequenceKey
 from pdserve.sampling import SamplingParams
-from placement.simulator.cluster import ClusterSpec
+from placement.simulator.cluster import ClusterSpec, WorkerSpec
 from placement.simulator.events import EventQueue
 from placement.simulator.fleet import SimFleet
 from placement.simulator.handoffs import Handoffs
@@ -43,14 +43,31 @@ class SimRouter:
 
     # ---- workers ----
 
+    def add_worker(self, spec: WorkerSpec) -> None:
+        """A worker starts, empty; should one of its name have just died, that is heard first."""
+        if (before := self.fleet.workers.get(spec.worker_id)) is not None:
+            self._on_lost(before)
+        self.fleet.add(spec)
+
     def remove_worker(self, name: str) -> None:
-        """A worker dies: what needs it fails, as in the product."""
-        worker = self.fleet.remove(name)
+        """A worker dies, and its pairs with it; the router hears of it behind its last words."""
+        worker = self.fleet.workers[name]
+        worker.die()
         self.links.drop(name)
-        self.handoffs.worker_lost(worker)
+        for other, key in self.handoffs.worker_lost(worker):
+            if (life := self._running.get(key)) is not None:
+                self._tell(self._on_failure, life, other, _lost(worker))
+        self._tell(self._on_lost, worker)
+
+    def _on_lost(self, worker: SimWorker) -> None:
+        """What needs it fails, as in the product: nothing is retried. Behind token 1 its decode worker alone decides:
+        what it has committed goes on; else it has said that the handoff failed."""
+        if self.fleet.workers.get(worker.spec.worker_id) is not worker:
+            return
+        self.fleet.remove(worker.spec.worker_id)
         for life in [life for life in self._running.values() if worker in life.parties]:
-            if worker is life.decode or life.first_s is None or life.committed_s is None:
-                self._end(life, Outcome.FAILED, "worker lost")
+            if worker is life.decode or life.first_s is None:
+                self._end(life, Outcome.FAILED, _lost(worker))
 
     @property
     def is_quiet(self) -> bool:
@@ -222,3 +239,8 @@ class SimRouter:
     def _abort_at(self, worker: SimWorker, key: SequenceKey) -> None:
         if worker.alive and not self.handoffs.abort(key, worker, "ended by the router"):
             worker.put(partial(worker.scheduler.abort, key))
+
+
+def _lost(worker: SimWorker) -> str:
+    """What the real router says."""
+    return f"{worker.spec.role.value} worker {worker.spec.worker_id} was lost"
