@@ -45,10 +45,11 @@ class Replanned:
     found: Closer
     present: Answer
     seconds: float  # that the search took
+    measured: bool  # step times are the workers' own
 
     @property
     def told(self) -> Told:
-        return Told(self.state, self.question, self.live.serving, self.found.outcome, self.present)
+        return Told(self.state, self.question, self.found.outcome, self.present, self.measured)
 
 
 def run_live(args: argparse.Namespace) -> int:
@@ -91,14 +92,20 @@ def _once(args: argparse.Namespace, router: Router, profile: FromProfile | None)
 
 
 def _again(args: argparse.Namespace, router: Router, profile: FromProfile | None) -> int:
-    """A line every so often until Ctrl-C; a router that does not answer is a line too."""
+    """A line every so often until Ctrl-C; what fails the first time is an error, a router that goes away a line."""
+    answered = False
     try:
         while True:
             began_s = time.monotonic()
             try:
-                line = _replanned(args, router, profile).told.line
-            except StartError as error:
-                line = error.message
+                seen = _replanned(args, router, profile)
+                if not (seen.found.complete and seen.found.outcome.complete):
+                    return ExitCode.OK  # Ctrl-C came while it searched
+                line, answered = seen.told.line, True
+            except (StartError, ConfigError) as error:
+                if not answered:
+                    raise
+                line = str(error)
             print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
             time.sleep(max(0.0, args.every - (time.monotonic() - began_s)))
     except KeyboardInterrupt:
@@ -119,7 +126,7 @@ def _replanned(args: argparse.Namespace, router: Router, profile: FromProfile | 
     with Processes(live.source.spec, live.source, 1) as processes:
         found = found_by(question, live.space, live.serving, live.source, processes)
     present = _present(live, question, found)
-    return Replanned(state, live, question, found, present, time.monotonic() - began_s)
+    return Replanned(state, live, question, found, present, time.monotonic() - began_s, profile is None)
 
 
 def _present(live: Live, question: Question, found: Closer) -> Answer:

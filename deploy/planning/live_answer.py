@@ -9,13 +9,14 @@ import numpy as np
 from deploy.planning.answer import answer_line, figure, more_lines, table
 from deploy.planning.live_state import LiveState, Recent
 from deploy.words import counted
-from placement.search.build import Serving
 from placement.search.search import Answer, Outcome, Question
+from scheduling.routing import Role
 
 UNIT = "worker"
 _MUCH_CACHED = 0.1  # of the prompts' tokens
 _UNEVEN = 2.0  # times the mean rate
 _MINUTE_S = 60.0
+_FEW_SEQUENCES = 2.0  # in a step: base and price of a sequence cannot be told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,9 @@ class Told:
 
     state: LiveState
     question: Question
-    serving: Serving
     outcome: Outcome
     present: Answer
+    measured: bool  # step times are the workers' own
 
     @property
     def line(self) -> str:
@@ -89,7 +90,17 @@ def _assumed(known: Told) -> list[str]:
         lines.append(f"{counted(state.num_down, 'worker')} down: left out")
     if state.link_bytes_per_s is None:
         lines.append("no KV has moved yet: transfers are taken to take no time")
+    if known.measured and 0.0 < (largest := _sequences(state)) < _FEW_SEQUENCES:
+        lines.append(
+            f"decode workers took {largest:.2g} sequences a step on average: what more cost is a guess, a high one as a "
+            "rule"
+        )
     return lines
+
+
+def _sequences(state: LiveState) -> float:
+    """Of a step, on the decode worker that took most."""
+    return max((worker.mean_sequences or 0.0 for worker in state.of(Role.DECODE)), default=0.0)
 
 
 def _carries(answer: Answer) -> str:

@@ -31,6 +31,7 @@ class LiveWorker:
     max_model_len: int
     prefix_caching: bool
     latency: LatencyCoefficients | None  # as it measured itself; None: it has not yet
+    mean_sequences: float | None  # of the steps that it measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,11 @@ def live_state(given: Mapping[str, object]) -> LiveState:
     slo = _object(given, "slo")
     return LiveState(
         model=_text(given, "model"),
-        ttft_s=_seconds(slo, "ttft_s"),
-        tpot_s=_seconds(slo, "tpot_s"),
+        ttft_s=_number(slo, "ttft_s"),
+        tpot_s=_number(slo, "tpot_s"),
         local_prefill_max_tokens=_whole(given, "local_prefill_max_tokens", 0),
         growth_tokens=_whole(given, "growth_tokens", 0),
-        link_bytes_per_s=_seconds(given, "link_bytes_per_s"),
+        link_bytes_per_s=_number(given, "link_bytes_per_s"),
         workers=tuple(_worker(row) for row in rows if _is(row, "up")),
         num_down=sum(not _is(row, "up") for row in rows),
         recent=_recent(_object(given, "requests")),
@@ -85,14 +86,18 @@ def _worker(row: Mapping[str, object]) -> LiveWorker:
     except ValueError:
         raise ValueError(f"role of worker {name} is {row.get('role')!r}") from None
     return LiveWorker(
-        name,
-        role,
-        _text(row, "device"),
-        *(_whole(row, field) for field in ("num_blocks", "block_size", "block_bytes", "max_num_seqs")),
-        _whole(row, "max_num_batched_tokens"),
-        _whole(row, "max_model_len"),
-        _is(row, "prefix_caching"),
-        None if latency is None else model_from_json(latency, f"latency of worker {name}").coefficients,
+        id=name,
+        role=role,
+        device=_text(row, "device"),
+        num_blocks=_whole(row, "num_blocks"),
+        block_size=_whole(row, "block_size"),
+        block_bytes=_whole(row, "block_bytes"),
+        max_num_seqs=_whole(row, "max_num_seqs"),
+        max_num_batched_tokens=_whole(row, "max_num_batched_tokens"),
+        max_model_len=_whole(row, "max_model_len"),
+        prefix_caching=_is(row, "prefix_caching"),
+        latency=None if latency is None else model_from_json(latency, f"latency of worker {name}").coefficients,
+        mean_sequences=_number(row, "mean_sequences", 0.0),
     )
 
 
@@ -106,7 +111,7 @@ def _recent(given: Mapping[str, object]) -> Recent:
     if wrong or max(prompt.max(initial=0), output.max(initial=0)) > MAX_TOKENS:
         raise ValueError("requests: arrivals must not go back, and each has 1 token or more of prompt and output")
     started = arrivals - arrivals[0] if len(arrivals) else arrivals
-    window_s = _seconds(given, "window_s", 0.0)
+    window_s = _number(given, "window_s", 0.0)
     if window_s is None:
         raise ValueError("window_s is None; it must be a number of at least 0")
     return Recent(
@@ -157,7 +162,7 @@ def _whole(given: Mapping[str, object], name: str, least: int = 1) -> int:
     return found
 
 
-def _seconds(given: Mapping[str, object], name: str, least: float = 1e-9) -> float | None:
+def _number(given: Mapping[str, object], name: str, least: float = 1e-9) -> float | None:
     """A number, or null."""
     found = given.get(name)
     if found is None:
