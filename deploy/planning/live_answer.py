@@ -58,6 +58,8 @@ def _arrives(recent: Recent) -> list[str]:
         f"over {requests.duration_s:.0f} s, prompts of {requests.prompt_tokens.mean():,.0f} tokens and outputs of "
         f"{requests.output_tokens.mean():,.0f}"
     ]
+    if recent.paused_s:
+        lines.append(f"pauses of {recent.paused_s:.0f} s together, when nothing came, are left out")
     if recent.num_unknown:
         lines.append(f"{recent.num_unknown:,} more were refused or failed: how long they would be is not known")
     busiest = _busiest(recent)
@@ -92,8 +94,7 @@ def _assumed(known: Told) -> list[str]:
         lines.append("no KV has moved yet: transfers are taken to take no time")
     if known.measured and 0.0 < (largest := _sequences(state)) < _FEW_SEQUENCES:
         lines.append(
-            f"decode workers took {largest:.2g} sequences a step on average: what more cost is a guess, a high one as a "
-            "rule"
+            f"decode workers took {largest:.2g} sequences a step on average: what more take is a guess, mostly too long"
         )
     return lines
 

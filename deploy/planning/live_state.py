@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from placement.workload.request import MAX_TOKENS
-from placement.workload.workload import Ints, Workload
+from placement.workload.workload import Floats, Ints, Workload
 from scheduling.latency import LatencyCoefficients, model_from_json
 from scheduling.routing import Role
 
 _COLUMNS = ("arrival_s", "prompt_tokens", "completion_tokens", "cached_tokens")
+_PAUSE_S = 10.0  # without a request, at least
+_PAUSE_GAPS = 20.0  # mean gaps: of a Poisson stream one in 10^8 is as long
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class Recent:
 
     window_s: float  # that they came within
     num_unknown: int  # others, whose output nobody knows: refused, failed
-    workload: Workload  # without prefixes: what they share is not known
+    workload: Workload  # without prefixes: what they share is not known; without pauses
+    paused_s: float  # when nothing came, left out
     cached_tokens: int  # of all prompts
 
 
@@ -110,13 +113,26 @@ def _recent(given: Mapping[str, object]) -> Recent:
     wrong = (prompt < 1).any() or (output < 1).any() or (np.diff(arrivals) < 0.0).any()
     if wrong or max(prompt.max(initial=0), output.max(initial=0)) > MAX_TOKENS:
         raise ValueError("requests: arrivals must not go back, and each has 1 token or more of prompt and output")
-    started = arrivals - arrivals[0] if len(arrivals) else arrivals
+    started, paused_s = _without_pauses(arrivals)
     window_s = _number(given, "window_s", 0.0)
     if window_s is None:
         raise ValueError("window_s is None; it must be a number of at least 0")
     return Recent(
-        window_s, _whole(given, "num_unknown", 0), Workload.of(prompt, output, started), int(cached.sum())
+        window_s, _whole(given, "num_unknown", 0), Workload.of(prompt, output, started), paused_s, int(cached.sum())
     )  # fmt: skip
+
+
+def _without_pauses(arrival_s: Floats) -> tuple[Floats, float]:
+    """Arrivals from 0 on, with a mean gap for each pause, and how long all were.
+
+    A cluster is as empty after a minute without requests as after an hour; but a mean rate over both says nothing of
+    the load that it carries.
+    """
+    gaps = np.diff(arrival_s)
+    pauses = gaps > max(_PAUSE_S, _PAUSE_GAPS * gaps.mean()) if len(gaps) else np.zeros(0, bool)
+    cut = np.where(pauses, gaps[~pauses].mean(), gaps) if pauses.any() else gaps
+    started = np.concatenate([np.zeros(min(1, len(arrival_s))), np.cumsum(cut)])
+    return started, float(gaps.sum() - cut.sum())
 
 
 def _column(values: list[float]) -> Ints:
