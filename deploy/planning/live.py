@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deploy.arguments import check_output, refuse, write_output
+from deploy.planning.caveats import caveats
 from deploy.planning.flags import PLAN, SHARED
 from deploy.planning.live_answer import Told, told
 from deploy.planning.live_fetch import Router, router_of
@@ -44,7 +45,7 @@ class Replanned:
     question: Question
     found: Closer
     present: Answer
-    seconds: float  # that the search took
+    cpu_s: float  # that the search took
     measured: bool  # step times are the workers' own
 
     @property
@@ -77,9 +78,16 @@ def _once(args: argparse.Namespace, router: Router, profile: FromProfile | None)
     """The whole answer."""
     seen = _replanned(args, router, profile)
     steps = f"{args.profile}" if args.profile is not None else "what the workers measured of their own steps"
-    answer = [*told(seen.told), *differing(seen.state), f"step times: {steps}; the search took {seen.seconds:.2f} s"]
-    print("\n".join(answer))
     best = seen.found.outcome.best
+    asked = [] if best is None else [best.candidate]
+    doubts = caveats(profile, seen.live.serving, asked, seen.state.recent.workload)
+    answer = [
+        *told(seen.told),
+        *differing(seen.state),
+        *doubts,
+        f"step times: {steps}; the search took {seen.cpu_s:.2f} s of CPU",
+    ]
+    print("\n".join(answer))
     if args.output is not None:
         about = {
             "model": seen.state.model, "workload": f"the last {seen.state.recent.window_s:.0f} s of {router.name}",
@@ -122,11 +130,19 @@ def _replanned(args: argparse.Namespace, router: Router, profile: FromProfile | 
     slo = _slo(args, state, router)
     live = live_of(state, router.name, args.gpus, args.only, profile)
     question = Question(slo, effort=QUICK, seed=args.seed or 0)
-    began_s = time.monotonic()
+    began_s = time.process_time()
     with Processes(live.source.spec, live.source, 1) as processes:
         found = found_by(question, live.space, live.serving, live.source, processes)
     present = _present(live, question, found)
-    return Replanned(state, live, question, found, present, time.monotonic() - began_s, profile is None)
+    cpu_s = time.process_time() - began_s
+    return Replanned(state, live, question, _with(found, present), present, cpu_s, profile is None)
+
+
+def _with(found: Closer, present: Answer) -> Closer:
+    """The search's answers, and among them that of the present placement, which the search may not have asked for."""
+    outcome = found.outcome
+    others = [present if one.candidate == present.candidate else one for one in outcome.answers]
+    return replace(found, outcome=replace(outcome, answers=tuple(sorted(others, key=lambda one: -one.rate))))
 
 
 def _present(live: Live, question: Question, found: Closer) -> Answer:

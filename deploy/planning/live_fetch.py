@@ -48,6 +48,9 @@ class Router:
         timer = threading.Timer(LIMIT_S, _cut, (connection, late))
         timer.start()
         try:
+            connection.connect()
+            if late.is_set():  # while there was no socket to cut
+                raise TimeoutError
             status, body = self._answer(connection)
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(

@@ -14,6 +14,7 @@ from scheduling.latency import LatencyCoefficients, model_from_json
 from scheduling.routing import Role
 
 _COLUMNS = ("arrival_s", "prompt_tokens", "completion_tokens", "cached_tokens")
+_MOST = 10**15  # of what is counted
 _PAUSE_S = 10.0  # without a request, at least
 _PAUSE_GAPS = 20.0  # mean gaps: of a Poisson stream one in 10^8 is as long
 
@@ -173,8 +174,8 @@ def _is(given: Mapping[str, object], name: str) -> bool:
 
 def _whole(given: Mapping[str, object], name: str, least: int = 1) -> int:
     found = given.get(name)
-    if not isinstance(found, int) or isinstance(found, bool) or found < least:
-        raise ValueError(f"{name} is {_shown(found)}; it must be a whole number of at least {least}")
+    if not isinstance(found, int) or isinstance(found, bool) or not least <= found <= _MOST:
+        raise ValueError(f"{name} is {_shown(found)}; it must be a whole number from {least} to {_MOST:g}")
     return found
 
 

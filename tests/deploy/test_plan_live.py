@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 
 from deploy.cli import main
-from deploy.plan_settings import plan_settings
+from deploy.plan_settings import plan_problems, plan_settings
 from deploy.planning.live_fetch import router_of
 from deploy.planning.live_state import live_state
 from deploy.planning.live_subject import differing, live_of, measured_steps
+from pdserve.config import ServeConfig, WorkerConfig
 from pdserve.exit import StartError
 from pdserve.planning_format import FORMAT, KEY, PATH
+from placement.latency.fitted_points import StepPoint
+from placement.latency.fitted_profile import Subject, make_profile, profile_to_json
 
 PREFILL = {"base_s": 0.01, "per_prefill_token_s": 1e-4, "per_decode_sequence_s": 0.0, "per_context_token_s": 1e-8}
 DECODE = {"base_s": 0.02, "per_prefill_token_s": 0.0, "per_decode_sequence_s": 3e-4, "per_context_token_s": 2e-8}
@@ -75,7 +78,7 @@ def router() -> Iterator[tuple[str, Said]]:
             """Not on the test's standard error."""
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield f"127.0.0.1:{server.server_port}", said
     server.shutdown()
@@ -166,6 +169,7 @@ def test_a_wrong_split_is_told_and_the_plan_starts_the_better_one(plan, tmp_path
     assert any(line.startswith("worth a change: prefill 3xworker + decode 1xworker, chunk 512, +") for line in lines)
     settings = plan_settings(tmp_path / "P.json", (tmp_path / "P.json").read_text())
     assert settings is not None and (settings["prefill"], settings["decode"]) == (3, 1)
+    assert plan_problems(tmp_path / "P.json", ServeConfig(worker=WorkerConfig(device="cpu"))) == []
     assert settings["kv_bytes"] == 4000 * 4096 and settings["max_num_batched_tokens"] == 512
 
 
@@ -177,6 +181,21 @@ def test_the_best_split_is_left_as_it_is(plan):
 def test_more_workers_may_be_asked_for(plan):
     code, said = plan(facts(), "--gpus", "6", "--only", "split")
     assert code == 0 and "best: prefill 5xworker + decode 1xworker" in said and "colocated" not in said
+
+
+def test_a_profile_stands_in_for_what_nobody_measured(plan, tmp_path: Path):
+    """Of the same KV: another model's is refused."""
+    fitted = tmp_path / "fitted.json"
+    fitted.write_text(json.dumps(DECODE | {"per_prefill_token_s": 1e-4}))
+    given = facts(workers=[worker("prefill", latency=None), worker("decode", latency=None)])
+    code, said = plan(given, "--profile", str(fitted))
+    assert code == 0 and f"step times: {fitted}" in said and "no delays" in said
+    subject = Subject("other", 131072, 0, "bfloat16", "cpu", 1, "", "here")
+    points = [StepPoint(n, n * n / 2, 0, n, 2e-3 + 4e-5 * n, 0.0, 3) for n in (16, 64, 256, 512)]
+    points += [StepPoint(0, 0.0, n, 100 * n, 2e-3 + 1e-4 * n, 0.0, 3) for n in (1, 8, 32, 64)]
+    fitted.write_text(json.dumps(profile_to_json(make_profile(subject, points))))
+    code, said = plan(given, "--profile", str(fitted))
+    assert code == 2 and "--profile is of other, whose KV has 131,072 bytes a token" in said
 
 
 def test_what_cannot_be_known_is_said(plan):
