@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from scheduling.routing import Role
 
 UNIT = "worker"
 _MUCH_CACHED = 0.1  # of the prompts' tokens
-_UNEVEN = 2.0  # times the mean rate
+_UNEVEN = 1.25  # times the mean rate
 _MINUTE_S = 60.0
 _FEW_SEQUENCES = 2.0  # in a step: base and price of a sequence cannot be told apart
 
@@ -63,7 +64,7 @@ def _arrives(recent: Recent) -> list[str]:
     if recent.num_unknown:
         lines.append(f"{recent.num_unknown:,} more were refused or failed: how long they would be is not known")
     busiest = _busiest(recent)
-    if busiest > _UNEVEN * requests.rate:
+    if busiest > _UNEVEN * requests.rate + 3.0 * math.sqrt(requests.rate / _MINUTE_S):  # beyond what chance does
         lines.append(
             f"they came unevenly, up to {figure(busiest)} a second over a minute; rates below are means of such traffic"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from deploy.planning.live_state import LiveState, LiveWorker
 from deploy.planning.profile import FromProfile, Imported, Measured
 from pdserve.exit import StartError
@@ -20,6 +22,7 @@ from placement.search.space import Space
 from placement.simulator.cluster import LinkSpec
 from placement.workload.source import WorkloadSource
 from placement.workload.spec import WorkloadSpec
+from placement.workload.workload import Ints
 from scheduling.latency import LatencyCoefficients, LatencyModel
 from scheduling.routing import Role
 
@@ -128,24 +131,33 @@ def _serving(state: LiveState, least: Callable[[str], int], profile: FromProfile
 def measured_steps(state: LiveState, name: str) -> PiecewiseSteps:
     """Prompts' steps as prefill workers measured theirs, decodes' as decode workers did.
 
-    Of both together nobody has measured any where the pools are apart: it costs each its own rows, and the larger of
-    the bases and of the prices of context once, since weights are read once. Errors: StartError where all of a role
-    know nothing.
+    Of both together nobody has measured any where the pools are apart: each part costs its own, and the larger of the
+    bases once, since weights are read once. What a prefill worker pays for context goes to the tokens there: of prompts
+    of one step both are the same number, of which its fit may have given either the price. Errors: StartError where
+    all of a role know nothing.
     """
-    requests = state.recent.workload
-    prompt = min(int(requests.prompt_tokens.mean()), *(worker.max_num_batched_tokens for worker in state.workers))
-    context = _SEQUENCES * int(requests.prompt_tokens.mean() + requests.output_tokens.mean() / 2)
+    prompts, outputs = state.recent.workload.prompt_tokens, state.recent.workload.output_tokens
+    chunk = min(worker.max_num_batched_tokens for worker in state.workers)
+    context = _SEQUENCES * int(prompts.mean() + outputs.mean() / 2)
     decode = _median(state.of(Role.DECODE), name, (0, _SEQUENCES, context))
     if not state.of(Role.PREFILL):
         return piecewise(decode)
-    prefill = _median(state.of(Role.PREFILL), name, (prompt, 0, prompt))
+    typical = min(int(prompts.mean()), chunk)
+    prefill = _median(state.of(Role.PREFILL), name, (typical, 0, typical))
     mixed = LatencyCoefficients(
         max(prefill.base_s, decode.base_s),
-        prefill.per_prefill_token_s,
+        prefill.per_prefill_token_s + prefill.per_context_token_s * _context_of_a_token(prompts, chunk),
         decode.per_decode_sequence_s,
-        max(prefill.per_context_token_s, decode.per_context_token_s),
+        decode.per_context_token_s,
     )
     return PiecewiseSteps(Regime.linear(prefill), Regime.linear(decode, only_decodes=True), Regime.linear(mixed))
+
+
+def _context_of_a_token(prompts: Ints, chunk: int) -> float:
+    """Positions that steps of prompts read, for each token that they compute."""
+    full, rest = np.divmod(prompts, chunk)
+    context = chunk * full * (full + 1) // 2 + np.where(rest > 0, prompts, 0)
+    return float(context.sum() / prompts.sum())
 
 
 def _median(workers: Sequence[LiveWorker], name: str, step: tuple[int, int, int]) -> LatencyCoefficients:

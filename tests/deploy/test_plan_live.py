@@ -138,11 +138,14 @@ def test_workers_are_taken_as_they_run():
 
 
 def test_step_times_are_what_each_role_measured():
-    """Of both kinds of work together, which nobody measured: each its rows, the larger base once."""
-    steps = measured_steps(live_state(facts()), "r")
+    """Of both kinds of work together, which nobody measured: each its own, the larger base once."""
+    given = facts()
+    given["requests"]["prompt_tokens"] = [1536] * 400  # contexts of 512, 1,024 and 1,536: 2 for each token
+    steps = measured_steps(live_state(given), "r")
     assert steps.batch_s(500, 0.0, 0, 500) == pytest.approx(0.01 + 500e-4 + 500e-8)
     assert steps.batch_s(0, 0.0, 8, 4000) == pytest.approx(0.02 + 8 * 3e-4 + 4000 * 2e-8)
-    assert steps.batch_s(500, 0.0, 8, 4500) == pytest.approx(0.02 + 500e-4 + 8 * 3e-4 + 4500 * 2e-8)
+    mixed_s = 0.02 + 500 * (1e-4 + 2 * 1e-8) + 8 * 3e-4 + 4500 * 2e-8
+    assert steps.batch_s(500, 0.0, 8, 4500) == pytest.approx(mixed_s, rel=1e-12)
 
 
 def test_colocated_workers_measured_both():
@@ -208,6 +211,15 @@ def test_what_cannot_be_known_is_said(plan):
     for words in ("7 more were refused or failed", "of the prompts' tokens were found in caches", "1 worker down",
                   "transfers are taken to take no time", "took 1 sequences a step"):  # fmt: skip
         assert words in said, words
+
+
+def test_traffic_that_comes_unevenly_is_said(plan):
+    """Three quarters of it in one minute of three."""
+    given = facts()
+    busy = [number * 60.0 / 300 for number in range(300)]
+    given["requests"]["arrival_s"] = [*busy, *(60.0 + number * 120.0 / 100 for number in range(100))]
+    assert "they came unevenly, up to 5 a second over a minute" in plan(given)[1]
+    assert "unevenly" not in plan(facts())[1]
 
 
 def test_targets_that_nobody_meets_fail(plan):
