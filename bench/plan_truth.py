@@ -17,12 +17,14 @@ from dataclasses import dataclass
 
 from placement.hardware.catalogue import gpu_type
 from placement.latency.shape import KNOWN_SHAPES
+from placement.search.answer import Answer
 from placement.search.bounds import Slo
 from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate
 from placement.search.goodput import Effort
 from placement.search.job import run_of, search
-from placement.search.search import Answer, Question, Search
+from placement.search.question import Question
+from placement.search.search import Search
 from placement.search.space import Space, candidates
 from placement.simulator.give_up import GiveUp
 from placement.workload.source import WorkloadSource

@@ -21,11 +21,13 @@ from deploy.stop_signals import sigterm_is_ctrl_c
 from deploy.tls_arguments import refuse_tls, tls_of
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
+from placement.search.answer import Answer
 from placement.search.bounds import Screen, Slo
 from placement.search.job import confirmed, do_job
 from placement.search.parallel import Closer, Processes
 from placement.search.plan_file import plan_to_json
-from placement.search.search import Answer, Job, Question
+from placement.search.question import Job, Question
+from placement.search.trace import sample_of
 
 MODE = "plan --live"
 _TAKEN = {"gpus", "only", "attainment", "seed"}  # of the flags of a plan
@@ -33,7 +35,6 @@ _REFUSED = (
     *(name for name in (*SHARED, *PLAN) if name not in _TAKEN),
     "model", "affinity", "gpus_per_node", "nodes", "backend", "requests", "max_rate_per_gpu", "resolution",
 )  # fmt: skip
-_SAMPLE = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +151,7 @@ def _present(live: Live, question: Question, found: Closer) -> Answer:
     best = found.outcome.best
     if best is not None and best.candidate == live.present:
         return best
-    sample = live.source.build(rate=1.0, num_requests=_SAMPLE, seed=question.seed)
-    bounds = Screen(live.serving, question.slo, sample)(live.present)
+    bounds = Screen(live.serving, question.slo, sample_of(live.source, question.seed))(live.present)
     if bounds.rate <= 0.0:
         return Answer(live.present, bounds, None, f"{bounds.binding} allows none")
     answer = do_job(Job(live.present, bounds, 0.0), question, live.serving, live.source)

@@ -10,7 +10,8 @@ import numpy as np
 from deploy.planning.answer import answer_line, figure, more_lines, table
 from deploy.planning.live_state import LiveState, Recent
 from deploy.words import counted
-from placement.search.search import Answer, Outcome, Question
+from placement.search.answer import Answer, Outcome
+from placement.search.question import Question
 from scheduling.routing import Role
 
 UNIT = "worker"

@@ -22,13 +22,15 @@ from deploy.stop_signals import sigterm_is_ctrl_c
 from deploy.words import counted
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
+from placement.search.answer import Outcome
 from placement.search.build import Serving
 from placement.search.candidate import Candidate
 from placement.search.job import compiled
 from placement.search.parallel import Closer, Processes, run_search
 from placement.search.plan_file import plan_to_json
+from placement.search.question import Question
 from placement.search.scale import run_scaled, scaled_closer
-from placement.search.search import Outcome, Question, Search
+from placement.search.search import Search
 from placement.search.space import Space
 from placement.search.whatif import AS_ASKED, CHANGES, WhatIf
 from placement.workload.source import WorkloadSource

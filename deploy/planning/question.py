@@ -17,8 +17,8 @@ from placement.latency.shape import ModelShape
 from placement.search.bounds import Slo
 from placement.search.candidate import Candidate
 from placement.search.goodput import Effort
+from placement.search.question import Price, Question
 from placement.search.scale import MOST_COPIES, PART_GPUS
-from placement.search.search import Price, Question
 from placement.search.space import Affinity, Space, candidates
 
 MODE = "plan"
