@@ -25,6 +25,7 @@ PLAN = (
     "cost_per_hour", "power_w", "attainment", "only", "processes", "report", "quick", "bounds",
     "local_prefill_max_tokens", "validate", "no_what_if",
 )  # fmt: skip
+ONLY_LIVE = ("every", "api_key", "tls_ca", "tls_cert", "tls_key")
 SIMULATE = ("rate", "num_requests", "chunk", "event")
 
 
