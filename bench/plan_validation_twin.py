@@ -64,7 +64,9 @@ def cluster_of(placement: Placement, profile: Profile, limits: Limits, mock: boo
         max_model_len=limits.max_model_len, max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.chunk_tokens,
     )  # fmt: skip
-    times = profile.mock_step_times if mock else profile.step_times
+    times = profile.step_times if placement.prefill else profile.colocated_step_times
+    if mock:
+        times = profile.mock_step_times
     num_blocks = limits.kv_bytes // (block_bytes + GENERATION_BYTES)
     prior = profile.linear.coefficients  # the warm-up has taught the router something like it
     roles = [Role.PREFILL] * placement.prefill + [Role.DECODE] * placement.decode

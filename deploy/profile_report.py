@@ -49,11 +49,14 @@ def _served_lines(profile: Profile) -> list[str]:
             f"request's front {1e3 * mock.fronts_s[0]:+.2g} to {1e3 * mock.fronts_s[-1]:+.2g} ms"
         )
     if (served := profile.served) is not None:
+        for what, extras in (("split", served.split), ("colocated", served.colocated)):
+            lines.append(
+                f"  served, {what}: {1e3 * extras.prefill_s:.3g} ms more a step of prompts, "
+                f"{1e3 * extras.decode_s:.3g} ms one of decodes, {1e3 * extras.mixed_s:.3g} ms one of both"
+            )
         lines.append(
-            f"  served: {1e3 * served.prefill_extra_s:.3g} ms more a step of prompts, "
-            f"{1e3 * served.decode_extra_s:.3g} ms one of decodes, {1e3 * served.mixed_extra_s:.3g} ms one of both; "
-            "the first decode behind a prompt or a rest "
-            f"{1e3 * served.warming.first_s:.3g} ms more, the next {served.warming.ratio:.2f} of that, and so on"
+            f"  the first decode behind a prompt or a rest {1e3 * served.warming.first_s:.3g} ms more, the next "
+            f"{served.warming.ratio:.2f} of that, and so on"
         )
         beside = served.slowdown
         lines.append(

@@ -112,11 +112,12 @@ def delays_of(colocated: tuple[Seen, Known], split: tuple[Seen, Known], wake_s: 
     between = [Delays(step_s=max(0.0, seen.gap_s - known.later_s), wake_s=wake_s) for seen, known in (split, colocated)]
     at_0, at_1 = (_second_s(replace(between[0], message_s=one), split[1], trip) for one in (0.0, _MESSAGE_STEP_S))
     message_s = max(0.0, (split[0].second_s - at_0) / (at_1 - at_0) * _MESSAGE_STEP_S)
-    fronts_s = [seen.ttft_s - known.prefill_s - 2.0 * message_s - wake_s for seen, known in (split, colocated)]
+    outside_s = [seen.ttft_s - known.prefill_s - wake_s for seen, known in (split, colocated)]
+    messages_s = [message_s, max(0.0, min(message_s, outside_s[1] / 2.0))]  # no handoff says more of a colocated one's
     return Measured(
         *(
-            replace(one, front_s=max(0.0, front_s), message_s=message_s)
-            for one, front_s in zip(between, fronts_s, strict=True)
+            replace(one, front_s=max(0.0, around_s - 2.0 * message), message_s=message)
+            for one, around_s, message in zip(between, outside_s, messages_s, strict=True)
         )
     )
 

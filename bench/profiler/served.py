@@ -21,7 +21,7 @@ from bench.profiler.delays import BLOCK_SIZE, OUTPUT_TOKENS, REQUESTS, Known, Me
 from bench.profiler.mixed import Lengths, beside_an_output, mixed_extra_s
 from bench.profiler.together import CLUSTERS, Load, one_round, slowdown_of
 from bench.served.server import Server
-from placement.latency.served import ServedSteps, as_piecewise
+from placement.latency.served import Extras, ServedSteps, as_piecewise
 from placement.simulator.cluster import Jitter, LinkSpec, StepTimes, Warming
 
 MOST_RATIO = 0.95  # of one decode's delay to the one's before it
@@ -60,8 +60,9 @@ def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) ->
     """Starts a colocated cluster, then those of CLUSTERS together. Errors: ServerFailed, BadAnswer, TimeoutError."""
     with running({"colocated": [*subject.flags, "--prefill", "0", "--decode", "1"]}, log_dir) as started:
         server, target = started["colocated"]
-        colocated = _colocated_alone(server, target, subject.prompt_tokens, requests)
-        later_s = beside_an_output(target, _lengths(subject), requests)
+        colocated = _colocated_alone(server, target, subject, subject.prompt_tokens, requests)
+        long_colocated = _colocated_alone(server, target, subject, subject.long_tokens, requests // 2)
+        beside_s = beside_an_output(target, _lengths(subject), requests)
     clusters = {name: [*subject.flags, *workers] for name, workers in CLUSTERS.items()}
     with running(clusters, log_dir) as started:
         for server, _ in started.values():
@@ -79,20 +80,19 @@ def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) ->
         rounds = [one_round(started, load) for _ in range(TOGETHER_ROUNDS)]
     trip = Trip(subject.prompt_tokens, subject.kv_bytes_per_token * BLOCK_SIZE, subject.link)
     warming = warming_of([colocated[0].gaps_s, *(one[0].gaps_s[1:] for one in (split, long))])
-    served = {subject.prompt_tokens: split[1], subject.long_tokens: long[1]}
-    long_prompt_s = long[1].prefill_s * math.ceil(subject.long_tokens / subject.chunk_tokens)
-    extras = [_extra(known, expected(subject, tokens), warming) for tokens, known in served.items()]
+    long_prompt_s = long[1].prefill_s * _chunks(subject, subject.long_tokens)
     steps = ServedSteps(
-        *(max(0.0, statistics.fmean(column)) for column in zip(*extras, strict=True)),
-        0.0,
+        _extras(subject, split[1], long[1], warming),
+        _extras(subject, colocated[1], long_colocated[1], warming),
         warming,
         slowdown_of(rounds, subject.at_once),
         jitter_of([(colocated[0], colocated[1].prefill_s), (split[0], split[1].prefill_s), (long[0], long_prompt_s)]),
     )
     alone = [(seen, _in_a_row(known, warming)) for seen, known in (colocated, split)]
     delays = delays_of(*alone, wake_up_s(), trip)
-    more_s = mixed_extra_s(later_s, _lengths(subject), as_piecewise(subject.times), steps, delays.colocated)
-    return Served(replace(steps, mixed_extra_s=more_s), delays)
+    more_s = mixed_extra_s(beside_s, _lengths(subject), as_piecewise(subject.times), steps, delays.colocated)
+    split_extras, colocated_extras = (replace(one, mixed_s=more_s) for one in (steps.split, steps.colocated))
+    return Served(replace(steps, split=split_extras, colocated=colocated_extras), delays)
 
 
 def warming_of(gaps_s: Sequence[Sequence[float]]) -> Warming:
@@ -145,6 +145,19 @@ def expected(subject: Subject, prompt_tokens: int) -> Known:
     return Known(statistics.fmean(prefills), statistics.fmean(decodes))
 
 
+def _chunks(subject: Subject, prompt_tokens: int) -> int:
+    """Steps of a prompt."""
+    return math.ceil(prompt_tokens / subject.chunk_tokens)
+
+
+def _extras(subject: Subject, short: Known, long: Known, warming: Warming) -> Extras:
+    """Of one kind of cluster, the mean of two lengths; steps of both are not known yet."""
+    served = {subject.prompt_tokens: short, subject.long_tokens: long}
+    rows = [_extra(known, expected(subject, tokens), warming) for tokens, known in served.items()]
+    prefill_s, decode_s = (max(0.0, statistics.fmean(column)) for column in zip(*rows, strict=True))
+    return Extras(prefill_s, decode_s, 0.0)
+
+
 def _extra(served: Known, alone: Known, warming: Warming) -> tuple[float, float]:
     return served.prefill_s - alone.prefill_s, _in_a_row(served, warming).decode_s - alone.decode_s
 
@@ -157,14 +170,17 @@ def _split_alone(server: Server, target: Target, prompt_tokens: int, requests: i
     return seen, Known(mean_step_s(before, after, "prefill"), mean_step_s(before, after, "decode"))
 
 
-def _colocated_alone(server: Server, target: Target, prompt_tokens: int, requests: int) -> tuple[Seen, Known]:
-    """Two series: prompts of one token of output, whose steps are all prefills of one step each, and longer ones."""
+def _colocated_alone(
+    server: Server, target: Target, subject: Subject, prompt_tokens: int, requests: int
+) -> tuple[Seen, Known]:
+    """Two series: prompts of one token of output, whose steps are all of prompts, and longer ones."""
     before = totals_of(server)
     asyncio.run(one_at_a_time(target, prompt_tokens, 1, requests))
     between = totals_of(server)
     seen = asyncio.run(one_at_a_time(target, prompt_tokens, OUTPUT_TOKENS, requests))
     prefill_s, mean_s = mean_step_s(before, between, "decode"), mean_step_s(between, totals_of(server), "decode")
-    return seen, Known(prefill_s, (OUTPUT_TOKENS * mean_s - prefill_s) / (OUTPUT_TOKENS - 1))
+    prompts, decodes = _chunks(subject, prompt_tokens), OUTPUT_TOKENS - 1
+    return seen, Known(prefill_s, ((prompts + decodes) * mean_s - prompts * prefill_s) / decodes)
 
 
 def _lengths(subject: Subject) -> Lengths:
@@ -175,7 +191,7 @@ def _lengths(subject: Subject) -> Lengths:
 def _load(subject: Subject) -> Load:
     """Windows long enough for a slow model's prompts and decodes, and not for a fast one's accidents only."""
     alone = expected(subject, subject.long_tokens)
-    prompt_s = alone.prefill_s * math.ceil(subject.long_tokens / subject.chunk_tokens)
+    prompt_s = alone.prefill_s * _chunks(subject, subject.long_tokens)
     seconds = max(TOGETHER_S, TOGETHER_PROMPTS * prompt_s + TOGETHER_DECODES * alone.decode_s)
     most = ONE_OUTPUT * seconds / max(alone.decode_s, SHORTEST_S)
     output_tokens = min(int(most), subject.most_output_tokens)

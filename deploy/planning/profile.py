@@ -51,6 +51,7 @@ class FromProfile:
     """What a file of measurements says; None: nothing."""
 
     steps: MakeStepTimes
+    colocated_steps: MakeStepTimes | None = None  # None: the same
     link: LinkSpec | None = None
     delays: Delays | None = None
     colocated_delays: Delays | None = None
@@ -87,6 +88,7 @@ def profile_of(args: argparse.Namespace, *, mock: bool = False) -> FromProfile |
     steps = measured.mock_step_times if mock else measured.step_times
     return FromProfile(
         Measured(steps),
+        None if mock else Measured(measured.colocated_step_times),
         measured.link,
         measured.delays,
         measured.colocated_delays,

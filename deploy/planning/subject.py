@@ -110,6 +110,7 @@ def serving_of(args: argparse.Namespace, source: WorkloadSource, measured: FromP
         block_size=args.block_size or 16,
         max_num_seqs=args.max_num_seqs or 256,
         step_times=None if measured is None else measured.steps,
+        colocated_step_times=None if measured is None else measured.colocated_steps,
         prefix_caching=not args.no_enable_prefix_caching,
         kv_bytes=args.kv_bytes,
         link=None if measured is None else measured.link,

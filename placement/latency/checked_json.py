@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import TypeVar
 
+from placement.latency.served import Extras
 from placement.simulator.cluster import Jitter, Slowdown, Warming
 
 T = TypeVar("T")
 _SIGNED = {"fronts_s"}  # differences
-_WITHIN: dict[str, type] = {"Slowdown": Slowdown, "Warming": Warming, "Jitter": Jitter}
+_WITHIN: dict[str, type] = {"Extras": Extras, "Slowdown": Slowdown, "Warming": Warming, "Jitter": Jitter}
 _VERSION = "of another version? `pdserve profile` measures again"
 
 

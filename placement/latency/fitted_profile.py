@@ -13,7 +13,7 @@ from placement.latency.checked_json import check_known, items_of, made
 from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_fit import FITS, cross_validate, fit_linear, fit_piecewise, fit_transfer
 from placement.latency.fitted_points import FitError, StepPoint, by_regime, relative_errors
-from placement.latency.served import MockServed, ServedSteps, piecewise
+from placement.latency.served import Extras, MockServed, ServedSteps, piecewise
 from placement.simulator.cluster import Delays, LinearSteps, LinkSpec, StepTimes
 from scheduling.latency import LatencyModel, model_from_json, model_to_json
 
@@ -80,10 +80,18 @@ class Profile:
 
     @property
     def step_times(self) -> StepTimes:
-        """For simulators: as they are in workers that serve, where that was measured."""
+        """For simulators: as they are in workers that serve in a split cluster, where that was measured."""
+        return self._applied(None if self.served is None else self.served.split)
+
+    @property
+    def colocated_step_times(self) -> StepTimes:
+        """The same of workers that compute prompts and decode them."""
+        return self._applied(None if self.served is None else self.served.colocated)
+
+    def _applied(self, extras: Extras | None) -> StepTimes:
         fitted = None if self.best_fit == "linear" else self.steps
-        if self.served is not None:
-            return self.served.applied(fitted or piecewise(self.linear.coefficients))
+        if extras is not None:
+            return extras.applied(fitted or piecewise(self.linear.coefficients))
         return fitted or LinearSteps(self.linear)
 
 

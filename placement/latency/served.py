@@ -10,24 +10,32 @@ from scheduling.latency import LatencyCoefficients, LatencyModel
 
 
 @dataclass(frozen=True, slots=True)
-class ServedSteps:
-    """A worker that serves has rested before a step, shares its interpreter with its messages, and its machine."""
+class Extras:
+    """So much longer steps take in a worker that serves; seconds each."""
 
-    prefill_extra_s: float  # a step of prompts alone takes so much longer: it mostly comes after a rest
-    decode_extra_s: float  # one of decodes alone: there is always one before it
-    mixed_extra_s: float  # one of both
-    warming: Warming
-    slowdown: Slowdown
-    jitter: Jitter
+    prefill_s: float  # of prompts alone: such a step mostly comes after a rest
+    decode_s: float  # of decodes alone: there is always one before it
+    mixed_s: float  # of both
 
     def applied(self, steps: PiecewiseSteps) -> PiecewiseSteps:
         """The same steps, served."""
         return replace(
             steps,
-            prefill=_longer(steps.prefill, self.prefill_extra_s),
-            decode=_longer(steps.decode, self.decode_extra_s),
-            mixed=_longer(steps.mixed, self.mixed_extra_s),
+            prefill=_longer(steps.prefill, self.prefill_s),
+            decode=_longer(steps.decode, self.decode_s),
+            mixed=_longer(steps.mixed, self.mixed_s),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ServedSteps:
+    """A worker that serves has rested before a step, shares its interpreter with its messages, and its machine."""
+
+    split: Extras
+    colocated: Extras  # a prompt that one process computes and decodes finds its caches warmer
+    warming: Warming
+    slowdown: Slowdown
+    jitter: Jitter
 
 
 @dataclass(frozen=True, slots=True)

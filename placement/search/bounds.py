@@ -105,7 +105,8 @@ class Screen:
         found = self._lanes.get(key)
         if found is None:
             make = {"prefill": _prefill, "decode": _decode, "colocated": _colocated}[phase]
-            times, blocks = self._serving.times(pool), self._serving.blocks(pool)
+            times = self._serving.times(pool, colocated=phase == "colocated")
+            blocks = self._serving.blocks(pool)
             most = _batch(blocks, self._serving, self.lengths(local), chunk)
             found = self._lanes[key] = make(times, most, chunk, self.lengths(local), self._slo)
         return found

@@ -46,6 +46,7 @@ class Serving:
     delays: Delays = _DELAYS
     colocated_delays: Delays | None = None  # where no prompt leaves its worker; None: the same
     step_times: MakeStepTimes | None = None  # None: the roofline
+    colocated_step_times: MakeStepTimes | None = None  # of workers that do both; None: the same
     prefix_caching: bool = True
     kv_bytes: float | None = None  # of each worker; None: what its GPUs leave
     link: LinkSpec | None = None  # None: NVLink where both pools share a node, else the network
@@ -57,10 +58,11 @@ class Serving:
     def block_bytes(self) -> int:
         return int(self.block_size * self.model.kv_bytes_per_token)
 
-    def times(self, pool: Pool) -> StepTimes:
-        """Step times of one worker of a pool."""
-        if self.step_times is not None:
-            return self.step_times(pool.gpu, pool.tp, pool.pp)
+    def times(self, pool: Pool, *, colocated: bool = False) -> StepTimes:
+        """Step times of one worker of a pool. Errors: DoesNotFit."""
+        make = self.colocated_step_times if colocated and self.colocated_step_times is not None else self.step_times
+        if make is not None:
+            return make(pool.gpu, pool.tp, pool.pp)
         return Roofline(self.model, pool.gpu, pool.tp, pool.pp)
 
     def blocks(self, pool: Pool) -> int:
@@ -107,7 +109,7 @@ def cluster_of(candidate: Candidate, serving: Serving) -> ClusterSpec:
     workers: list[WorkerSpec] = []
     for pool in candidate.pools:
         role = Role.PREFILL if pool is candidate.prefill else Role.DECODE
-        times, blocks = serving.times(pool), serving.blocks(pool)
+        times, blocks = serving.times(pool, colocated=candidate.prefill is None), serving.blocks(pool)
         prior = linear_prior(times, candidate.chunk_tokens)
         one = WorkerSpec(
             "", role, serving.scheduler(candidate.chunk_tokens), blocks, serving.block_size, times,

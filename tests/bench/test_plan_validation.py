@@ -21,7 +21,7 @@ from bench.profiler.alone import Seen, alone_in
 from placement.latency.fitted import PiecewiseSteps, Regime
 from placement.latency.fitted_points import StepPoint
 from placement.latency.fitted_profile import Profile, Subject, make_profile, profile_to_json
-from placement.latency.served import MockServed, ServedSteps
+from placement.latency.served import Extras, MockServed, ServedSteps
 from placement.simulator.cluster import Delays, Jitter, Slowdown, Warming
 from placement.simulator.requests import requests_of
 from placement.simulator.simulate import simulate
@@ -30,6 +30,7 @@ from scheduling.routing import Role
 
 TARGETS = Targets(ttft_s=0.5, tpot_s=0.02)
 LIMITS = Limits(chunk_tokens=512, max_num_seqs=64, max_model_len=2048, kv_bytes=1 << 20)
+NONE = Extras(0.0, 0.0, 0.0)
 ALONE = Slowdown(2.0, 0.0, 0.0, 0.0, 0.0)
 STEADY = Jitter(1.0, (1.0,), (1.0,))
 LINEAR = LatencyModel(LatencyCoefficients(4e-3, 2e-5, 1e-4, 0.0))
@@ -132,7 +133,7 @@ def test_a_profile_of_the_real_engines_delays_is_not_for_the_mock_one(
     path = tmp_path / "profile.json"
     point = StepPoint(8, 36.0, 0, 8, 1e-3, 0.1, 3)
     subject = Subject("m", 64, 1, "float32", "cpu", 1, "native step", "here")
-    made = replace(make_profile(subject, [point]), served=ServedSteps(0.0, 0.0, 0.0, Warming(0.0, 0.0), ALONE, STEADY))
+    made = replace(make_profile(subject, [point]), served=ServedSteps(NONE, NONE, Warming(0.0, 0.0), ALONE, STEADY))
     path.write_text(json.dumps(profile_to_json(made)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["plan_validation", "--profile", str(path)])

@@ -22,7 +22,7 @@ from placement.latency.fitted_profile import (
     profile_to_json,
 )
 from placement.latency.imports import foreign_steps
-from placement.latency.served import MockServed, ServedSteps
+from placement.latency.served import Extras, MockServed, ServedSteps
 from placement.simulator.cluster import Delays, Jitter, LinearSteps, Slowdown, Warming
 from scheduling.latency import load_profile, model_from_json
 
@@ -60,7 +60,8 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
 def test_served_steps_are_longer_by_what_serving_adds(tmp_path: Path) -> None:
     alone = make_profile(SUBJECT, points())
     slowdown, jitter = Slowdown(2.0, 0.2, 0.1, 0.3, 0.4, 5e-3), Jitter(0.3, (0.9, 1.1), (0.8, 1.0, 1.3))
-    served = replace(alone, served=ServedSteps(2e-3, 5e-4, 1e-3, Warming(1e-3, 0.7), slowdown, jitter))
+    extras = Extras(2e-3, 5e-4, 1e-3), Extras(1e-3, 3e-4, 2e-3)
+    served = replace(alone, served=ServedSteps(*extras, Warming(1e-3, 0.7), slowdown, jitter))
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(profile_to_json(served)))
     assert load_measured_profile(path) == served
@@ -68,6 +69,8 @@ def test_served_steps_are_longer_by_what_serving_adds(tmp_path: Path) -> None:
     for one, more in ((alone, served), (linear, replace(linear, served=served.served))):
         for shape, extra_s in (((64, 2080.0, 0, 64), 2e-3), ((0, 0.0, 4, 400), 5e-4), ((16, 136.0, 4, 80), 1e-3)):
             assert more.step_times.batch_s(*shape) == pytest.approx(one.step_times.batch_s(*shape) + extra_s)
+        colocated_s = more.colocated_step_times.batch_s(16, 136.0, 4, 80)
+        assert colocated_s == pytest.approx(one.colocated_step_times.batch_s(16, 136.0, 4, 80) + 2e-3)
 
 
 def test_errors_at_seen_and_unseen_points_are_in_the_file() -> None:
@@ -91,8 +94,9 @@ NO_CORES = {
     "rested_prompts_s": 0,
 }  # fmt: skip
 JITTER = {"hold_s": 1, "prompts": [1], "decodes": [1], "fronts_s": [-1]}
+NO_EXTRAS = {"prefill_s": 0, "decode_s": 0, "mixed_s": 0}
 SERVED = {
-    "prefill_extra_s": 0, "decode_extra_s": 0, "mixed_extra_s": 0, "warming": {"first_s": 0, "ratio": 0},
+    "split": NO_EXTRAS, "colocated": NO_EXTRAS, "warming": {"first_s": 0, "ratio": 0},
     "slowdown": NO_CORES | {"at_once": 2},
     "jitter": JITTER,
 }  # fmt: skip

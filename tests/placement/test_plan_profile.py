@@ -14,7 +14,7 @@ import pytest
 from bench import plan_validation, plan_validation_twin
 from bench.served import process_tree
 from placement.latency.fitted_profile import load_measured_profile, profile_to_json
-from placement.latency.served import ServedSteps
+from placement.latency.served import Extras, ServedSteps
 from placement.simulator.cluster import Delays, Jitter, Slowdown, Warming
 from scheduling.latency import LatencyCoefficients
 
@@ -181,8 +181,8 @@ def test_validation_is_given_the_plan_and_two_others_around_the_predicted_goodpu
 
 def served_profile(path: Path) -> Path:
     """The profile in `path`, as if workers had been served too."""
-    slowdown, jitter = Slowdown(2.0, 0.5, 0.5, 0.5, 0.5), Jitter(1.0, (1.0,), (1.0,))
-    served = ServedSteps(0.0, 0.0, 0.0, Warming(1e-3, 0.5), slowdown, jitter)
+    slowdown, jitter, extras = Slowdown(2.0, 0.5, 0.5, 0.5, 0.5), Jitter(1.0, (1.0,), (1.0,)), Extras(0.0, 0.0, 0.0)
+    served = ServedSteps(extras, extras, Warming(1e-3, 0.5), slowdown, jitter)
     path.write_text(json.dumps(profile_to_json(replace(load_measured_profile(path), served=served))))
     return path
 
