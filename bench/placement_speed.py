@@ -29,7 +29,8 @@ from placement.search.bounds import Slo
 from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate, Pool
 from placement.search.job import confirmed, search, traffic
-from placement.search.search import Price, Question, Search
+from placement.search.question import Price, Question
+from placement.search.search import Search
 from placement.search.space import Space, candidates
 from placement.simulator.fast.run import simulate_fast
 from placement.workload.source import WorkloadSource

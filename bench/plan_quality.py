@@ -29,12 +29,14 @@ from placement.compat.requests import Requests
 from placement.hardware.catalogue import GpuType, gpu_type
 from placement.latency.imports import distserve_steps
 from placement.latency.shape import KNOWN_SHAPES
+from placement.search.answer import Answer
 from placement.search.bounds import Slo
 from placement.search.build import DoesNotFit, Serving, cluster_of
 from placement.search.candidate import Candidate, Pool
 from placement.search.goodput import Effort, find_goodput
 from placement.search.job import run_of, search, traffic
-from placement.search.search import Answer, Question, Search
+from placement.search.question import Question
+from placement.search.search import Search
 from placement.simulator.cluster import Delays, LinkSpec, StepTimes
 from placement.workload.source import WorkloadSource
 from placement.workload.spec import parse_workload_spec

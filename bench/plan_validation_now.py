@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from bench.load.target import Target
 from bench.profiler.alone import Seen, alone_in, one_at_a_time
 from placement.latency.fitted import PiecewiseSteps
-from placement.latency.served import piecewise
-from placement.simulator.cluster import ClusterSpec, LinearSteps, StepTimes
+from placement.latency.served import as_piecewise
+from placement.simulator.cluster import ClusterSpec, StepTimes
 
 LONE = 8  # requests that count
 
@@ -58,13 +58,11 @@ def at_speed(twin: ClusterSpec, speed: Speed) -> ClusterSpec:
 
 
 def _scaled(times: StepTimes, speed: Speed) -> PiecewiseSteps:
-    if isinstance(times, LinearSteps):
-        times = piecewise(times.model.coefficients)
-    assert isinstance(times, PiecewiseSteps)
+    fit = as_piecewise(times)
     return replace(
-        times,
-        prefill=times.prefill.scaled(speed.first),
-        decode=times.decode.scaled(speed.later),
-        mixed=times.mixed.scaled(speed.first),
-        large_decode=None if times.large_decode is None else times.large_decode.scaled(speed.later),
+        fit,
+        prefill=fit.prefill.scaled(speed.first),
+        decode=fit.decode.scaled(speed.later),
+        mixed=fit.mixed.scaled(speed.first),
+        large_decode=None if fit.large_decode is None else fit.large_decode.scaled(speed.later),
     )

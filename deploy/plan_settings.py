@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pdserve.config import ServeConfig
-from pdserve.plan_format import FORMAT, KEY
+from pdserve.plan_format import ANY_WORKER, FORMAT, KEY
 from pdserve.settings import ConfigError
 
 _OF_A_PROFILE = "base_s"  # the first key of every profile, and no setting
@@ -65,7 +65,7 @@ def plan_problems(path: Path, config: ServeConfig) -> list[str]:
     types = sorted({str(pool.get("gpu")) for pool in _pools(plan.get("placement", {})).values()})
     if len(types) > 1:
         return [f"{path}: the plan is for {' and '.join(types)}; one `pdserve serve` has one kind of device"]
-    if types != ["this-machine"] and config.worker.device == "cpu":
+    if types not in (["this-machine"], [ANY_WORKER]) and config.worker.device == "cpu":
         return [f"{path}: the plan is for {types[0]} workers, --device is cpu; plan with --gpu this-machine"]
     return []
 

@@ -51,7 +51,8 @@ def _served_lines(profile: Profile) -> list[str]:
     if (served := profile.served) is not None:
         lines.append(
             f"  served: {1e3 * served.prefill_extra_s:.3g} ms more a step of prompts, "
-            f"{1e3 * served.decode_extra_s:.3g} ms more any other; the first decode behind a prompt or a rest "
+            f"{1e3 * served.decode_extra_s:.3g} ms one of decodes, {1e3 * served.mixed_extra_s:.3g} ms one of both; "
+            "the first decode behind a prompt or a rest "
             f"{1e3 * served.warming.first_s:.3g} ms more, the next {served.warming.ratio:.2f} of that, and so on"
         )
         beside = served.slowdown

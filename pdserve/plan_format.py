@@ -2,3 +2,4 @@
 
 KEY = "pdserve_plan"  # in every plan file, with the format's number
 FORMAT = 1
+ANY_WORKER = "worker"  # the GPU of a plan that was made of a running cluster's own workers, whatever they run on

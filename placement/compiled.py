@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
 
 import numba
 
+from placement.compiled_cache import cache_of
+
 P = ParamSpec("P")
 R = TypeVar("R")
-_HERE = Path(__file__).parent
-_PREFIX = "numba-"
-_MOST_KEPT = 5  # of some 15 MB each
 _INNER = {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # called by compiled code alone
 
 
@@ -23,7 +19,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Machine code of a function; its results are those that Python gives, bit for bit (no fast-math).
 
     Cost:    seconds at the first call ever, some tens of milliseconds to load at the first call of a process.
-    Cache:   beside the source where that can be written, else in ~/.cache/pdserve; NUMBA_CACHE_DIR moves it.
+    Cache:   in a folder beside this file where that can be written, else in ~/.cache/pdserve; NUMBA_CACHE_DIR moves it.
     """
     return _compile(function, {})
 
@@ -65,44 +61,8 @@ def can_be_kept(function: Callable[..., object]) -> bool:
 
 
 def _compile(function: Callable[P, R], options: dict[str, bool]) -> Callable[P, R]:
-    try:
-        return cast(Callable[P, R], numba.njit(cache=True, **options)(function))
-    except RuntimeError:  # nowhere to write: every process compiles for itself
-        return cast(Callable[P, R], numba.njit(**options)(function))
-
-
-def _keep_versions_apart() -> None:
-    """A cache of its own for each state of the sources.
-
-    Numba compares a function's own file with what it compiled, but not those of the functions it calls: after a change
-    of one file it would go on with others' old code.
-    """
-    if numba.config.CACHE_DIR:
-        return
-    sources = sorted(_HERE.rglob("*.py"))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    for place in (_HERE / "__pycache__", Path.home() / ".cache" / "pdserve"):
+    with cache_of(Path(function.__code__.co_filename).parent, __name__):
         try:
-            (place / (_PREFIX + digest)).mkdir(parents=True, exist_ok=True)
-            os.utime(place / (_PREFIX + digest))
-        except OSError:
-            continue
-        if os.access(place / (_PREFIX + digest), os.W_OK):
-            numba.config.CACHE_DIR = str(place / (_PREFIX + digest))
-            _forget_old(place)
-            return
-
-
-def _forget_old(place: Path) -> None:
-    """All but those that processes used last."""
-    used = {}
-    for path in place.glob(_PREFIX + "*"):
-        try:
-            used[path] = path.stat().st_mtime
-        except OSError:
-            pass  # another process was first
-    for path in sorted(used, key=used.__getitem__, reverse=True)[_MOST_KEPT:]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-_keep_versions_apart()
+            return cast(Callable[P, R], numba.njit(cache=True, **options)(function))
+        except RuntimeError:  # nowhere to write: every process compiles for itself
+            return cast(Callable[P, R], numba.njit(**options)(function))

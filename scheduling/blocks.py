@@ -5,7 +5,7 @@ Where a block is, exactly one of:
     free          never written, or its content is forgotten; on the free list
     cached        no owner, content kept under its hash; evicted least recently used first
     referenced    one or more owners (its reference count); counted, for the metrics, as
-                  quarantined   an owner has ended but a transfer may still touch the block
+                  quarantined   an owner has ended but a transfer may still touch the block (block_marks.py)
                   leased        else, an owner holds it for a handoff
                   used          else
 
@@ -20,6 +20,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from pdserve.errors import InvariantViolation, NoFreeBlocks
+from scheduling.block_marks import BlockMarks
 from scheduling.prefix import BlockHash
 
 
@@ -70,9 +71,7 @@ class BlockPool:
         self._block_of: dict[BlockHash, int] = {}
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack: what was used last is warm
         self._evictable: OrderedDict[int, None] = OrderedDict()  # least recently used first
-        self._leases: dict[int, int] = {}  # block -> how many of its owners hold it for a handoff
-        self._quarantines: dict[int, int] = {}
-        self._num_leased = 0  # leased and not quarantined
+        self.marks = BlockMarks()
 
     @property
     def num_free(self) -> int:
@@ -178,43 +177,15 @@ class BlockPool:
                     del self._evictable[block_id]
                     self._free.append(block_id)
 
-    def lease(self, block_ids: Iterable[int]) -> None:
-        """One owner of each holds it for a handoff from now on."""
-        for block_id in block_ids:
-            count = self._leases.get(block_id, 0)
-            self._leases[block_id] = count + 1
-            if count == 0 and block_id not in self._quarantines:
-                self._num_leased += 1
-
-    def unlease(self, block_ids: Iterable[int]) -> None:
-        """Ends one `lease` of each."""
-        for block_id in block_ids:
-            if _drop_mark(self._leases, block_id, "lease") and block_id not in self._quarantines:
-                self._num_leased -= 1
-
-    def quarantine(self, block_ids: Iterable[int]) -> None:
-        """One owner of each has ended, yet a transfer may still touch the block: it keeps its reference."""
-        for block_id in block_ids:
-            count = self._quarantines.get(block_id, 0)
-            self._quarantines[block_id] = count + 1
-            if count == 0 and block_id in self._leases:
-                self._num_leased -= 1
-
-    def unquarantine(self, block_ids: Iterable[int]) -> None:
-        """Ends one `quarantine` of each."""
-        for block_id in block_ids:
-            if _drop_mark(self._quarantines, block_id, "quarantine") and block_id in self._leases:
-                self._num_leased += 1
-
     def counts(self) -> BlockCounts:
         """Every block counted once."""
-        marked = self._num_leased + len(self._quarantines)
+        leased, quarantined = self.marks.num_leased, self.marks.num_quarantined
         return BlockCounts(
             free=len(self._free),
-            used=self.num_referenced - marked,
+            used=self.num_referenced - leased - quarantined,
             cached=len(self._evictable),
-            leased=self._num_leased,
-            quarantined=len(self._quarantines),
+            leased=leased,
+            quarantined=quarantined,
         )
 
     def refs(self, block_id: int) -> int:
@@ -240,11 +211,8 @@ class BlockPool:
             _require(not (block_id in cached and block_hash is None), f"cached block {block_id} has no hash")
         for block_hash, block_id in self._block_of.items():
             _require(self._hash_of[block_id] == block_hash, f"hash names block {block_id}, which has another")
-        for marks in (self._leases, self._quarantines):
-            for block_id, count in marks.items():
-                _require(1 <= count <= self._refs[block_id], f"block {block_id}: {count} marks, fewer owners")
+        self.marks.check(self._refs)
         _require(self.num_references == sum(self._refs), "the sum of references is wrong")
-        _require(self._num_leased == len(self._leases.keys() - self._quarantines.keys()), "leased count is wrong")
         counts = self.counts()
         _require(counts.total == self.num_blocks and counts.used >= 0, f"blocks do not add up: {counts}")
 
@@ -253,17 +221,6 @@ class BlockPool:
         assert block_hash is not None
         del self._block_of[block_hash]
         self._hash_of[block_id] = None
-
-
-def _drop_mark(marks: dict[int, int], block_id: int, what: str) -> bool:
-    count = marks.get(block_id, 0)
-    if count < 1:
-        raise InvariantViolation(f"block {block_id}: {what} ended that never began")
-    if count > 1:
-        marks[block_id] = count - 1
-        return False
-    del marks[block_id]
-    return True
 
 
 def _require(holds: bool, message: str) -> None:

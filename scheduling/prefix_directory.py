@@ -1,17 +1,21 @@
-"""What each worker was sent lately, by prefix: how much of a prompt is cached where, as far as a router can know.
+"""What each worker has computed or got lately, by prefix: how much of a prompt is cached where, as far as a router can
+know.
 
-A prompt is cut into chunks of CHUNK_TOKENS; what is left over at its end is not looked at. A chunk's key stands for all
+Noted for a worker are a prompt when it goes there to be computed, one whose KV has come there from another worker, and
+a prompt with its answer when the request ends there: what its cache then keeps.
+
+A text is cut into chunks of CHUNK_TOKENS; what is left over at its end is not looked at. A chunk's key stands for all
 tokens up to its end and for the salt:
 
     key[i] = H(key[i - 1], tokens of chunk i)      key[-1] = H(salt)
 
-Every worker has the keys that it was sent, least recently sent first, and no more of them than its KV pool holds
-tokens. A chain is touched from its end to its start, as the pool evicts (scheduling/blocks.py). So a chunk is always
+Every worker has the keys that were noted for it, the oldest first, and no more of them than its KV pool holds tokens.
+ A chain is touched from its end to its start, as the pool evicts (scheduling/blocks.py). So a chunk is always
 younger than all that follow it, what is forgotten is the end of a chain, and what a worker has of a prompt is its
 beginning.
 
 It is a guess: the worker may have evicted what is in here, and never computed what it was sent. The worst that follows
-is a prompt sent to the second best worker. So keys need not be safe from collisions, as the names of blocks must be
+is a prompt computed where it takes longer. So keys need not be safe from collisions, as the names of blocks must be
 (scheduling/prefix.py): Python's own hash of a tuple does. It takes 6 microseconds per 1,000 tokens, 256-bit hashes 30.
 Such hashes are promised neither to another process (that of a tenant's name is drawn anew in each, that of no
 name is not) nor to another version of Python, so keys are never sent. And they take -1 for -2: token ids are never
@@ -37,22 +41,27 @@ def chunk_keys(token_ids: tuple[int, ...], salt: str) -> list[int]:
 
     Two workers' caches of one salt (the tenant) share; those of two salts do not, and neither do keys.
     """
-    key = hash(salt)
-    keys: list[int] = []
-    for end in range(CHUNK_TOKENS, len(token_ids) + 1, CHUNK_TOKENS):
-        key = hash((key, token_ids[end - CHUNK_TOKENS : end]))
-        keys.append(key)
-    return keys
+    return extended_keys((), token_ids, salt)
+
+
+def extended_keys(keys: Sequence[int], rest: tuple[int, ...], salt: str) -> list[int]:
+    """The keys of a longer text: of its chunks up to now, and of `rest`, the tokens after them."""
+    longer = list(keys)
+    key = longer[-1] if longer else hash(salt)
+    for end in range(CHUNK_TOKENS, len(rest) + 1, CHUNK_TOKENS):
+        key = hash((key, rest[end - CHUNK_TOKENS : end]))
+        longer.append(key)
+    return longer
 
 
 @dataclass(slots=True)
 class _Known:
-    """What one worker was sent."""
+    """What was noted for one worker, and what it has room for."""
 
     bit: int  # its own, in the masks
     max_chunks: int
     block_size: int
-    chunks: OrderedDict[int, None] = field(default_factory=OrderedDict)  # least recently sent first
+    chunks: OrderedDict[int, None] = field(default_factory=OrderedDict)  # the oldest first
 
 
 class PrefixDirectory:
@@ -99,38 +108,41 @@ class PrefixDirectory:
                 found[worker_id] = whole
         return found
 
-    def sent(self, worker_id: str, keys: Sequence[int]) -> None:
-        """A prompt's chunks went to a worker, to be computed there or to be handed over."""
+    def note(self, worker_id: str, keys: Sequence[int]) -> None:
+        """A text's chunks are on a worker, or will be before anything that is sent there later."""
         known = self._workers.get(worker_id)
-        if known is None:
-            return
-        chunks, bit, masks = known.chunks, known.bit, self._masks
-        for key in reversed(keys):
-            if key in chunks:
-                chunks.move_to_end(key)
-            else:
-                chunks[key] = None
+        if known is not None:
+            self._touch(known, keys)
+            masks, bit = self._masks, known.bit
+            for key in keys:
                 masks[key] = masks.get(key, 0) | bit
-        self._forget(known, len(chunks) - known.max_chunks)
+            self._forget(known, len(known.chunks) - known.max_chunks)
+
+    def reserve(self, worker_id: str, keys: Sequence[int]) -> None:
+        """Room is taken for a text's chunks, which other chunks lose; they are not there before they are noted."""
+        known = self._workers.get(worker_id)
+        if known is not None:
+            self._touch(known, keys)
+            self._forget(known, len(known.chunks) - known.max_chunks)
 
     def missed(self, worker_id: str, num_tokens: int) -> None:
         """The worker had to compute so many tokens that it was expected to have; no news if there are none, or < 0.
 
-        It has them now. But it evicts earlier than is thought here: as much of what it was sent longest ago goes.
+        It has them now. But it evicts earlier than is thought here: as much of what was noted longest ago goes.
         """
         known = self._workers.get(worker_id)
         if known is not None and num_tokens >= CHUNK_TOKENS:
             self._forget(known, min(num_tokens // CHUNK_TOKENS, len(known.chunks)))
 
     def check(self) -> None:
-        """Masks and workers say the same; nobody has more than its pool holds."""
+        """Masks tell only of chunks that workers have, or have room for; nobody has more than its pool holds."""
         masks: dict[int, int] = {}
         for known in self._workers.values():
             assert len(known.chunks) <= known.max_chunks, f"{len(known.chunks)} chunks of {known.max_chunks}"
             assert known.bit.bit_count() == 1
             for key in known.chunks:
                 masks[key] = masks.get(key, 0) | known.bit
-        assert masks == self._masks
+        assert all(there and not there & ~masks.get(key, 0) for key, there in self._masks.items())
         assert len({known.bit for known in self._workers.values()}) == len(self._workers)
 
     def _depths(self, keys: Sequence[int]) -> dict[int, int]:
@@ -153,14 +165,20 @@ class PrefixDirectory:
             here ^= bit
         return depths
 
+    def _touch(self, known: _Known, keys: Sequence[int]) -> None:
+        chunks = known.chunks
+        for key in reversed(keys):
+            chunks[key] = None
+            chunks.move_to_end(key)
+
     def _forget(self, known: _Known, num_chunks: int) -> None:
         for _ in range(num_chunks):
             key, _ = known.chunks.popitem(last=False)
             self._clear(key, known.bit)
 
     def _clear(self, key: int, bit: int) -> None:
-        left = self._masks[key] & ~bit
+        left = self._masks.get(key, 0) & ~bit
         if left:
             self._masks[key] = left
         else:
-            del self._masks[key]
+            self._masks.pop(key, None)

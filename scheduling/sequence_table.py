@@ -89,9 +89,9 @@ class SequenceTable:
             self.num_reserved -= 1
             self.num_growing -= 1
         elif state is S.HELD:
-            self.pool.unlease(seq.block_ids)
+            self.pool.marks.unlease(seq.block_ids)
         elif state is S.QUARANTINED:
-            self.pool.unquarantine(seq.block_ids)
+            self.pool.marks.unquarantine(seq.block_ids)
 
     def _enter(self, seq: Sequence, state: SequenceState) -> None:
         if state is S.WAITING:
@@ -105,9 +105,9 @@ class SequenceTable:
             self.num_reserved += 1
             self.num_growing += 1
         elif state is S.HELD:
-            self.pool.lease(seq.block_ids)
+            self.pool.marks.lease(seq.block_ids)
         elif state is S.QUARANTINED:
-            self.pool.quarantine(seq.block_ids)
+            self.pool.marks.quarantine(seq.block_ids)
         elif state is S.FINISHED:
             self._free_blocks(seq)
             del self._sequences[seq.key]

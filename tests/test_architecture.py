@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from placement.compiled_sources import FOLLOWED
+
 ROOT = Path(__file__).resolve().parent.parent
 
 GROUND = {"pdserve", "scheduling"}
@@ -120,6 +122,10 @@ def test_imports_point_down() -> None:
             if name.split(".")[0] in MAY_IMPORT and not any(within(name, other) for other in allowed):
                 found.append(f"{name_of(path)}:{line} imports {name}")
     refuse(found)
+
+
+def test_changes_of_all_that_compiled_code_may_import_are_noticed() -> None:
+    assert set(FOLLOWED) == MAY_IMPORT["placement"] | {"placement"}
 
 
 def test_the_ground_is_light() -> None:

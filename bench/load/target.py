@@ -5,14 +5,16 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from urllib.parse import urlsplit
 
 from bench.load.grpc_stream import GrpcPool, grpc_request
-from bench.load.http_stream import HttpPool, completion_body, http_request
-from bench.load.tls_words import grpc_words, https_hint
+from bench.load.http_request import completion_body, http_request
+from bench.load.http_stream import HttpPool
+from bench.load.tls_words import grpc_words, https_hint, https_refusal
 from pdserve.client import Client
 from pdserve.errors import ServingError
 from pdserve.exit import ExitCode, StartError
@@ -22,6 +24,7 @@ from pdserve.tls import Tls
 FOREIGN_VOCAB = 1024  # every tokenizer in use has that many; over HTTP no server says
 ASK_LIMIT_S = 10.0
 LISTEN_LIMIT_S = 3.0
+MOST_BYTES = 1 << 20  # of what a server says of its models
 NEEDS_KEY = {401: "an API key is needed: --api-key or PDSERVE_API_KEY", 403: "this API key is not allowed to ask"}
 ALLOWED = "HOST:PORT or grpc[s]://HOST:PORT for pdserve, http[s]://HOST[:PORT][/v1] for an OpenAI server"
 
@@ -154,9 +157,45 @@ def _introduced_grpc(target: Target, flag: str) -> Target:
 
 
 def _introduced_http(target: Target, flag: str) -> Target:
-    """The first model that is listed."""
+    """The first model that is listed. Asked also where one is given: what keeps TLS from being spoken is said here."""
+    try:
+        status, body = _listed(target)
+    except (OSError, http.client.HTTPException) as error:
+        if target.model and isinstance(error, TimeoutError):
+            return target  # it need not list any
+        error = error if target.tls is None else _alert(target, target.tls) or error
+        raise StartError(f"{flag} is {target.name}; {_no_http(target, error)}") from None
+    if target.tls is not None and (hint := https_refusal(status, body, target.tls)) is not None:
+        raise StartError(f"{flag} is {target.name}; {hint}")
     if target.model:
         return target
+    if status in NEEDS_KEY:
+        raise StartError(f"{flag} is {target.name}; {NEEDS_KEY[status]} ({status})")
+    try:
+        first = json.loads(body)["data"][0]
+        model, length = str(first["id"]), first.get("max_model_len")
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise StartError(f"{flag} is {target.name}; {target.base}/models names no model: give --model") from None
+    return replace(target, model=model, max_model_len=length if isinstance(length, int) else None)
+
+
+def _alert(target: Target, tls: Tls) -> ssl.SSLError | None:
+    """What a server says at once after the handshake: of a request that crosses it, nothing but the end is seen."""
+    try:
+        with (
+            socket.create_connection((target.host, target.port), LISTEN_LIMIT_S) as plain,
+            tls.context().wrap_socket(plain, server_hostname=target.host) as peer,
+        ):
+            peer.recv(1)
+    except ssl.SSLError as error:
+        return error
+    except OSError:
+        pass
+    return None
+
+
+def _listed(target: Target) -> tuple[int, bytes]:
+    """Status and body of what a server says of its models."""
     connection = (
         http.client.HTTPSConnection(target.host, target.port, timeout=ASK_LIMIT_S, context=target.tls.context())
         if target.tls is not None
@@ -166,15 +205,6 @@ def _introduced_http(target: Target, flag: str) -> Target:
     try:
         connection.request("GET", f"{target.base}/models", headers=headers)
         answer = connection.getresponse()
-        if answer.status in NEEDS_KEY:
-            raise StartError(f"{flag} is {target.name}; {NEEDS_KEY[answer.status]} ({answer.status})")
-        body = answer.read(1 << 20)
-        first = json.loads(body)["data"][0]
-        model, length = str(first["id"]), first.get("max_model_len")
-    except (OSError, http.client.HTTPException) as error:
-        raise StartError(f"{flag} is {target.name}; {_no_http(target, error)}") from None
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise StartError(f"{flag} is {target.name}; {target.base}/models names no model: give --model") from None
+        return answer.status, answer.read(MOST_BYTES)
     finally:
         connection.close()
-    return replace(target, model=model, max_model_len=length if isinstance(length, int) else None)

@@ -11,16 +11,17 @@ import asyncio
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.load.target import Target
 from bench.profiler.alone import Seen, equally_likely, mean_step_s, one_at_a_time, totals_of
 from bench.profiler.cluster import running
 from bench.profiler.delays import BLOCK_SIZE, OUTPUT_TOKENS, REQUESTS, Known, Measured, Trip, delays_of, wake_up_s
+from bench.profiler.mixed import Lengths, beside_an_output, mixed_extra_s
 from bench.profiler.together import CLUSTERS, Load, one_round, slowdown_of
 from bench.served.server import Server
-from placement.latency.served import ServedSteps
+from placement.latency.served import ServedSteps, as_piecewise
 from placement.simulator.cluster import Jitter, LinkSpec, StepTimes, Warming
 
 MOST_RATIO = 0.95  # of one decode's delay to the one's before it
@@ -58,7 +59,9 @@ class Subject:
 def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) -> Served:
     """Starts a colocated cluster, then those of CLUSTERS together. Errors: ServerFailed, BadAnswer, TimeoutError."""
     with running({"colocated": [*subject.flags, "--prefill", "0", "--decode", "1"]}, log_dir) as started:
-        colocated = _colocated_alone(*started["colocated"], subject.prompt_tokens, requests)
+        server, target = started["colocated"]
+        colocated = _colocated_alone(server, target, subject.prompt_tokens, requests)
+        later_s = beside_an_output(target, _lengths(subject), requests)
     clusters = {name: [*subject.flags, *workers] for name, workers in CLUSTERS.items()}
     with running(clusters, log_dir) as started:
         for server, _ in started.values():
@@ -81,12 +84,15 @@ def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) ->
     extras = [_extra(known, expected(subject, tokens), warming) for tokens, known in served.items()]
     steps = ServedSteps(
         *(max(0.0, statistics.fmean(column)) for column in zip(*extras, strict=True)),
+        0.0,
         warming,
         slowdown_of(rounds, subject.at_once),
         jitter_of([(colocated[0], colocated[1].prefill_s), (split[0], split[1].prefill_s), (long[0], long_prompt_s)]),
     )
     alone = [(seen, _in_a_row(known, warming)) for seen, known in (colocated, split)]
-    return Served(steps, delays_of(*alone, wake_up_s(), trip))
+    delays = delays_of(*alone, wake_up_s(), trip)
+    more_s = mixed_extra_s(later_s, _lengths(subject), as_piecewise(subject.times), steps, delays.colocated)
+    return Served(replace(steps, mixed_extra_s=more_s), delays)
 
 
 def warming_of(gaps_s: Sequence[Sequence[float]]) -> Warming:
@@ -159,6 +165,11 @@ def _colocated_alone(server: Server, target: Target, prompt_tokens: int, request
     seen = asyncio.run(one_at_a_time(target, prompt_tokens, OUTPUT_TOKENS, requests))
     prefill_s, mean_s = mean_step_s(before, between, "decode"), mean_step_s(between, totals_of(server), "decode")
     return seen, Known(prefill_s, (OUTPUT_TOKENS * mean_s - prefill_s) / (OUTPUT_TOKENS - 1))
+
+
+def _lengths(subject: Subject) -> Lengths:
+    """Long prompts: several mixed steps, of which something is to be seen."""
+    return Lengths(subject.long_tokens, subject.chunk_tokens, subject.prompt_tokens, subject.most_output_tokens)
 
 
 def _load(subject: Subject) -> Load:

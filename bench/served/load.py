@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.load.closed_loop import Streamed, closed_loop
-from bench.load.http_stream import HttpPool, completion_request
+from bench.load.http_request import completion_request
+from bench.load.http_stream import HttpPool
 from bench.load.statistics import Spread
 from bench.served.process_tree import busy_s
 from bench.served.server import Server

@@ -6,8 +6,9 @@ import argparse
 import importlib
 from pathlib import Path
 
-from deploy.arguments import above_zero, count, refuse
-from deploy.planning.flags import PLAN, SHARED, add_plan
+from deploy.arguments import above_zero, api_key, count, refuse
+from deploy.planning.flags import ONLY_LIVE, PLAN, SHARED, add_plan
+from deploy.tls_arguments import add_tls_arguments
 
 COMPAT = ("distserve",)
 """Each is a module of deploy/compat/ with a run_plan."""
@@ -41,10 +42,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, metavar="F", help="the plan; with --compat the table of placements"
     )
     add_plan(parser)
+    _add_live(parser.add_argument_group("a running cluster"))
+
+
+def _add_live(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--live", metavar="URL",
+        help="plan for what this router serves now, with the workers it has: HOST:PORT or http[s]://HOST:PORT",
+    )  # fmt: skip
+    group.add_argument("--every", type=above_zero, metavar="S", help="again every S seconds, a line each, until Ctrl-C")
+    group.add_argument("--api-key", type=api_key, metavar="KEY", help="the router's (default: PDSERVE_API_KEY)")
+    add_tls_arguments(group)
 
 
 def run(args: argparse.Namespace) -> int:
     """Hand over to the mode; returns the exit code."""
+    if args.live is not None:
+        refuse(args, ("compat",), "plan --live")
+        return int(importlib.import_module("deploy.planning.live").run_live(args))
+    refuse(args, ONLY_LIVE, "plan without --live")
     if args.compat is None:
         if args.bounds:
             return int(importlib.import_module("deploy.planning.closed_form").run_bounds(args))

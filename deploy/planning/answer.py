@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from deploy.planning.profile import THIS_MACHINE
 from deploy.words import counted
 from placement.hardware.catalogue import GpuType
+from placement.search.answer import Answer, Outcome, Scaled
 from placement.search.bracket import Attainment
 from placement.search.build import Serving
 from placement.search.candidate import Candidate
-from placement.search.goodput import Goodput
-from placement.search.search import Answer, Outcome, Question, Scaled
+from placement.search.goodput import Effort, Goodput
+from placement.search.question import Question
 from placement.search.whatif import Consequence
 
 _SHOWN = 8
@@ -81,10 +82,20 @@ def _trace_lines(outcome: Outcome) -> list[str]:
     """Where requests of a trace were left out, which may be longer than those that were not."""
     if outcome.best is None or outcome.best.goodput is None:
         return []
+    recorded, judged = outcome.num_recorded, outcome.num_judged
     most = max((one.num_requests for one in outcome.best.goodput.probes), default=0)
-    if most >= outcome.num_recorded:
+    deciding = Effort().over(judged).whole
+    if most < min(recorded, deciding):  # interrupted, or too slow to take as many
+        said = f"the trace has {recorded:,} requests, of which the longest run took the first {most:,} only"
+    elif judged < recorded:
+        last = "all" if most >= recorded else f"the first {most:,}"
+        said = (
+            f"the trace has {recorded:,} requests: placements and what-ifs are judged by {judged:,} of the first "
+            f"{deciding:,}, and only the answer by {last}"
+        )
+    else:
         return []
-    return [f"the trace has {outcome.num_recorded:,} requests, of which the longest run took the first {most:,} only"]
+    return [f"{said}; resample=yes in --workload draws from all over it, 50 in a row, which evens out surges"]
 
 
 def _scaled_line(scaled: Scaled, question: Question) -> str:

@@ -10,7 +10,8 @@ from deploy.planning.profile import profile_of
 from deploy.planning.question import check_flags, check_sizes, listed, question_of, space_of
 from deploy.planning.subject import SAMPLE, serving_of, workload_of
 from pdserve.exit import ExitCode
-from placement.search.search import Answer, Search
+from placement.search.answer import Answer
+from placement.search.search import Search
 
 _SHOWN = 12
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from deploy.arguments import above_zero, count, whole
+from deploy.planning.events import asked_event
 from pdserve.byte_sizes import memory_size
 
 SHARED = (
@@ -24,7 +25,8 @@ PLAN = (
     "cost_per_hour", "power_w", "attainment", "only", "processes", "report", "quick", "bounds",
     "local_prefill_max_tokens", "validate", "no_what_if",
 )  # fmt: skip
-SIMULATE = ("rate", "num_requests", "chunk")
+ONLY_LIVE = ("every", "api_key", "tls_ca", "tls_cert", "tls_key")
+SIMULATE = ("rate", "num_requests", "chunk", "event")
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +81,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--chunk", metavar="N,...", help="token budgets of a step to try (default: 512,2048)")
     group.add_argument(
         "--local-prefill-max-tokens", metavar="N,...",
-        help="try also: prompts up to N tokens are computed where they are decoded",
+        help="try also: a decode worker that lacks up to N tokens of a prompt may compute them itself",
     )  # fmt: skip
     group.add_argument("--only", choices=("split", "colocated"), help="try only these (default: both)")
     group.add_argument(
@@ -104,3 +106,9 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--chunk", metavar="N", help="token budget of a step (default: 2048)")
     group.add_argument("--slo-ttft", type=above_zero, metavar="S", help="seconds to the first token")
     group.add_argument("--slo-tpot", type=above_zero, metavar="S", help="seconds per token after it")
+    group.add_argument(
+        "--event", type=asked_event, action="append", metavar="S:WHAT:WORKER",
+        help="S seconds into the run a worker dies (30:down:decode-0), is up again (60:up:decode-0), or changes its "
+        "role (45:role:prefill-1:decode): it ends what it has, and is back at once or takes=5 seconds later "
+        "(...:decode:takes=5); workers are prefill-0, prefill-1, ..., decode-0, ...; may be given many times",
+    )  # fmt: skip

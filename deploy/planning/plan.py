@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from deploy.arguments import check_output, check_report, write_output
@@ -21,15 +22,17 @@ from deploy.stop_signals import sigterm_is_ctrl_c
 from deploy.words import counted
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
+from placement.search.answer import Outcome
 from placement.search.build import Serving
 from placement.search.candidate import Candidate
 from placement.search.job import compiled
 from placement.search.parallel import Closer, Processes, run_search
 from placement.search.plan_file import plan_to_json
+from placement.search.question import Question
 from placement.search.scale import run_scaled, scaled_closer
-from placement.search.search import Outcome, Question, Search
+from placement.search.search import Search
 from placement.search.space import Space
-from placement.search.whatif import AS_ASKED, CHANGES
+from placement.search.whatif import AS_ASKED, CHANGES, WhatIf
 from placement.workload.source import WorkloadSource
 
 
@@ -51,7 +54,7 @@ def run_plan(args: argparse.Namespace) -> int:
     validation = None if args.validate is None else Validation.of(args, space, profile)
     with Processes(spec, source, args.processes) as processes, sigterm_is_ctrl_c():
         try:
-            found = _found(args, question, space, serving, source, processes)
+            found = found_by(question, space, serving, source, processes, _changes(args), given=args.gpus is not None)
         except BrokenProcessPool:
             raise StartError(
                 "a process of the search was killed, for want of memory? --processes 1 needs least"
@@ -103,15 +106,21 @@ def _cores(best: Candidate, serving: Serving, profile: FromProfile | None) -> li
     return [f"each of the {workers} workers has a machine like this one of its own; for one machine, --one-machine"]
 
 
-def _found(
-    args: argparse.Namespace,
+def _changes(args: argparse.Namespace) -> Sequence[WhatIf]:
+    return () if args.no_what_if else CHANGES
+
+
+def found_by(
     question: Question,
     space: Space,
     serving: Serving,
     source: WorkloadSource,
     processes: Processes,
+    changes: Sequence[WhatIf] = (),
+    *,
+    given: bool = True,
 ) -> Closer:
-    """The search, and what follows from its answer."""
+    """The search, and what follows from its answer. `given`: how many GPUs there are."""
 
     def searched(question: Question, space: Space) -> Outcome:
         search = Search(question, serving, source)
@@ -126,12 +135,12 @@ def _found(
     def enlarged(part: Outcome, copies: int) -> Outcome:
         return run_scaled(part, copies, question, space, serving, processes)
 
-    outcome = Sizes(question, space, searched, enlarged, given=args.gpus is not None).find()
+    outcome = Sizes(question, space, searched, enlarged, given=given).find()
     if outcome.best is None or not outcome.complete:
         return Closer(outcome, (), True)
     moves = outcome.best.candidate.prefill is not None
-    changes = [one for one in CHANGES if not args.no_what_if and (moves or one.network == 1.0)]
-    return scaled_closer(outcome, question, serving, changes, processes)
+    kept = [one for one in changes if moves or one.network == 1.0]
+    return scaled_closer(outcome, question, serving, kept, processes)
 
 
 def _write(

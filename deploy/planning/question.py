@@ -17,15 +17,15 @@ from placement.latency.shape import ModelShape
 from placement.search.bounds import Slo
 from placement.search.candidate import Candidate
 from placement.search.goodput import Effort
+from placement.search.question import Price, Question
 from placement.search.scale import MOST_COPIES, PART_GPUS
-from placement.search.search import Price, Question
 from placement.search.space import Affinity, Space, candidates
 
 MODE = "plan"
 MOST_GPUS = PART_GPUS * MOST_COPIES  # that a budget may allow, or a rate ask for, when --gpus does not say
 LEAST_RATE = 1e-4  # workers report every second of a simulation, which is hundreds of requests long
 _COMPAT_ONLY = ("backend", "requests", "max_rate_per_gpu", "resolution", "nodes")
-_QUICK = Effort(min_requests=300, max_requests=1200, min_seconds=20.0, tolerance=0.04, max_probes=8)
+QUICK = Effort(min_requests=300, max_requests=1200, min_seconds=20.0, tolerance=0.04, max_probes=8)
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -49,11 +49,16 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def question_of(args: argparse.Namespace) -> Question:
     """Errors: ConfigError."""
+    check_attainment(args)
+    slo = Slo(args.slo_ttft, args.slo_tpot, args.attainment or 0.9)
+    effort = QUICK if args.quick or args.one_machine else Effort()  # of one machine nothing is compiled
+    return Question(slo, args.rate, Price(args.price or "gpus"), effort, args.seed or 0)
+
+
+def check_attainment(args: argparse.Namespace) -> None:
+    """Errors: ConfigError."""
     if args.attainment is not None and args.attainment >= 1:
         raise ConfigError([f"--attainment: {args.attainment:g} must be above 0 and below 1"])
-    slo = Slo(args.slo_ttft, args.slo_tpot, args.attainment or 0.9)
-    effort = _QUICK if args.quick or args.one_machine else Effort()  # of one machine nothing is compiled
-    return Question(slo, args.rate, Price(args.price or "gpus"), effort, args.seed or 0)
 
 
 def space_of(args: argparse.Namespace, profile: FromProfile | None) -> Space:

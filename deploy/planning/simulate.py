@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from deploy.arguments import check_output, count, pair_count, pairs, refuse, require, write_output
 from deploy.planning.caveats import caveats
 from deploy.planning.compiling import tell_if_compiling
+from deploy.planning.disturbance import Targets, disturbance
+from deploy.planning.events import MAX_SECONDS, checked_events
 from deploy.planning.profile import THIS_MACHINE, check_measured, profile_of
 from deploy.planning.subject import gpus, more_room, serving_of, workload_of
 from deploy.words import counted
@@ -22,14 +25,17 @@ from placement.search.build import DoesNotFit, Serving, cluster_of
 from placement.search.candidate import Candidate, Pool
 from placement.search.job import Simulated
 from placement.search.plan_file import percentiles
+from placement.simulator.cluster import ClusterEvent, ClusterSpec
 from placement.simulator.fast.run import compiled_parts, unsupported
-from placement.simulator.requests import Outcome
+from placement.simulator.requests import Outcome, requests_of
 from placement.simulator.results import RequestColumns
+from placement.simulator.simulate import simulate
 from placement.workload.workload import Workload
 
 MODE = "simulate"
 MAX_WORKERS = 8192  # of a pool: there are tables of all pairs
-MAX_SECONDS = 10_000_000  # of traffic: workers report every second of it
+_TOKEN_S = 1.5e-5  # that the real code is busy with a token; 7 to 26 us were seen
+_LONG_S = 10.0
 _AS_ASKED = 0.005  # of the rate: what is nearer than that is called the same
 _COLUMNS = (
     "arrival_s", "prompt_tokens", "output_tokens", "ttft_s", "tpot_s", "e2e_s", "queue_s", "prefill_s", "transfer_s",
@@ -47,6 +53,7 @@ def run_simulate(args: argparse.Namespace) -> int:
     profile = profile_of(args)
     serving = serving_of(args, source, profile)
     candidate = _candidate(args, serving.model)
+    events = checked_events(args.event or (), candidate)
     pools = _flags(candidate)
     parallel = [f"{flag}: {pool}" for flag, pool in pools.items() if pool.gpus_per_worker > 1]
     check_measured(profile, (pool.gpu for pool in pools.values()), parallel)
@@ -62,9 +69,12 @@ def run_simulate(args: argparse.Namespace) -> int:
     if not unsupported(cluster, workload):
         tell_if_compiling(*compiled_parts(cluster, workload))
     rows = Simulated(cluster)(workload)
+    told: list[str] = []
+    if events:
+        rows, told = _with_events(cluster, workload, events, rows, args)
     print(f"{candidate}: {_traffic(workload, args.rate or source.own_rate)}")
     shares = serving.prefix_caching and workload.prefixes is not None and len(workload.prefixes.ids) > 0
-    print("\n".join([*_summary(rows, args, shares), *caveats(profile, serving, [candidate], rows)]))
+    print("\n".join([*_summary(rows, args, shares), *told, *caveats(profile, serving, [candidate], rows)]))
     if args.output is not None:
         write_output(args.output, _lines(rows))
         print(f"{len(workload)} rows: {args.output}")
@@ -121,6 +131,25 @@ def _check_room(pools: Mapping[str, Pool], serving: Serving) -> None:
             serving.blocks(pool)
         except DoesNotFit as error:
             raise StartError(f"{flag}: {error}{more_room(serving)}", ExitCode.FAILED) from None
+
+
+def _with_events(
+    cluster: ClusterSpec,
+    workload: Workload,
+    events: Sequence[ClusterEvent],
+    calm: RequestColumns,
+    args: argparse.Namespace,
+) -> tuple[RequestColumns, list[str]]:
+    """The same requests with the events, and what those did. The compiled simulator knows no events."""
+    likely_s = _TOKEN_S * int(workload.output_tokens.sum())
+    if likely_s > _LONG_S:
+        print(
+            f"--event: not compiled, {counted(len(workload), 'request')} take about {likely_s:,.0f} s; fewer: "
+            "--num-requests", file=sys.stderr, flush=True,
+        )  # fmt: skip
+    result = simulate(cluster, requests_of(workload), events)
+    targets = Targets(*(math.inf if limit is None else limit for limit in (args.slo_ttft, args.slo_tpot)))
+    return result.requests, disturbance(result, calm, targets)
 
 
 def _traffic(workload: Workload, asked: float | None) -> str:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from placement.search.answer import Outcome
 from placement.search.candidate import Candidate, Pool
+from placement.search.question import Price, Question
 from placement.search.scale import MOST_COPIES, PART_GPUS, part_of
-from placement.search.search import DEARER, Outcome, Price, Question
 from placement.search.space import Space
+from placement.search.standing import DEARER
 
 SEARCHED_GPUS = 256  # of larger clusters a part is searched
 CHEAP_GPUS = 1024  # of one search, where many cheap ones may cost less than a few dear ones

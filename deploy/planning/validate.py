@@ -17,9 +17,10 @@ from deploy.planning.profile import THIS_MACHINE, FromProfile
 from pdserve.byte_sizes import size_in_words
 from pdserve.exit import ExitCode, StartError
 from pdserve.settings import ConfigError
+from placement.search.answer import Outcome
 from placement.search.build import Serving
 from placement.search.candidate import Candidate
-from placement.search.search import Outcome, Question
+from placement.search.question import Question
 from placement.search.space import Space
 
 PLACEMENTS = 3  # the plan's and two others

@@ -48,7 +48,8 @@ class RouterConfig:
     max_deadline_s: float = setting(3600.0, "longer deadlines are cut to this", above=0.0, high=86400.0)
     local_prefill_max_tokens: int = setting(
         0,
-        "prompts up to this long are computed on their decode worker, without the trip (0: none)",
+        "a decode worker that lacks at most this many tokens of a prompt, the others being cached there, may compute "
+        "them itself, without the trip (0: none does)",
         low=0,
         high=1 << 24,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from placement.latency.fitted import PiecewiseSteps, Regime
-from placement.simulator.cluster import Jitter, LinearSteps, Slowdown, Warming
+from placement.simulator.cluster import Jitter, LinearSteps, Slowdown, StepTimes, Warming
 from scheduling.latency import LatencyCoefficients, LatencyModel
 
 
@@ -14,15 +14,20 @@ class ServedSteps:
     """A worker that serves has rested before a step, shares its interpreter with its messages, and its machine."""
 
     prefill_extra_s: float  # a step of prompts alone takes so much longer: it mostly comes after a rest
-    decode_extra_s: float  # any other: there is always one before it
+    decode_extra_s: float  # one of decodes alone: there is always one before it
+    mixed_extra_s: float  # one of both
     warming: Warming
     slowdown: Slowdown
     jitter: Jitter
 
     def applied(self, steps: PiecewiseSteps) -> PiecewiseSteps:
         """The same steps, served."""
-        decode, mixed = (_longer(one, self.decode_extra_s) for one in (steps.decode, steps.mixed))
-        return replace(steps, prefill=_longer(steps.prefill, self.prefill_extra_s), decode=decode, mixed=mixed)
+        return replace(
+            steps,
+            prefill=_longer(steps.prefill, self.prefill_extra_s),
+            decode=_longer(steps.decode, self.decode_extra_s),
+            mixed=_longer(steps.mixed, self.mixed_extra_s),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,15 @@ class MockServed:
 def piecewise(c: LatencyCoefficients) -> PiecewiseSteps:
     """The router's four coefficients by kind of step."""
     return PiecewiseSteps(Regime.linear(c), Regime.linear(c, only_decodes=True), Regime.linear(c))
+
+
+def as_piecewise(times: StepTimes) -> PiecewiseSteps:
+    """A profile's fit, whichever it is. Errors: TypeError where the times are of something else."""
+    if isinstance(times, LinearSteps):
+        return piecewise(times.model.coefficients)
+    if not isinstance(times, PiecewiseSteps):
+        raise TypeError(f"step times are {type(times).__name__}: not of a profile")
+    return times
 
 
 def _longer(regime: Regime, extra_s: float) -> Regime:

@@ -52,7 +52,7 @@ class Candidate:
     prefill: Pool | None
     decode: Pool
     chunk_tokens: int  # token budget of one step, in both pools
-    local_prefill_tokens: int = 0  # prompts up to this long are computed where they are decoded
+    local_prefill_tokens: int = 0  # that a decode worker may lack of a prompt and compute itself
     replicas: int = 1
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class Candidate:
             return f"{alone if self.replicas == 1 else f'{self.replicas} x ({alone})'}, chunk {self.chunk_tokens}"
         split = f"prefill {self.prefill} + decode {self.decode}"
         split = split if self.replicas == 1 else f"{self.replicas} x ({split})"
-        local = f", prompts up to {self.local_prefill_tokens} on decode" if self.local_prefill_tokens else ""
+        local = f", up to {self.local_prefill_tokens} tokens of a prompt on decode" if self.local_prefill_tokens else ""
         return f"{split}, chunk {self.chunk_tokens}{local}"
 
 

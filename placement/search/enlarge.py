@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from placement.search.answer import Answer
 from placement.search.bounds import Screen
 from placement.search.bracket import Attainment, Verdict, interval
 from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate
 from placement.search.goodput import Goodput, look
 from placement.search.job import answer_of, compiled, deciding, do_job, run_of
-from placement.search.search import Answer, Job, Question
+from placement.search.question import Job, Question
 from placement.search.space import Space
+from placement.search.trace import sample_of
 from placement.simulator.results import SimulationResult
 from placement.workload.source import WorkloadSource
 
@@ -23,7 +25,6 @@ _FINE = 32  # to one worker in so many
 _SHRINK = (0.975, 0.95)  # of the whole, once it carries its load
 _LADDER = 0.03  # of the rate: from one look at the most to the next
 _LOOKS = 3  # up or down
-_SAMPLE = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,7 @@ class _Looker:
 
     def __init__(self, question: Question, space: Space, serving: Serving, source: WorkloadSource) -> None:
         self._question, self._space, self._serving, self._source = question, space, serving, source
-        sample = source.build(rate=1.0, num_requests=_SAMPLE, seed=question.seed)
-        self._screen = Screen(serving, question.slo, sample)
+        self._screen = Screen(serving, question.slo, sample_of(source, question.seed))
         self._num = 0
 
     def least(self, part: Answer, copies: int, rate: float) -> Sized:

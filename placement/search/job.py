@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from placement.search.answer import Answer, Outcome
 from placement.search.binding import binding_of, utilisation_of
 from placement.search.bounds import Bounds, Slo
 from placement.search.bracket import Attainment, Bracket, Verdict
@@ -12,8 +13,10 @@ from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate
 from placement.search.goodput import Effort, Goodput, confirm, find_goodput, look, look_shortly, saturation_of
 from placement.search.lasting import SEED, last, lasting
-from placement.search.search import Answer, Job, Outcome, Question, Search
+from placement.search.question import Job, Question
+from placement.search.search import Search
 from placement.search.steady import Run
+from placement.search.trace import judged_of
 from placement.simulator.cluster import ClusterSpec
 from placement.simulator.fast.run import compiled_parts, simulate_fast, unsupported
 from placement.simulator.give_up import GiveUp
@@ -25,7 +28,6 @@ from placement.workload.transform import clipped, sped_up
 from placement.workload.workload import Workload
 
 _FEW = 1000  # requests: enough to see of what kind they are
-MOST_TRACE = 20_000  # requests of a trace that one run takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +115,6 @@ def do_job(job: Job, question: Question, serving: Serving, source: WorkloadSourc
 def deciding(effort: Effort, cluster: ClusterSpec, source: WorkloadSource) -> Effort:
     """Runs that decide take all requests of a trace: its first may be shorter than the others."""
     return effort.over(judged_of(source)) if _is_compiled(cluster, source) else effort
-
-
-def judged_of(source: WorkloadSource) -> int:
-    """Requests of a trace that a run takes at least; 0: there is none, or they are drawn from all over it."""
-    return 0 if source.recorded is None or source.spec.resample else min(len(source.recorded), MOST_TRACE)
 
 
 def _is_compiled(cluster: ClusterSpec, source: WorkloadSource) -> bool:

@@ -24,11 +24,11 @@ class LengthStats:
     def of(
         cls, workload: Workload, attainment: float, *, prefix_caching: bool = False, local_tokens: int = 0
     ) -> LengthStats:
-        """With `local_tokens`, prompts up to that long count as nothing where they would be prefill's."""
+        """With `local_tokens`, prompts of which no more is computed count as nothing where they would be prefill's."""
         prompt, output = workload.prompt_tokens.astype(float), workload.output_tokens.astype(float)
         weight = np.maximum(output - 1, 1e-9)
         computed = _uncached(workload) if prefix_caching and workload.prefixes is not None else prompt
-        away = prompt > local_tokens
+        away = computed > local_tokens
         pairs = (prompt**2 - (prompt - computed) ** 2) / 2
         return cls(
             output_mean=float(output.mean()),

@@ -14,9 +14,11 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from placement.search.answer import Answer, Outcome
 from placement.search.build import Serving
 from placement.search.job import confirmed, do_job
-from placement.search.search import Answer, Job, Outcome, Question, Search
+from placement.search.question import Job, Question
+from placement.search.search import Search
 from placement.search.whatif import Consequence, WhatIf, as_asked, consequence, consistent
 from placement.workload.source import WorkloadSource
 from placement.workload.spec import WorkloadSpec

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from placement.search.search import Answer, Price
+from placement.search.answer import Answer
+from placement.search.question import Price
 
 
 def front(answers: Iterable[Answer], price: Price) -> list[Answer]:

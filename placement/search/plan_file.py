@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from pdserve.plan_format import FORMAT, KEY
+from placement.search.answer import Answer, Outcome
 from placement.search.build import Serving
 from placement.search.candidate import Candidate, Pool
 from placement.search.pareto import front
-from placement.search.search import Answer, Outcome, Price, Question
+from placement.search.question import Price, Question
 from placement.search.whatif import Consequence
 from placement.simulator.results import RequestColumns
 

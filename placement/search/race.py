@@ -144,7 +144,13 @@ class Race:
     @property
     def settled_worth(self) -> float:
         """Of those whose goodput was found."""
-        return max((one.worth * one.rate for one in self._running if one.settled), default=0.0)
+        return _worth_of(self.best)
+
+    @property
+    def best(self) -> Runner | None:
+        """Of those whose goodput was found."""
+        found = (one for one in self._running if one.settled and one.rate > 0.0)
+        return max(found, key=_worth_of, default=None)
 
     def short(self, least: float) -> Runner | None:
         """Whose next short run is due; none is, of those who may be worth more than `least` and the best."""
@@ -181,6 +187,7 @@ class Races:
     def __init__(self, target: float, effort: Effort) -> None:
         self._races = {colocated: Race(target, effort) for colocated in (False, True)}
         self._runners: dict[Candidate, Runner] = {}  # those that were sent off
+        self._over = False
 
     def __iter__(self) -> Iterator[Runner]:
         return itertools.chain(*self._races.values())
@@ -197,7 +204,7 @@ class Races:
     def heats(self) -> Iterator[Runner | None]:
         """Whose heat is next, until the races are over; None: not before another is."""
         while True:
-            runner = self._next()
+            runner = None if self._over else self._next()
             if runner is not None:
                 self._runners[runner.candidate] = runner
                 yield runner
@@ -217,10 +224,15 @@ class Races:
         return runner.found is not None
 
     def _unproven(self) -> Runner | None:
-        """The best, if it was not looked at for long; the others may be in the race again after that."""
-        found = [one for one in self if one.found is not None and one.rate > 0.0]
-        best = max(found, key=lambda one: one.worth * one.rate, default=None)
-        return None if best is None or best.lasting else best
+        """Who is to be looked at for long: the best, whereafter others may be in the race again; last that of the other
+        kind, if it is near."""
+        first, second = sorted((race.best for race in self._races.values()), key=_worth_of, reverse=True)
+        if first is None or not first.lasting:
+            return first
+        if self._over or second is None or second.lasting or _worth_of(second) < _OTHER_KIND * _worth_of(first):
+            return None
+        self._over = True  # it has lost anyway: only by how much is known better
+        return second
 
     def _next(self) -> Runner | None:
         for kind, race in self._races.items():
@@ -230,3 +242,7 @@ class Races:
             if (runner := race.long(_OTHER_KIND * self._races[not kind].settled_worth)) is not None:
                 return runner
         return None
+
+
+def _worth_of(runner: Runner | None) -> float:
+    return 0.0 if runner is None else runner.worth * runner.rate

@@ -17,8 +17,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from placement.search.answer import Answer, Outcome
+from placement.search.question import Question
 from placement.search.report_plots import AXES, plots
-from placement.search.search import Answer, Outcome, Question
 from placement.search.whatif import Consequence
 
 _MOST_ROWS = 200

@@ -12,8 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import rcsetup
 
+from placement.search.answer import Answer, Outcome
 from placement.search.pareto import front
-from placement.search.search import Answer, Outcome, Price, Question
+from placement.search.question import Price, Question
 
 _PHASES = ("queue_s", "prefill_s", "transfer_s", "decode_wait_s", "decode_s")
 _COLOURS = ("#CC79A7", "#0072B2", "#E69F00", "#999999", "#009E73")  # Okabe and Ito: told apart by everybody

@@ -12,11 +12,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from placement.search.answer import Answer, Outcome, Scaled
 from placement.search.build import Serving
 from placement.search.candidate import shape_of
 from placement.search.enlarge import Sized, enlarged
 from placement.search.parallel import Closer, Processes, Task, look_closer
-from placement.search.search import Answer, Outcome, Question, Scaled
+from placement.search.question import Question
 from placement.search.space import Space
 from placement.search.whatif import WhatIf
 
@@ -100,10 +101,7 @@ def _chosen(part: Outcome, best: Answer, question: Question) -> list[Answer]:
     for answer in able:
         if _worth(answer, question) >= _NEAR * _worth(best, question):
             found.setdefault(shape_of(answer.candidate), answer)
-    return [
-        replace(one, goodput=None if one.goodput is None else replace(one.goodput, at_rate=None))
-        for one in list(found.values())[:_SHAPES]
-    ]
+    return [one.without_run for one in list(found.values())[:_SHAPES]]
 
 
 def _worth(answer: Answer, question: Question) -> float:

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from placement.search.answer import Answer
 from placement.search.binding import binding_of
 from placement.search.bounds import Screen, Slo
 from placement.search.build import DoesNotFit, Serving, cluster_of
 from placement.search.candidate import Candidate
 from placement.search.goodput import find_goodput
 from placement.search.job import Simulated, deciding, traffic
-from placement.search.search import Answer, Question
+from placement.search.question import Question
+from placement.search.trace import sample_of
 from placement.simulator.give_up import GiveUp
 from placement.simulator.results import SimulationResult
 from placement.workload.source import WorkloadSource
@@ -114,7 +116,7 @@ def consequence(
     slo = Slo(question.slo.ttft_s * change.ttft, question.slo.tpot_s * change.tpot, question.slo.attainment)
     longest = math.ceil(serving.max_model_len * max(1.0, change.prompts, change.outputs))
     context, serving = serving.max_model_len, replace(serving, max_model_len=longest)
-    sample = changed(source.build(rate=1.0, num_requests=4000, seed=question.seed), change)
+    sample = changed(sample_of(source, question.seed), change)
     try:
         cluster = cluster_of(candidate, serving)
     except DoesNotFit as error:

@@ -54,14 +54,11 @@ class SimFleet:
         if spec.prefix_caching:
             self._prefixes.add(name, spec.num_blocks, spec.block_size)
 
-    def remove(self, name: str) -> SimWorker:
-        """A worker dies, and what is known of it is forgotten."""
-        worker = self.workers.pop(name)
-        worker.die()
-        del self._ledgers[name]
+    def remove(self, name: str) -> None:
+        """What is known of a worker is forgotten."""
+        del self.workers[name], self._ledgers[name]
         self._drains.discard(name)
         self._prefixes.remove(name)
-        return worker
 
     def drain(self, name: str) -> None:
         """It gets no more requests."""
@@ -97,9 +94,20 @@ class SimFleet:
 
     # ---- what it is told ----
 
-    def sent(self, worker: SimWorker, keys: list[int]) -> None:
-        """A prompt went there."""
-        self._prefixes.sent(worker.spec.worker_id, keys)
+    def note_prompt(self, worker: SimWorker, life: RequestLife) -> None:
+        """A request's prompt is there, or will be."""
+        self._prefixes.note(worker.spec.worker_id, life.prefix_keys)
+
+    def reserve_prompt(self, worker: SimWorker, life: RequestLife) -> None:
+        """A request's prompt is to come there."""
+        self._prefixes.reserve(worker.spec.worker_id, life.prefix_keys)
+
+    def note_answer(self, worker: SimWorker, life: RequestLife) -> None:
+        """A request ended there: its prompt is, and its answer but for the last token."""
+        if self._prefixes:
+            kept = life.request.prompt_tokens + life.num_tokens - 1
+            keys = self._chunk_names.with_answer(life.request, life.prefix_keys, kept)
+            self._prefixes.note(worker.spec.worker_id, keys)
 
     def missed(self, worker: SimWorker, life: RequestLife) -> None:
         """Less of its prompt was cached than was expected, or not."""

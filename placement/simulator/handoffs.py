@@ -99,16 +99,22 @@ class Handoffs:
             return True
         return False
 
-    def worker_lost(self, worker: SimWorker) -> None:
-        """Its pairs are destroyed."""
+    def worker_lost(self, worker: SimWorker) -> list[tuple[SimWorker, SequenceKey]]:
+        """Its pairs are destroyed; who has to give up which sequence for that, and will say so."""
+        failed = []
         for handoff in [one for one in self._by_key.values() if worker in (one.source, one.target)]:
             if worker is handoff.target:
                 handoff.target_freed = True
-                self._from_source(handoff, handoff.sending.on_pair_closed())
+                other, effects = handoff.source, handoff.sending.on_pair_closed()
+                self._from_source(handoff, effects)
             else:
                 handoff.source_freed = True
-                self._from_target(handoff, handoff.receiving.on_pair_closed())
+                other, effects = handoff.target, handoff.receiving.on_pair_closed()
+                self._from_target(handoff, effects)
+            if any(isinstance(effect, StopSequence) for effect in effects):
+                failed.append((other, handoff.sending.key))
             self._settle(handoff)
+        return failed
 
     # ---- effects ----
 

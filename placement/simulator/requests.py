@@ -51,6 +51,7 @@ class RequestLife:
     committed_s: float | None = None
     decode_wait_s: float = 0.0
     max_gap_s: float = 0.0
+    prefix_keys: list[int] = field(default_factory=list)  # of the prompt, for the router's directory
     expected_cached_tokens: int = 0
     cached_tokens: int = 0
     ended: bool = field(default=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
 
 from placement.simulator.requests import Outcome, RequestLife
 from placement.simulator.worker import WorkerCounts
+from scheduling.routing import Role
 
 Seconds = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -50,6 +52,25 @@ class RequestColumns:
         return float(np.mean(self.met(ttft_s, tpot_s))) if len(self.arrival_s) else float("nan")
 
 
+class Change(Enum):
+    """What can happen to a worker."""
+
+    DIED = "died"
+    STARTED = "started"
+    DRAINED = "drained"  # it takes no more requests, for its role changes
+    CHANGED = "changed"  # it starts in its new role
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """One change that a run has seen."""
+
+    at_s: float
+    worker_id: str
+    change: Change
+    role: Role  # from then on, or what it will be
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SimulationResult:
     """One run."""
@@ -61,6 +82,7 @@ class SimulationResult:
     num_events: int
     errors: Mapping[str, int]  # messages of those rejected or failed, and how many
     complete: bool = True  # False: given up before its end
+    happened: tuple[Happened, ...] = ()  # in order
 
 
 def collect(

@@ -8,7 +8,7 @@ from functools import partial
 from pdserve.errors import RequestError, ServingError
 from pdserve.ids import SequenceKey
 from pdserve.sampling import SamplingParams
-from placement.simulator.cluster import ClusterSpec
+from placement.simulator.cluster import ClusterSpec, WorkerSpec
 from placement.simulator.events import EventQueue
 from placement.simulator.fleet import SimFleet
 from placement.simulator.handoffs import Handoffs
@@ -17,7 +17,8 @@ from placement.simulator.requests import Outcome, RequestLife, SimRequest, promp
 from placement.simulator.worker import TOKEN_ID, SimWorker
 from scheduling.batching import SequenceUpdate
 from scheduling.ledger import Holding
-from scheduling.routing import LeastPredictedLatency, RequestView, RoundRobin, RoutingPolicy
+from scheduling.routing import RequestView, RoutingPolicy
+from scheduling.routing_policies import LeastPredictedLatency, RoundRobin
 from scheduling.sequence import Sequence as EngineSequence
 from scheduling.sequence import SequenceMode
 
@@ -42,14 +43,31 @@ class SimRouter:
 
     # ---- workers ----
 
+    def add_worker(self, spec: WorkerSpec) -> None:
+        """A worker starts, empty; should one of its name have just died, that is heard first."""
+        if (before := self.fleet.workers.get(spec.worker_id)) is not None:
+            self._on_lost(before)
+        self.fleet.add(spec)
+
     def remove_worker(self, name: str) -> None:
-        """A worker dies: what needs it fails, as in the product."""
-        worker = self.fleet.remove(name)
+        """A worker dies, and its pairs with it; the router hears of it behind its last words."""
+        worker = self.fleet.workers[name]
+        worker.die()
         self.links.drop(name)
-        self.handoffs.worker_lost(worker)
+        for other, key in self.handoffs.worker_lost(worker):
+            if (life := self._running.get(key)) is not None:
+                self._tell(self._on_failure, life, other, _lost(worker))
+        self._tell(self._on_lost, worker)
+
+    def _on_lost(self, worker: SimWorker) -> None:
+        """What needs it fails, as in the product: nothing is retried. Behind token 1 its decode worker alone decides:
+        what it has committed goes on; else it has said that the handoff failed."""
+        if self.fleet.workers.get(worker.spec.worker_id) is not worker:
+            return
+        self.fleet.remove(worker.spec.worker_id)
         for life in [life for life in self._running.values() if worker in life.parties]:
-            if worker is life.decode or life.first_s is None or life.committed_s is None:
-                self._end(life, Outcome.FAILED, "worker lost")
+            if worker is life.decode or life.first_s is None:
+                self._end(life, Outcome.FAILED, _lost(worker))
 
     @property
     def is_quiet(self) -> bool:
@@ -73,16 +91,17 @@ class SimRouter:
         if len(self._running) >= self.spec.max_in_flight:
             raise RequestError(f"{len(self._running)} requests are running")
         left_s = life.request.arrival_s + request.deadline_s - self.events.now()
-        keys = self.fleet.chunk_keys(request)
-        cached = self.fleet.cached_tokens(keys, request.prompt_tokens)
+        life.prefix_keys = self.fleet.chunk_keys(request)
+        cached = self.fleet.cached_tokens(life.prefix_keys, request.prompt_tokens)
         view = RequestView(request.prompt_tokens, request.output_tokens, left_s, cached)
         placement = self._policy.choose(view, self.fleet.loads(), self.events.now())
         life.decode = self.fleet.workers[placement.decode_worker]
         if placement.prefill_worker is not None:
             life.prefill = self.fleet.workers[placement.prefill_worker]
         life.expected_cached_tokens = placement.cached_tokens
-        for worker in life.parties:
-            self.fleet.sent(worker, keys)
+        self.fleet.note_prompt(life.prefill or life.decode, life)
+        if life.prefill is not None:
+            self.fleet.reserve_prompt(life.decode, life)
 
     def _dispatch(self, life: RequestLife) -> None:
         assert life.decode is not None
@@ -164,6 +183,7 @@ class SimRouter:
         life = self._running.get(key)
         if life is not None and life.decode is not None:
             self.fleet.settle(life.decode, key)
+            self.fleet.note_prompt(life.decode, life)
             life.committed_s = self.events.now()
 
     def _on_failure(self, life: RequestLife, worker: SimWorker, message: str) -> None:
@@ -203,6 +223,8 @@ class SimRouter:
 
     def _finish(self, life: RequestLife, worker: SimWorker) -> None:
         self.fleet.release(worker, life.key)
+        if worker is life.decode:
+            self.fleet.note_answer(worker, life)
         self._end(life, Outcome.FINISHED, "")
 
     def _end(self, life: RequestLife, outcome: Outcome, error: str) -> None:
@@ -217,3 +239,8 @@ class SimRouter:
     def _abort_at(self, worker: SimWorker, key: SequenceKey) -> None:
         if worker.alive and not self.handoffs.abort(key, worker, "ended by the router"):
             worker.put(partial(worker.scheduler.abort, key))
+
+
+def _lost(worker: SimWorker) -> str:
+    """What the real router says."""
+    return f"{worker.spec.role.value} worker {worker.spec.worker_id} was lost"

@@ -8,13 +8,12 @@ from dataclasses import replace
 
 from pdserve.errors import InvariantViolation
 from pdserve.ids import SequenceKey
-from placement.simulator.cluster import ClusterEvent, ClusterSpec, RoleChange, WorkerDown, WorkerSpec, WorkerUp
+from placement.simulator.cluster import ClusterEvent, ClusterSpec
 from placement.simulator.events import EventQueue
+from placement.simulator.happenings import Happenings
 from placement.simulator.requests import Outcome, RequestLife, SimRequest
 from placement.simulator.results import SimulationResult, collect
 from placement.simulator.router import SimRouter
-
-_DRAIN_LOOK_S = 0.05  # a draining worker is looked at this often
 
 
 def simulate(
@@ -30,15 +29,16 @@ def simulate(
     preemption, prefix cache, handoff with credits and shared links, decode, colocated and mixed workers, deaths and
     role changes. What is not: interference between a transfer and a step, the tokens themselves, clients that are slow.
 
-    Errors: ValueError when arrivals are out of order; InvariantViolation when a promise of the scheduler is broken or
-    a request or block is lost.
+    Errors: ValueError when arrivals are out of order or an event is of an unknown worker; InvariantViolation when a
+    promise of the scheduler is broken or a request or block is lost.
     """
     run = _Run(cluster, requests, happenings)
     done = run.events.run(until_s)
     if done:
         run.check()
     counts, links = run.router.fleet.counts, run.router.links
-    return collect(run.lives, counts, run.events.now(), links.moved_bytes, run.events.num_run)
+    result = collect(run.lives, counts, run.events.now(), links.moved_bytes, run.events.num_run)
+    return replace(result, happened=tuple(run.happened))
 
 
 class _Run:
@@ -52,11 +52,9 @@ class _Run:
         self.lives = [
             RequestLife(index, request, SequenceKey(str(index), index + 1)) for index, request in enumerate(requests)
         ]
-        self._specs = {worker.worker_id: worker for worker in cluster.workers}
         self._cluster = cluster
         self._next = 0
-        for happening in happenings:
-            self.events.at(happening.at_s, self._happen, happening)
+        self.happened = Happenings(cluster, self.router, self.events, happenings).log
         self._admit_next()
         if self.lives:
             self.events.after(cluster.status_s, self._report)
@@ -68,8 +66,10 @@ class _Run:
                 raise InvariantViolation(f"request {life.index} never ended")
         if len(self.router.handoffs):
             raise InvariantViolation(f"{len(self.router.handoffs)} handoffs are left")
-        for worker in self.router.fleet.workers.values():
+        for name, worker in self.router.fleet.workers.items():
             worker.scheduler.check()
+            if not self.router.fleet.is_idle(name):
+                raise InvariantViolation(f"the router thinks that {name} has something left")
             if worker.scheduler.blocks.num_referenced:
                 raise InvariantViolation(f"{worker.spec.worker_id} has blocks left")
 
@@ -95,32 +95,3 @@ class _Run:
         self.router.fleet.report_statuses()
         if self._next < len(self.lives) or not self.router.is_quiet:
             self.events.after(self._cluster.status_s, self._report)
-
-    def _happen(self, happening: ClusterEvent) -> None:
-        name = happening.worker_id
-        if name not in self._specs:
-            raise ValueError(f"worker {name} is not part of the cluster")
-        match happening:
-            case WorkerDown():
-                if name in self.router.fleet.workers:
-                    self.router.remove_worker(name)
-            case WorkerUp():
-                if name not in self.router.fleet.workers:
-                    self.router.fleet.add(self._specs[name])
-            case RoleChange():
-                if name in self.router.fleet.workers:
-                    self.router.fleet.drain(name)
-                    self._change_role(happening)
-
-    def _change_role(self, change: RoleChange) -> None:
-        name = change.worker_id
-        worker = self.router.fleet.workers.get(name)
-        if worker is None:
-            return
-        if not self.router.fleet.is_idle(name) or worker.scheduler.live_keys():
-            self.events.after(_DRAIN_LOOK_S, self._change_role, change)
-            return
-        self.router.remove_worker(name)
-        spec: WorkerSpec = replace(self._specs[name], role=change.role)
-        self._specs[name] = spec
-        self.events.after(change.takes_s, self.router.fleet.add, spec)

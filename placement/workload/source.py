@@ -27,10 +27,14 @@ BOOTSTRAP_RUN = 50  # consecutive requests drawn together where arrivals are the
 class WorkloadSource:
     """Made once per spec; `build` may be called any number of times and depends on its arguments alone."""
 
-    def __init__(self, spec: WorkloadSpec, count_tokens: TokenCounter | None = None) -> None:
-        """Reads the file, if it is one. Raises WorkloadError."""
+    def __init__(
+        self, spec: WorkloadSpec, count_tokens: TokenCounter | None = None, recorded: Workload | None = None
+    ) -> None:
+        """Reads the file, if it is one; `recorded`: what would be read, where somebody has it. Raises WorkloadError."""
         self.spec = spec
-        self.recorded = None if spec.path is None else _read(spec, count_tokens)
+        self.recorded = recorded
+        if recorded is None and spec.path is not None:
+            self.recorded = _read(spec, count_tokens)
 
     @property
     def own_rate(self) -> float | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 from pdserve.ids import SequenceKey
 from pdserve.sampling import FinishReason
@@ -45,6 +48,8 @@ class ActiveRequest:
     order: TokenOrder
     timers: Timers
     stream: RequestStream
+    prefix_keys: Sequence[int] = ()  # of the prompt, for the directory; none where no worker keeps prefixes
+    answer: array[int] = field(default_factory=partial(array, "I"))  # every token that went to the stream; 4 bytes each
     expected_cached_tokens: int = 0  # of the prompt, by whoever computes it
     cached_tokens: int = 0
     committed: bool = False  # the decode worker owns the KV

@@ -24,7 +24,8 @@ from router.interface import MetricsTarget, RouterRequest, WorkerView
 from router.metrics import RouterMetrics
 from router.record import RecordSink
 from router.worker_series import WorkerSnapshot
-from scheduling.routing import LeastPredictedLatency, RoutingPolicy
+from scheduling.routing import RoutingPolicy
+from scheduling.routing_policies import LeastPredictedLatency
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Core:
         self.metrics = metrics(self, self.config.slos, self.config.tenants)
         policy = policy or LeastPredictedLatency(self.config.routing)
         every = (self.metrics, *sinks)
-        self.running = RunningRequests(self.metrics, every, self.clock, self.config.freed_grace_s)
+        self.running = RunningRequests(self.fleet.prefixes, self.metrics, every, self.clock, self.config.freed_grace_s)
         self.requests = Requests(self.config, self.fleet, policy, self.running, self.metrics, every, self.clock)
         self.worker_events = WorkerEvents(self.config, self.running, self.fleet.prefixes, self.metrics, self.clock)
         self.keeper = SessionKeeper(

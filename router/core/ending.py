@@ -16,10 +16,12 @@ from router.core.messages import SequenceTimes
 from router.core.verdict import judge_rejected, judge_unserved
 from router.interface import Finished, RouterRequest
 from router.record import Outcome, Predicted, RecordSink, RequestRecord, WorkerTimes
+from scheduling.prefix_directory import CHUNK_TOKENS, PrefixDirectory, extended_keys
 
 log = logging.getLogger(__name__)
 
 Ending = Finished | ServingError
+_KEEPS = Finished | Cancelled | DeadlineExceeded  # the decode worker is well, and was told to let go
 
 
 def release(active: ActiveRequest, ending: Ending, freed_grace_s: float) -> None:
@@ -30,6 +32,16 @@ def release(active: ActiveRequest, ending: Ending, freed_grace_s: float) -> None
             asyncio.get_running_loop().call_later(freed_grace_s, worker.abort, active.key)
         else:
             worker.abort(active.key)
+
+
+def note_kept(prefixes: PrefixDirectory, active: ActiveRequest, ending: Ending) -> None:
+    """The decode worker has cached the prompt and what it generated, but for the last token, whose KV nobody computed.
+
+    Nothing is noted of a worker that failed, or had not got the prompt. Cost: O(chunks); hashed is the answer alone.
+    """
+    if prefixes and active.decode_goes_on and active.answer and isinstance(ending, _KEEPS):
+        rest = active.request.prompt_token_ids[len(active.prefix_keys) * CHUNK_TOKENS :] + tuple(active.answer[:-1])
+        prefixes.note(active.decode.id, extended_keys(active.prefix_keys, rest, active.request.tenant))
 
 
 def note(sinks: Iterable[RecordSink], record: RequestRecord, ending: Ending) -> None:

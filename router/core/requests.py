@@ -65,8 +65,9 @@ class Requests:
         loop = asyncio.get_running_loop()
         active.timers.deadline = loop.call_later(request.deadline_s - now_s, self._deadline_passed, active)
         dispatch(active, now_s, self._config.routing.growth_tokens)
-        for worker in active.parties:
-            self._fleet.prefixes.sent(worker.id, taken.prefix_keys)
+        self._fleet.prefixes.note(active.computing.id, taken.prefix_keys)
+        if active.prefill is not None:
+            self._fleet.prefixes.reserve(active.decode.id, taken.prefix_keys)
         return active.stream
 
     def reject(self, request: RouterRequest, error: ServingError) -> None:
@@ -117,6 +118,7 @@ class Requests:
             order=TokenOrder(self._config.max_ahead_tokens),
             timers=Timers(),
             stream=RequestStream(handle),
+            prefix_keys=taken.prefix_keys,
             expected_cached_tokens=taken.cached_tokens,
         )
         return handle.active

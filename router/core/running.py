@@ -11,21 +11,24 @@ from collections.abc import Iterable, Iterator
 from pdserve.clock import Clock
 from pdserve.errors import Stopping
 from router.core.active import ActiveRequest
-from router.core.ending import Ending, note, record_of, release
+from router.core.ending import Ending, note, note_kept, record_of, release
 from router.core.fleet import Worker
 from router.metrics import RouterMetrics
 from router.record import RecordSink
+from scheduling.prefix_directory import PrefixDirectory
 
 
 class RunningRequests:
     """Belongs to one event loop; only `wait_idle` waits."""
 
     def __init__(
-        self, metrics: RouterMetrics, sinks: tuple[RecordSink, ...], clock: Clock, freed_grace_s: float
-    ) -> None:
-        """`sinks` hear of every end; the metrics are one of them."""
+        self, prefixes: PrefixDirectory, metrics: RouterMetrics, sinks: tuple[RecordSink, ...], clock: Clock,
+        freed_grace_s: float,
+    ) -> None:  # fmt: skip
+        """`sinks` hear of every end, the metrics are one of them; `prefixes` of what is kept then."""
         self.by_id: dict[str, ActiveRequest] = {}
         self.by_attempt: dict[int, ActiveRequest] = {}  # the same requests
+        self._prefixes = prefixes
         self._metrics = metrics
         self._sinks = sinks
         self._clock = clock
@@ -53,6 +56,7 @@ class RunningRequests:
         if not self.by_id:
             self._idle.set()
         active.timers.cancel()
+        note_kept(self._prefixes, active, outcome)
         release(active, outcome, self._freed_grace_s)
         if active.order.duplicates:
             self._metrics.stale("duplicate_token", active.order.duplicates)

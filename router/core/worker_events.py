@@ -38,7 +38,7 @@ class WorkerEvents:
         self, config: CoreConfig, running: RunningRequests, prefixes: PrefixDirectory, metrics: RouterMetrics,
         clock: Clock,
     ) -> None:  # fmt: skip
-        """`prefixes` are told where less was cached than was expected."""
+        """`prefixes` are told what came where, and where less was cached than was expected."""
         self._config = config
         self._prefixes = prefixes
         self._running = running
@@ -95,6 +95,7 @@ class WorkerEvents:
             elif index and worker is active.decode and active.decode_goes_on and active.order.accept_next(index):
                 gap_s = now_s - active.marks.times[-1]
                 active.marks.left(index + 1, now_s)
+                active.answer.append(token_id)
                 active.stream.put_one(token_id)
                 self.generated_tokens += 1
                 self._metrics.more_tokens(gap_s, 1)
@@ -115,7 +116,7 @@ class WorkerEvents:
         if delta.times is not None:
             self._note_times(active, worker, delta)
         if worker is active.decode:
-            self._stop_peer_timer(active)
+            self._note_commit(active)
         try:
             ready = active.order.accept(delta)
         except InvariantViolation as error:
@@ -143,6 +144,7 @@ class WorkerEvents:
         if delta.token_ids:
             before_s = active.marks.times[-1] if active.marks.times else None
             active.marks.left(delta.end, now_s)
+            active.answer.extend(delta.token_ids)
             active.stream.put(delta, active.cached_tokens)
             self.generated_tokens += len(delta.token_ids)
             if before_s is None:
@@ -168,8 +170,11 @@ class WorkerEvents:
 
     # ---- handoffs and failures ----
 
-    def _stop_peer_timer(self, active: ActiveRequest) -> None:
-        active.committed = active.prefill is not None  # its tokens prove it
+    def _note_commit(self, active: ActiveRequest) -> None:
+        """The decode worker said so, or its tokens prove it."""
+        if active.prefill is not None and not active.committed:
+            active.committed = True
+            self._prefixes.note(active.decode.id, active.prefix_keys)
         if active.timers.peer is not None:
             active.timers.peer.cancel()
             active.timers.peer = None
@@ -195,7 +200,7 @@ class WorkerEvents:
         if report.progress is Progress.RESERVED:
             active.marks.reserved_s = active.marks.reserved_s or now_s
         elif active.marks.committed_s is None:
-            self._stop_peer_timer(active)
+            self._note_commit(active)
             active.marks.committed_s = now_s
             active.marks.transfer = report.transfer
             if report.transfer is not None:

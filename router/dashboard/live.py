@@ -1,8 +1,9 @@
 """What the dashboard shows: the last quarter of an hour, kept as requests end and as workers report.
 
-    every end ── record() ──> windows, links, the last requests and misses
+    every end ── record() ──> windows, links, the last requests and misses, the lengths of recent ones
     every second ── look() ──> workers that came and went, step times, tokens
     every second that somebody watches ── snapshot() ──> one JSON-able dict
+    who plans asks ── planning() ──> another
 
 Bounded: fixed arrays for time, rings for requests and events, one entry a worker.
 """
@@ -20,6 +21,7 @@ from pdserve.slo import Blame, Slo
 from router.dashboard.entries import PHASES, entries, rounded
 from router.dashboard.links import Links
 from router.dashboard.plan import Planned
+from router.dashboard.planning import RecentRequests, planning_of
 from router.dashboard.pools import Pools
 from router.dashboard.rates import Rates
 from router.dashboard.source import ClusterSource
@@ -47,6 +49,7 @@ class LiveView:
         self._started_s = clock.now()
         self._windows = Windows(len(self._slos), self._started_s)
         self._links = Links()
+        self._lengths = RecentRequests()
         self._pools = Pools()
         self._rates = Rates()
         self._points: deque[tuple[int, Any]] = deque(maxlen=round(SPANS_S[-1] / BUCKET_S))
@@ -60,6 +63,7 @@ class LiveView:
         self._num_records += 1
         self._windows.add(self._index.get(record.slo.slo_class, 0), record, now_s)
         self._links.add(record, now_s)
+        self._lengths.add(record)
         numbered = (self._num_records, record)
         if record.verdict is not None and not (record.verdict.met_ttft and record.verdict.met_tpot):
             self._misses.append(numbered)
@@ -90,6 +94,13 @@ class LiveView:
             "misses": entries(self._misses),
             "recent": entries(self._recent),
         }
+
+    def planning(self, source: ClusterSource) -> dict[str, Any]:
+        """What a planner needs; some thousand requests, so not for every second."""
+        workers, now_s = source.workers(), self._clock.now()
+        rates = [row["bytes_per_s"] for row in self._links.rows(workers, now_s) if row["bytes_per_s"]]
+        requests = self._lengths.columns(time.time())
+        return planning_of(self._model, self._slos[0], source.routing(), workers, rates, requests)
 
     def _cluster(self, is_ready: bool) -> dict[str, Any]:
         planned = self._planned

@@ -1,4 +1,4 @@
-"""The dashboard's three addresses: the page, its state, and a stream of it.
+"""The dashboard's addresses: the page, its state, a stream of it, and what a planner asks.
 
 The page holds no data and needs no key; the data needs the key that every other request needs. It has names, numbers
 and times of requests: never a prompt, never an answer.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import math
 from collections.abc import AsyncGenerator
 
 from starlette.requests import Request
@@ -17,6 +19,7 @@ from starlette.types import Message, Send
 
 from pdserve.clock import Clock
 from pdserve.ids import new_boot_id
+from pdserve.planning_format import PATH as PLANNING_PATH
 from router.dashboard.broadcast import Broadcast, every
 from router.dashboard.live import LiveView
 from router.dashboard.page import Page, build_page
@@ -43,11 +46,14 @@ class Dashboard:
         self._page: Page = build_page()
         self._boot = new_boot_id().hex()[:12]
         self._broadcast = Broadcast(lambda: view.snapshot(source), clock)
+        self._clock = clock
+        self._planning_s, self._planning_text = -math.inf, ""
         self._looking: asyncio.Task[None] | None = None
         self.routes = [
             Route(PAGE_PATH, self._show),
             Route(f"{PAGE_PATH}/state", self._state),
             Route(f"{PAGE_PATH}/events", self._events),
+            Route(PLANNING_PATH, self._planning),
         ]
 
     @property
@@ -100,6 +106,15 @@ class Dashboard:
             problem = {"error": {"message": "too many watch the dashboard; poll /dashboard/state", "code": "too_many"}}
             return JSONResponse(problem, 503, headers={**_NO_STORE, "retry-after": "5"})
         return _Events(self._stream())
+
+    async def _planning(self, request: Request) -> Response:
+        if _is_tenants(request):
+            return _refused()
+        if self._clock.now() - self._planning_s >= LOOK_S:  # milliseconds of the loop: not for every question
+            facts = self._view.planning(self._source)
+            self._planning_text = json.dumps(facts, separators=(",", ":"), allow_nan=False)
+            self._planning_s = self._clock.now()
+        return Response(self._planning_text, media_type="application/json", headers=_NO_STORE)
 
     async def _stream(self) -> AsyncGenerator[str]:
         async with contextlib.aclosing(self._broadcast.watch()) as news:

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from router.core.core import Core
 from router.core.fleet import Worker
-from router.core.messages import StatusReport
+from router.core.messages import StatusReport, WorkerIdentity
+from scheduling.routing import RoutingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class WorkerState:
     heard_s: float | None = None  # when it last said anything, on the router's clock
     max_num_seqs: int = 0
     block_bytes: int = 0
+    identity: WorkerIdentity | None = None  # None: it is down
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class ClusterSource(Protocol):
     def activity(self) -> Activity: ...
 
     def is_ready(self) -> bool: ...
+
+    def routing(self) -> RoutingConfig: ...
 
 
 class CoreSource:
@@ -66,6 +70,9 @@ class CoreSource:
     def is_ready(self) -> bool:
         return self._core.is_ready()
 
+    def routing(self) -> RoutingConfig:
+        return self._core.config.routing
+
 
 def _live(worker: Worker) -> WorkerState:
     known = worker.identity
@@ -78,4 +85,5 @@ def _live(worker: Worker) -> WorkerState:
         worker.heard_s,
         known.max_num_seqs,
         known.block_bytes,
+        known,
     )

@@ -132,7 +132,7 @@ def test_a_profile_of_the_real_engines_delays_is_not_for_the_mock_one(
     path = tmp_path / "profile.json"
     point = StepPoint(8, 36.0, 0, 8, 1e-3, 0.1, 3)
     subject = Subject("m", 64, 1, "float32", "cpu", 1, "native step", "here")
-    made = replace(make_profile(subject, [point]), served=ServedSteps(0.0, 0.0, Warming(0.0, 0.0), ALONE, STEADY))
+    made = replace(make_profile(subject, [point]), served=ServedSteps(0.0, 0.0, 0.0, Warming(0.0, 0.0), ALONE, STEADY))
     path.write_text(json.dumps(profile_to_json(made)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["plan_validation", "--profile", str(path)])

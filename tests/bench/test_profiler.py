@@ -7,19 +7,36 @@ import math
 from dataclasses import astuple, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench.profiler import served, together
-from bench.profiler.alone import SHARES, Seen, parse_totals, since
+from bench.profiler.alone import SHARES, Seen, alone_in, parse_totals, since
 from bench.profiler.delays import MOCK, OUTPUT_TOKENS, Known, Trip, delays_of, mock_served, wake_up_s
+from bench.profiler.mixed import Lengths, mixed_extra_s
 from bench.profiler.shapes import Limits, Shape, shapes
 from bench.profiler.steps import Visits, steps_of
 from bench.profiler.together import Window, slowdown_of
 from deploy.cli import main
 from deploy.models.demo_model import demo_model_directory
 from placement.latency.fitted_profile import load_measured_profile
-from placement.simulator.cluster import Jitter, LinearSteps, LinkSpec, Warming
+from placement.latency.served import ServedSteps, piecewise
+from placement.simulator.cluster import (
+    ClusterSpec,
+    Delays,
+    Jitter,
+    LinearSteps,
+    LinkSpec,
+    Slowdown,
+    Warming,
+    WorkerSpec,
+)
+from placement.simulator.requests import requests_of
+from placement.simulator.simulate import simulate
+from placement.workload.workload import Workload
+from scheduling.batching import SchedulerConfig
 from scheduling.latency import LatencyCoefficients, LatencyModel, load_profile, save_profile
+from scheduling.routing import Role
 
 LIMITS = Limits(chunk_tokens=512, max_num_seqs=64, max_model_len=2048, num_blocks=1000, block_size=16)
 
@@ -140,6 +157,27 @@ def test_delays_are_told_apart_from_warming_up() -> None:
     assert 0.0 < delays.message_s < 1e-3  # a millisecond's handoff, not the first decode's two more
 
 
+def test_a_mixed_step_is_as_much_longer_as_makes_a_prompt_come_later_beside_an_output() -> None:
+    lengths = Lengths(500, 256, 128, 64)
+    steps = piecewise(LatencyCoefficients(4e-3, 1e-5, 1e-4, 1e-7))
+    slowdown, jitter = Slowdown(2.0, 0.0, 0.0, 0.0, 0.0, 0.0), Jitter(1.0, (1.0,), (1.0,))
+    served_steps = ServedSteps(2e-3, 5e-4, 1.5e-3, Warming(1e-3, 0.5), slowdown, jitter)
+    delays = Delays(message_s=1e-3, step_s=1e-4)
+    worker = WorkerSpec(
+        "decode", Role.DECODE, SchedulerConfig(1024, 64, 256), 256, 16, served_steps.applied(steps), False
+    )
+    twin = ClusterSpec((worker,), 1024, LinkSpec(1e12), delays, warming=served_steps.warming)
+    first_s, gap_s = alone_in(twin, 128, 64)
+    later_s = []
+    for phase in range(50):  # beside the output, when it is half done
+        arrivals = np.array([0.0, first_s + (32 + phase / 50) * gap_s])
+        workload = Workload.of(np.array([128, 500]), np.array([64, 1]), arrivals)
+        later_s.append(simulate(twin, requests_of(workload)).requests.ttft_s[1])
+    seen_s = float(np.mean(later_s)) - alone_in(twin, 500, 1)[0]
+    assert mixed_extra_s(seen_s, lengths, steps, served_steps, delays) == pytest.approx(1.5e-3, rel=0.05)
+    assert mixed_extra_s(-1.0, lengths, steps, served_steps, delays) == 0.0  # never less than nothing
+
+
 PAGE = """# TYPE pdserve_step_seconds histogram
 pdserve_step_seconds_bucket{role="decode",worker="decode-0",le="0.1"} 7
 pdserve_step_seconds_sum{role="decode",worker="decode-0"} 0.5
@@ -165,6 +203,7 @@ def test_serving_the_mock_engine_adds_to_its_steps(tmp_path: Path, monkeypatch: 
     subject = served.Subject(flags, LinearSteps(model), LinkSpec(1e10), 64, 256, 128, 512, 16, 64.0)
     found = served.measure_served(subject, tmp_path, requests=4)
     assert found.steps.prefill_extra_s > 0.0 and found.steps.decode_extra_s > 0.0  # a mock step is never early
+    assert 0.0 <= found.steps.mixed_extra_s < 4e-3
     assert found.steps.slowdown.at_once == 64.0 and all(map(math.isfinite, astuple(found.steps.slowdown)))
     assert found.steps.jitter.prompts[0] < 1.0 < found.steps.jitter.prompts[-1]
     assert 0.0 <= found.steps.warming.first_s < 4e-3 and 0.0 <= found.steps.warming.ratio < 1.0

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from bench.load.closed_loop import Streamed, closed_loop
-from bench.load.http_stream import Chunks, HttpPool, completion_request
+from bench.load.http_request import completion_request
+from bench.load.http_stream import Chunks, HttpPool
 from bench.served.nixl_proxy import Proxy, length_of, read_head
 
 Answerer = Callable[[dict[str, Any], asyncio.StreamWriter], Awaitable[None]]

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from socket import create_server
 from threading import Thread
@@ -22,6 +22,7 @@ import grpc
 import pytest
 
 from bench.load.target import introduced, parse_target
+from bench.load.tls_words import https_refusal
 from deploy.cli import main
 from pdserve import tls
 from pdserve.client import AsyncClient, Client, GenerateOptions, Tls
@@ -97,10 +98,11 @@ def serving(papers: Papers, strict: bool = False) -> Iterator[int]:
 
 
 @contextmanager
-def https(papers: Papers) -> Iterator[int]:
+def https(papers: Papers, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> Iterator[int]:
     """An HTTPS server that wants a client's certificate, and says which model it has; its port."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=papers.ca)
     context.verify_mode = ssl.CERT_REQUIRED
+    context.maximum_version = version
     context.load_cert_chain(*papers.server)
     body = b'{"data": [{"id": "m"}]}'
 
@@ -189,10 +191,13 @@ def test_a_machine_whose_openssl_has_a_directory_alone_is_read_from_the_usual_fi
     assert tls.system_bundle() is None
 
 
-def test_bench_knows_servers_with_tls_and_says_what_they_want(papers: Papers) -> None:
+@pytest.mark.parametrize("model", ["", "m"])
+def test_bench_knows_servers_with_tls_and_says_what_they_want(papers: Papers, model: str) -> None:
+    """Also where --model is given, and the server need not be asked for one."""
+
     def told(address: str, tls: Tls | None) -> str:
         with pytest.raises(StartError) as caught:
-            introduced(parse_target(address, tls=tls))
+            introduced(replace(parse_target(address, tls=tls), model=model))
         return caught.value.message
 
     with serving(papers) as port:
@@ -200,9 +205,32 @@ def test_bench_knows_servers_with_tls_and_says_what_they_want(papers: Papers) ->
         assert told(f"grpc://127.0.0.1:{port}", None).endswith("; if it wants TLS, say grpcs://")
     with https(papers) as port:
         address = f"https://127.0.0.1:{port}"
-        assert introduced(parse_target(address, tls=papers.known)).model == "m"
-        assert told(address, papers.trusting).endswith("if it wants a client certificate, give --tls-cert")
+        assert introduced(replace(parse_target(address, tls=papers.known), model=model)).model == "m"
+        flags = "give --tls-cert, and --tls-key where its key is in another file"
+        for _ in range(5):  # a request that crosses the server's word sees the connection end, and nothing else
+            assert told(address, papers.trusting).endswith(f"; it demands a client certificate: {flags}")
         assert told(address, None).endswith("--tls-ca names who signed it")
+
+
+def test_bench_says_of_a_server_that_refuses_by_http_which_certificate_it_wants(papers: Papers) -> None:
+    """As nginx does."""
+    said = b"<html><head><title>400 No required SSL certificate was sent</title></head></html>"
+    assert str(https_refusal(400, said, papers.trusting)).startswith("it demands a client certificate: give --tls-cert")
+    assert f"--tls-cert {papers.client[0]}" in str(https_refusal(400, said, papers.known))
+    assert https_refusal(400, b'{"error": "model?"}', papers.trusting) is None
+    assert https_refusal(404, said, papers.trusting) is None
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_bench_names_a_client_certificate_that_is_refused(
+    papers: Papers, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    cert, key = str(tmp_path / "other.pem"), str(tmp_path / "other.key")
+    new = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=other"]
+    subprocess.run([*new, "-keyout", key, "-out", cert], check=True, capture_output=True, timeout=60)
+    with https(papers, version) as port, pytest.raises(StartError) as caught:
+        introduced(parse_target(f"https://127.0.0.1:{port}", tls=Tls(papers.ca, cert, key)))
+    assert f"it does not take the client certificate in --tls-cert {cert} (" in caught.value.message
 
 
 @pytest.mark.parametrize(

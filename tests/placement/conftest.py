@@ -26,13 +26,14 @@ SIMULATE = {"model": "llama-3.1-8b", "workload": "input=100..400,output=1..40", 
 
 @pytest.fixture
 def run_with(capsys: pytest.CaptureFixture[str]) -> RunWith:
-    """Run a command with flags, some of them replaced (None: left out); its exit code and what it printed."""
+    """Run a command with flags, some of them replaced (None: left out, a list: each); exit code and what it printed."""
 
     def call(command: str, flags: Mapping[str, object], changes: Mapping[str, object]) -> tuple[int, str]:
         flags = {**flags, **{name.replace("_", "-"): value for name, value in changes.items()}}
         given = []
         for name, value in flags.items():
-            given += [] if value is None else [f"--{name}"] if value is True else [f"--{name}", str(value)]
+            for one in value if isinstance(value, list) else [value]:
+                given += [] if one is None else [f"--{name}"] if one is True else [f"--{name}={one}"]
         try:
             code = main([command, *given])
         except SystemExit as stop:

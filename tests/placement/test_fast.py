@@ -82,7 +82,7 @@ def random_cluster(rng: np.random.Generator) -> ClusterSpec:
     link = LinkSpec(float(rng.choice([1e6, 1e7, 1e9])), float(rng.choice([0, 1e-3])))
     return ClusterSpec(
         workers, int(rng.integers(1, 1 << 16)), link,
-        delays, RoutingConfig(int(rng.choice([0, 0, 40])), int(rng.choice([0, 64]))), bool(rng.random() < 0.3),
+        delays, RoutingConfig(int(rng.choice([0, 0, 40, 150])), int(rng.choice([0, 64]))), bool(rng.random() < 0.3),
         max_in_flight=int(rng.choice([3, 1024, 1024])), status_s=float(rng.choice([0.5, 1.0])),
     )  # fmt: skip
 
@@ -134,7 +134,7 @@ def random_case(seed: int) -> tuple[ClusterSpec, Workload]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_equal_to_the_real_code_on_random_clusters() -> None:
-    preempted = moved = rejected = again = cached = 0
+    preempted = moved = rejected = again = cached = stayed = 0
     for seed in range(NUM_CASES):
         cluster, workload = random_case(seed)
         assert not unsupported(cluster, workload), seed
@@ -147,8 +147,10 @@ def test_equal_to_the_real_code_on_random_clusters() -> None:
         rejected += bool(result.errors)
         again += unclear(cluster, workload)
         cached += result.requests.cached_tokens.sum() > 0
+        stayed += num_stayed(cluster, workload) > 0
     assert again < NUM_CASES // 2, "most runs are done again without steps known ahead"
-    assert min(preempted, moved, rejected, again, cached) > NUM_CASES // 50, "the cases do not reach what they are for"
+    reached = min(preempted, moved, rejected, again, cached, 4 * stayed)
+    assert reached > NUM_CASES // 50, "the cases do not reach what they are for"
 
 
 def test_a_long_run_with_many_workers_is_equal_too() -> None:
@@ -187,6 +189,16 @@ def unclear(cluster: ClusterSpec, workload: Workload, *, ahead: bool = True) -> 
     """Whether something came at the very instant at which a step known ahead ends."""
     limits = GiveUp(math.inf, math.inf, 0, len(workload))
     return bool(run._simulated(cluster, workload, limits, ahead=ahead)[0]["unclear"][0])
+
+
+def num_stayed(cluster: ClusterSpec, workload: Workload) -> int:
+    """Prompts too long to stay on a decode worker, had it not cached the most of them."""
+    if workload.prefixes is None or not any(worker.role is Role.PREFILL for worker in cluster.workers):
+        return 0
+    limits = GiveUp(math.inf, math.inf, 0, len(workload))
+    requests = run._simulated(cluster, workload, limits, ahead=False, caches=True)[2]
+    is_long = requests["prompt"] > cluster.routing.local_prefill_max_tokens
+    return int((is_long & (requests["prefill"] < 0) & (requests["outcome"] == 1)).sum())
 
 
 def long_outputs(rng: np.random.Generator) -> tuple[ClusterSpec, Workload]:
@@ -248,6 +260,26 @@ def test_conversations_of_many_chunks_are_equal_too() -> None:
         assert not (found := differences(cluster, workload)), (seed, found)
         hits.append(int(simulate_fast(cluster, workload).requests.cached_tokens.sum()))
     assert sum(hit > 5000 for hit in hits) > 6, hits
+
+
+def test_prompts_that_stay_where_they_are_cached_are_equal_too() -> None:
+    stayed = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        cluster = random_cluster(rng)
+        prompt = rng.integers(100, 3000, 60)
+        prefixes = Families(0.9, 0.9, int(rng.choice([100, 512]))).prefixes(prompt, rng)
+        workload = Workload.of(prompt, rng.integers(1, 300, 60), np.cumsum(rng.exponential(0.3, 60)), prefixes)
+        config = replace(cluster.workers[0].scheduler, max_model_len=3400, max_num_batched_tokens=512)
+        num_blocks = int(rng.choice([10_000, 60_000])) // cluster.workers[0].block_size
+        spec = replace(cluster.workers[0], prefix_caching=True, scheduler=config, num_blocks=num_blocks)
+        roles = [Role.PREFILL] * int(rng.integers(1, 3)) + [Role.DECODE] * int(rng.integers(1, 4))
+        workers = tuple(replace(spec, worker_id=f"w{i}", role=role) for i, role in enumerate(roles))
+        routing = RoutingConfig(int(rng.choice([200, 600, 1000])))
+        cluster = replace(cluster, workers=workers, max_in_flight=1024, routing=routing, round_robin=False)
+        assert not (found := differences(cluster, workload)), (seed, found)
+        stayed.append(num_stayed(cluster, workload))
+    assert sum(stay > 3 for stay in stayed) > 4, stayed
 
 
 def test_a_prompt_that_comes_again_and_again_takes_no_more_memory() -> None:

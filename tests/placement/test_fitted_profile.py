@@ -60,13 +60,13 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
 def test_served_steps_are_longer_by_what_serving_adds(tmp_path: Path) -> None:
     alone = make_profile(SUBJECT, points())
     slowdown, jitter = Slowdown(2.0, 0.2, 0.1, 0.3, 0.4, 5e-3), Jitter(0.3, (0.9, 1.1), (0.8, 1.0, 1.3))
-    served = replace(alone, served=ServedSteps(2e-3, 5e-4, Warming(1e-3, 0.7), slowdown, jitter))
+    served = replace(alone, served=ServedSteps(2e-3, 5e-4, 1e-3, Warming(1e-3, 0.7), slowdown, jitter))
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(profile_to_json(served)))
     assert load_measured_profile(path) == served
     linear = replace(alone, steps=None)
     for one, more in ((alone, served), (linear, replace(linear, served=served.served))):
-        for shape, extra_s in (((64, 2080.0, 0, 64), 2e-3), ((0, 0.0, 4, 400), 5e-4), ((16, 136.0, 4, 80), 5e-4)):
+        for shape, extra_s in (((64, 2080.0, 0, 64), 2e-3), ((0, 0.0, 4, 400), 5e-4), ((16, 136.0, 4, 80), 1e-3)):
             assert more.step_times.batch_s(*shape) == pytest.approx(one.step_times.batch_s(*shape) + extra_s)
 
 
@@ -92,7 +92,7 @@ NO_CORES = {
 }  # fmt: skip
 JITTER = {"hold_s": 1, "prompts": [1], "decodes": [1], "fronts_s": [-1]}
 SERVED = {
-    "prefill_extra_s": 0, "decode_extra_s": 0, "warming": {"first_s": 0, "ratio": 0},
+    "prefill_extra_s": 0, "decode_extra_s": 0, "mixed_extra_s": 0, "warming": {"first_s": 0, "ratio": 0},
     "slowdown": NO_CORES | {"at_once": 2},
     "jitter": JITTER,
 }  # fmt: skip

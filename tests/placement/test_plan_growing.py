@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from deploy.planning.sizes import SEARCHED_GPUS, Sizes
 from placement.hardware.catalogue import gpu_type
+from placement.search.answer import Answer, Outcome
 from placement.search.bounds import Bounds, Slo
 from placement.search.bracket import Attainment, Verdict
 from placement.search.candidate import Candidate, Pool
 from placement.search.goodput import Goodput
+from placement.search.question import Price, Question
 from placement.search.scale import PART_GPUS
-from placement.search.search import Answer, Outcome, Price, Question
 from placement.search.space import Space
 
 H100, A100 = gpu_type("h100"), gpu_type("a100")

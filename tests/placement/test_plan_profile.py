@@ -182,7 +182,7 @@ def test_validation_is_given_the_plan_and_two_others_around_the_predicted_goodpu
 def served_profile(path: Path) -> Path:
     """The profile in `path`, as if workers had been served too."""
     slowdown, jitter = Slowdown(2.0, 0.5, 0.5, 0.5, 0.5), Jitter(1.0, (1.0,), (1.0,))
-    served = ServedSteps(0.0, 0.0, Warming(1e-3, 0.5), slowdown, jitter)
+    served = ServedSteps(0.0, 0.0, 0.0, Warming(1e-3, 0.5), slowdown, jitter)
     path.write_text(json.dumps(profile_to_json(replace(load_measured_profile(path), served=served))))
     return path
 

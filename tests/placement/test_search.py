@@ -13,6 +13,7 @@ from placement.hardware.catalogue import gpu_type
 from placement.latency.shape import KNOWN_SHAPES
 from placement.search import job as jobs
 from placement.search import parallel
+from placement.search.answer import Answer, Outcome
 from placement.search.bounds import Slo
 from placement.search.bracket import Attainment, Verdict
 from placement.search.build import Serving, cluster_of
@@ -21,7 +22,8 @@ from placement.search.goodput import Effort, Goodput, find_goodput, look
 from placement.search.job import do_job, run_of, search, traffic
 from placement.search.parallel import Closer, Processes, look_closer, run_search
 from placement.search.pareto import front
-from placement.search.search import Answer, Job, Outcome, Price, Question, Search
+from placement.search.question import Job, Price, Question
+from placement.search.search import Search
 from placement.search.space import Affinity, Space, candidates
 from placement.search.whatif import AS_ASKED, CHANGES, WhatIf, changed, consequence
 from placement.simulator.fast.run import simulate_fast

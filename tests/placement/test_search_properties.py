@@ -14,7 +14,8 @@ from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate, Pool
 from placement.search.goodput import Effort
 from placement.search.job import search, traffic
-from placement.search.search import Question, Search
+from placement.search.question import Question
+from placement.search.search import Search
 from placement.search.space import Space, candidates
 from placement.search.whatif import AS_ASKED, Consequence, WhatIf, consistent
 from placement.simulator.cluster import LinkSpec

@@ -6,14 +6,16 @@ from dataclasses import replace
 
 from placement.hardware.catalogue import gpu_type
 from placement.latency.shape import KNOWN_SHAPES
+from placement.search.answer import Outcome
 from placement.search.bounds import Slo
 from placement.search.build import Serving, cluster_of
 from placement.search.candidate import Candidate, Pool
 from placement.search.goodput import Effort, look
 from placement.search.job import run_of, search, traffic
 from placement.search.parallel import Processes
+from placement.search.question import Question
 from placement.search.scale import part_of, repeated, run_scaled
-from placement.search.search import Outcome, Question, Search
+from placement.search.search import Search
 from placement.search.space import Space, candidates
 from placement.simulator.fast.run import unsupported
 from placement.workload.source import WorkloadSource

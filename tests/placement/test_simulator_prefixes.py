@@ -19,6 +19,7 @@ from scheduling.prefix_directory import CHUNK_TOKENS, chunk_keys
 from scheduling.routing import Role
 
 BLOCK, PREFIX, OWN = 16, 1024, 64
+GENERATED = 4321  # stands for all generated tokens
 SPEED = LatencyCoefficients(0.004, 2e-5, 5e-5, 0.0)
 CONFIG = SchedulerConfig(max_model_len=4096, max_num_seqs=32, max_num_batched_tokens=512)
 
@@ -107,6 +108,9 @@ def test_names_of_chunks_are_equal_where_their_keys_are(drawn: list[tuple[int, l
         token_ids = prompt_token_ids(request, index + 5)  # Python takes -1 for -2
         keys, named = chunk_keys(tuple(token_ids), ""), names.of(request)
         assert len(named) == len(keys) == tokens // CHUNK_TOKENS
+        answered = token_ids + [GENERATED] * (answer := 37 * index)
+        keys = chunk_keys(tuple(answered), "")
+        named = names.with_answer(request, named, tokens + answer)
         for key, name in zip(keys, named, strict=True):
             assert seen.setdefault(key, name) == name
     assert len(set(seen.values())) == len(seen)

@@ -149,7 +149,7 @@ def test_the_page_needs_no_key_and_the_data_does(open_dashboard):
         async with open_dashboard(api_keys={"right": "", "acme": "acme"}) as served:
             page = await served.http.get("/dashboard")
             found = []
-            for path in ("/dashboard/state", "/dashboard/events"):
+            for path in ("/dashboard/state", "/dashboard/events", "/dashboard/planning"):
                 for key in ("", "Bearer wrong", "Bearer acme"):
                     headers = {"authorization": key} if key else {}
                     found.append((await served.http.get(path, headers=headers)).status_code)
@@ -159,7 +159,7 @@ def test_the_page_needs_no_key_and_the_data_does(open_dashboard):
 
     page, found, right, event = asyncio.run(run())
     assert page.status_code == 200 and "right" not in re.findall(r"\bkey=\w+", page.text)
-    assert found == [401, 401, 403] * 2 and right == 200 and event[0] == "state"
+    assert found == [401, 401, 403] * 3 and right == 200 and event[0] == "state"
 
 
 def test_watchers_are_bounded_and_leave_their_place(open_dashboard):

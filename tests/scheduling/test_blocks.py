@@ -190,28 +190,28 @@ def test_counts_tell_leased_and_quarantined_apart_and_count_each_block_once() ->
     pool, (a, b) = cached_pool(6, 2)
     for _ in range(3):
         pool.match_prefix([name(0), name(1)])
-    pool.lease([a, b])
-    pool.lease([a])
-    pool.quarantine([b])
+    pool.marks.lease([a, b])
+    pool.marks.lease([a])
+    pool.marks.quarantine([b])
     assert pool.counts() == BlockCounts(free=4, used=0, cached=0, leased=1, quarantined=1)
-    pool.unlease([a])
+    pool.marks.unlease([a])
     assert pool.counts().leased == 1, "one of its two owners still holds it"
-    pool.unquarantine([b])
+    pool.marks.unquarantine([b])
     assert pool.counts() == BlockCounts(free=4, used=0, cached=0, leased=2, quarantined=0)
     pool.check()
-    pool.unlease([a, b])
+    pool.marks.unlease([a, b])
     assert pool.counts() == BlockCounts(free=4, used=2, cached=0, leased=0, quarantined=0)
     with pytest.raises(InvariantViolation):
-        pool.unlease([a])
+        pool.marks.unlease([a])
     with pytest.raises(InvariantViolation):
-        pool.unquarantine([b])
+        pool.marks.unquarantine([b])
 
 
 def test_check_sees_a_mark_that_outlives_its_owner() -> None:
     """Freeing a leased block without ending the lease is a bug that check() names."""
     pool = BlockPool(1, 4)
     block_ids = pool.allocate(1)
-    pool.lease(block_ids)
+    pool.marks.lease(block_ids)
     pool.free(block_ids)
     with pytest.raises(InvariantViolation, match="marks"):
         pool.check()

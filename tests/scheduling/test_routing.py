@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 
 from pdserve.errors import NoWorker, PromptTooLong, QueueFull
 from scheduling.latency import LatencyCoefficients, LatencyModel
-from scheduling.routing import (
-    LeastPredictedLatency,
-    RequestView,
-    Role,
-    RoundRobin,
-    RoutingConfig,
-    RoutingPolicy,
-    WorkerLoadView,
-)
+from scheduling.routing import RequestView, Role, RoutingConfig, RoutingPolicy, WorkerLoadView
+from scheduling.routing_policies import LeastPredictedLatency, RoundRobin
 
 KNOWN = LatencyModel(LatencyCoefficients(0.001, 0.001, 0.001, 0.0))
 UNKNOWN = LatencyModel(LatencyCoefficients())
@@ -80,10 +73,11 @@ def test_only_live_workers_that_fit_are_chosen(
     assert placement.predicted_ttft_s <= deadline
     if placement.prefill_worker is None:
         able = [v for v in views if v.alive and v.role is Role.PREFILL and v.num_blocks * 16 >= prompt]
-        assert prompt <= local or not able
+        assert prompt <= local or not able  # nothing is cached
     else:
         prefill = by_id[placement.prefill_worker]
-        assert prefill.alive and prefill.role is Role.PREFILL and prompt > local
+        assert prefill.alive and prefill.role is Role.PREFILL
+        assert prompt > local or policy_class is LeastPredictedLatency
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 60))
@@ -199,8 +193,59 @@ def test_a_prompt_not_worth_the_trip_stays_local() -> None:
     """Only when configured."""
     views = [worker("p", Role.PREFILL), worker("d")]
     assert LeastPredictedLatency().choose(REQUEST, views, 0.0).prefill_worker == "p"
-    local = LeastPredictedLatency(RoutingConfig(local_prefill_max_tokens=100))
-    assert local.choose(REQUEST, views, 0.0).prefill_worker is None
+    assert local(100).choose(REQUEST, views, 0.0).prefill_worker is None
+
+
+def local(tokens: int) -> LeastPredictedLatency:
+    return LeastPredictedLatency(RoutingConfig(local_prefill_max_tokens=tokens))
+
+
+def test_a_prompt_stays_on_a_decode_worker_that_lacks_little_of_it() -> None:
+    """80 of 100 tokens are on one, 60 on another; a prefill worker has them all but one."""
+    cached = replace(REQUEST, cached_tokens={"has": 80, "some": 60, "p": 99})
+    views = [worker("p", Role.PREFILL), worker("d"), worker("some"), worker("has", num_sequences=3)]
+    for limit, wins in ((0, None), (19, None), (20, "has"), (39, "has"), (40, "some"), (100, "some")):
+        for policy in (local(limit), local(limit)):
+            placement = policy.choose(cached, views, 0.0)
+            assert placement.prefill_worker == ("p" if wins is None else None), limit
+            assert wins in (None, placement.decode_worker), limit
+            computing = placement.prefill_worker or placement.decode_worker
+            assert placement.cached_tokens == cached.cached_tokens.get(computing, 0)
+
+
+def test_who_has_the_prefix_but_no_room_for_the_rest_does_not_get_it() -> None:
+    """100 + 50 tokens are 10 blocks; the prompt then goes the normal way, though everybody lacks room."""
+    cached = replace(REQUEST, cached_tokens={"has": 80})
+    for free, promised, wins in ((10, 0, None), (9, 0, "p"), (12, 3, "p")):
+        full = worker("has", free_blocks=free, promised_blocks=promised)
+        assert local(20).choose(cached, [worker("p", Role.PREFILL), full, worker("d")], 0.0).prefill_worker == wins
+        alone = local(20).choose(cached, [worker("p", Role.PREFILL), full], 0.0)
+        assert (alone.prefill_worker, alone.decode_worker) == (wins, "has")
+
+
+def test_a_decode_worker_under_load_is_not_chosen_for_what_it_has() -> None:
+    """The trip is 0.1 s to token 1, then steps with little in them; the longer the queue for it, the more is borne."""
+    reads = LatencyModel(LatencyCoefficients(0.01, 0.001, 0.0001, 0.0))
+    cached = replace(REQUEST, cached_tokens={"has": 80})
+    for sequences, uncomputed, queue, wins in (
+        (0, 0, 0, None), (30, 0, 0, None), (80, 0, 0, "p"), (0, 200, 0, "p"),
+        (80, 0, 900, None), (0, 200, 900, None),
+    ):  # fmt: skip
+        has = worker("has", num_sequences=sequences, uncomputed_tokens=uncomputed, latency=reads)
+        views = [worker("p", Role.PREFILL, uncomputed_tokens=queue, latency=reads), has, worker("d", latency=reads)]
+        assert local(20).choose(cached, views, 0.0).prefill_worker == wins, (sequences, uncomputed, queue)
+
+
+def test_a_prompt_does_not_stay_where_it_would_be_late_nor_travel_to_be() -> None:
+    cached = replace(REQUEST, cached_tokens={"has": 80, "p": 10})
+    idle = [worker("p", Role.PREFILL, latency=KNOWN), worker("has", latency=KNOWN), worker("d", latency=KNOWN)]
+    late_here = [idle[0], worker("has", latency=KNOWN, uncomputed_tokens=75), idle[2]]
+    late_there = [replace(idle[0], uncomputed_tokens=20), worker("has", latency=KNOWN, num_sequences=60), idle[2]]
+    for deadline_s, views, wins in (
+        (60.0, late_here, None), (0.0955, late_here, "p"), (60.0, late_there, "p"), (0.105, late_there, None),
+    ):  # fmt: skip
+        request = replace(cached, deadline_left_s=deadline_s)
+        assert local(20).choose(request, views, 0.0).prefill_worker == wins, (deadline_s, wins)
 
 
 def test_a_wait_beyond_the_deadline_is_refused_with_a_delay() -> None:

@@ -36,6 +36,9 @@ class Table(NamedTuple):
     scores: Any  # [workers, to whole blocks]: what is chosen by, the least
     least: Any  # [blocks]
     nodes: Any  # [steps, NODES] who takes least for prompts of some lengths (`soonest`); -1: not known
+    # [workers]: the same where workers are looked at one by one
+    cached: Any  # tokens of a prompt
+    waits_s: Any
 
 
 class Board(NamedTuple):
@@ -67,7 +70,9 @@ def _table(world: Records, workers: Records, role: int) -> Table:
     ranks[: len(of_role)] = 0 if role == PREFILL_ROLE else _FIELD - rooms
     of_block = ranks.reshape(blocks, BLOCK).min(axis=1)
     nodes = np.full((_MOST_STEPS, NODES), -1)
-    return Table(rows, rooms, known, ranks, of_block, of_role, scores, np.zeros(blocks, np.int64), nodes)
+    num, least = len(of_role), np.zeros(blocks, np.int64)
+    cached, waits_s = np.zeros(num, np.int64), np.zeros(num)
+    return Table(rows, rooms, known, ranks, of_block, of_role, scores, least, nodes, cached, waits_s)
 
 
 @compiled

@@ -16,7 +16,7 @@ from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.kept import evict, keep_run
 from placement.simulator.fast.names import WORD_BITS
 from placement.simulator.fast.records import Records
-from placement.simulator.fast.store import ABSENT, LEAF_BITS, Cache, new_leaf, rows_of, span, span_before
+from placement.simulator.fast.store import ABSENT, LEAF_BITS, RESERVED, Cache, new_leaf, rows_of, span, span_before
 
 
 @compiled
@@ -31,7 +31,7 @@ def count_prefix(worker: Records, cache: Cache, i: int, usable: int) -> tuple[in
             return j, idle
         for one in range(row, row + count):
             owners = nodes[one].owners
-            if owners == ABSENT:
+            if owners < 0:
                 return j, idle
             idle += 1 if owners == 0 else 0
             j += 1
@@ -141,8 +141,11 @@ def _let_go(worker: Records, cache: Cache, seq: Records, s: int, name: int, firs
 
 
 @compiled
-def keep_again(worker: Records, cache: Cache, i: int, num: int) -> None:
-    """A prompt's first `num` blocks, which nobody owns, are kept as if they were just let go of, the last first."""
+def keep_again(worker: Records, cache: Cache, i: int, num: int, found: bool) -> None:
+    """A prompt's first `num` blocks, which nobody owns, are kept as if they were just let go of, the last first.
+
+    Those that were not there are `found` from now on, or are only reserved.
+    """
     nodes, j = cache.nodes[worker.index], num
     while j > 0:
         name, count = span_before(worker, cache, i, j)
@@ -154,8 +157,13 @@ def keep_again(worker: Records, cache: Cache, i: int, num: int) -> None:
                 row = new_leaf(worker, cache, name + k)
             new = 0
             for one in range(row, row + num_rows):
-                new += 1 if nodes[one].owners == ABSENT else 0
-                nodes[one].owners, nodes[one].stamp = 0, worker.stamp
+                absent = nodes[one].owners == ABSENT
+                new += 1 if absent else 0
+                if found:
+                    nodes[one].owners = 0
+                elif absent:
+                    nodes[one].owners = RESERVED
+                nodes[one].stamp = worker.stamp
             cache.leaves[worker.index, row >> LEAF_BITS].present += new
             worker.idle += new
             k += num_rows

@@ -36,9 +36,6 @@ class Directory(NamedTuple):
 
     known: Any  # [workers] of `known`
     chunks: Cache
-    # [workers] room for a choice: cached tokens of a prompt, seconds until its first token
-    cached: Any
-    waits_s: Any
 
 
 def directory_of(workload: Workload, workers: Records) -> Directory:
@@ -50,9 +47,8 @@ def directory_of(workload: Workload, workers: Records) -> Directory:
     rows["prefix_tokens"] = np.where(caches, names.prefix_tokens, 0)
     rows["free"] = np.where(caches, workers["num_blocks"].astype(np.int64) * workers["size"] // CHUNK_TOKENS, 0)
     rows["run_head"] = rows["run_tail"] = rows["free_run"] = -1
-    most = int(rows["free"].max()) + int(workload.prompt_tokens.max()) // CHUNK_TOKENS
-    num = len(workers)
-    return Directory(rows, room_for(names, num, most), np.zeros(num, np.int64), np.zeros(num))
+    longest = min(int((workload.prompt_tokens + workload.output_tokens).max()), int(workers["max_len"].max()))
+    return Directory(rows, room_for(names, len(workers), int(rows["free"].max()) + longest // CHUNK_TOKENS))
 
 
 @compiled
@@ -67,11 +63,11 @@ def expected(directory: Directory, index: int, i: int, prompt: int) -> int:
 
 
 @compiled
-def sent(directory: Directory, index: int, i: int, prompt: int) -> None:
-    """`PrefixDirectory.sent`."""
+def note(directory: Directory, index: int, i: int, tokens: int, is_there: bool = True) -> None:
+    """`PrefixDirectory.note` or, where it is not there, `reserve`; of a request's first tokens, with its answer's."""
     row = directory.known[index]
     if row.prefix_tokens > 0:
-        keep_again(row, directory.chunks, i, prompt // CHUNK_TOKENS)
+        keep_again(row, directory.chunks, i, tokens // CHUNK_TOKENS, is_there)
         evict(row, directory.chunks, row.free)
 
 

@@ -38,12 +38,12 @@ def _free_run(worker: Records, cache: Cache, at: int) -> None:
 
 @compiled
 def _kept(worker: Records, cache: Cache, name: int, stamp: int) -> int:
-    """The row of a name that nobody has owned since this stamp; -1: it is no longer so."""
+    """The row of a name, there or reserved, that nobody has owned since this stamp; -1: it is no longer so."""
     row = find(worker, cache, name)
     if row < 0:
         return -1
     node = cache.nodes[worker.index, row]
-    return int(row) if node.owners == 0 and node.stamp == stamp else -1
+    return int(row) if node.owners <= 0 and node.stamp == stamp else -1
 
 
 @compiled

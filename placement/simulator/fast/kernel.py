@@ -112,7 +112,7 @@ def run_events(
             routing.note_cached(directory, requests, seqs, a)
             ledger.settle(workers, seqs, board, a, w.now_s, True)
         elif kind == END:
-            routing.finish(queue, w, workers, requests, seqs, board, a)
+            routing.finish(queue, w, workers, requests, seqs, board, directory, a)
         elif kind == SETTLE:
             ledger.settle(workers, seqs, board, a, w.now_s, False)
         elif kind == COMMITTED:  # to the router, then to the source
@@ -120,6 +120,7 @@ def run_events(
             if requests[a].running == 1:
                 ledger.settle(workers, seqs, board, 2 * a + 1, w.now_s, False)
                 requests[a].committed_s = w.now_s
+                routing.note_committed(directory, requests[a], a)
             ho.on_commit_told(queue, w, workers, commands, requests, hands, a)
         elif kind == FREED:
             ledger.release(workers, seqs, board, 2 * a)

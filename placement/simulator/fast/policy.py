@@ -1,4 +1,4 @@
-"""`scheduling.routing`, compiled: whom the router chooses. `unsupported` saw to it that every worker can hold all.
+"""`scheduling.routing_policies` where nothing is cached, compiled: all workers at once.
 
 What is least is found in two passes without branches over all workers, for wide registers, then among the few equals.
 """
@@ -18,32 +18,25 @@ from placement.simulator.fast.board import (
     LATENCY,
     PREFILL_ROLE,
     TOKENS,
-    Board,
     Table,
 )
 from placement.simulator.fast.predictions import burden, predicted_s
 from placement.simulator.fast.records import Records
 from placement.simulator.fast.soonest import least_ranked, surely_chosen
-from scheduling.routing import AS_LIGHT, AS_SOON
+from scheduling.routing_policies import AS_LIGHT, AS_SOON
 
 _NONE = (1 << 63) - 1
 
 
 @compiled
-def choose(w: Records, workers: Records, board: Board, prompt: int, output: int) -> tuple[int, int]:
-    """`LeastPredictedLatency.choose` or `RoundRobin.choose`: (prefill worker or -1, decode worker)."""
-    turn, prefill = w.turn, -1
-    w.turn += 1
-    prefills, decodes = board.prefill, board.decode
-    if w.round_robin == 1:
-        if prompt > w.local and len(prefills.indices) > 0:
-            prefill = int(prefills.indices[turn % len(prefills.indices)])
-        return prefill, int(decodes.indices[turn % len(decodes.indices)])
-    if prompt > w.local and len(prefills.indices) > 0:
-        prefill = int(prefills.indices[_best_prefill(w, prefills, prompt)])
-    size = workers[decodes.indices[0]].size
-    need = (prompt + min(output, w.growth) + size - 1) // size
-    return prefill, int(decodes.indices[_best_decode(w, decodes, prompt, need, prefill < 0)])
+def fast_prefill(w: Records, table: Table, prompt: int) -> int:
+    """`_least_prefill`: its column."""
+    if w.bounds[PREFILL_ROLE] == 1 and w.num_known[PREFILL_ROLE] == len(table.indices):
+        column = surely_chosen(table, w.turn, prompt, w.chunk[PREFILL_ROLE])
+        if column >= 0:
+            return column
+    _predict(w, table, PREFILL_ROLE, prompt)
+    return _first_of(table, _least_rank(table, _least(table), AS_SOON), w.turn)
 
 
 # ---- predictions ----
@@ -193,17 +186,8 @@ def _first_of(table: Table, score: int, turn: int) -> int:
 
 
 @compiled
-def _best_prefill(w: Records, table: Table, prompt: int) -> int:
-    if w.bounds[PREFILL_ROLE] == 1 and w.num_known[PREFILL_ROLE] == len(table.indices):
-        column = surely_chosen(table, w.turn, prompt, w.chunk[PREFILL_ROLE])
-        if column >= 0:
-            return column
-    _predict(w, table, PREFILL_ROLE, prompt)
-    return _first_of(table, _least_rank(table, _least(table), AS_SOON), w.turn)
-
-
-@compiled
-def _best_decode(w: Records, table: Table, prompt: int, need: int, computes: bool) -> int:
+def fast_decode(w: Records, table: Table, prompt: int, need: int, computes: bool) -> int:
+    """`_best_decode`: its column."""
     if not computes:
         column = least_ranked(table, w.turn)
         if table.rooms[column] >= need:
@@ -212,18 +196,13 @@ def _best_decode(w: Records, table: Table, prompt: int, need: int, computes: boo
     ranks = scores if computes else table.ranks
     if computes:
         _burdens(w, table, prompt)
+    most = rooms[0]
     for i in range(n):
-        scores[i] = ranks[i] if rooms[i] >= need else _NONE
+        most = max(most, rooms[i])
+    enough = min(need, most)  # nobody has room: who lacks least
+    for i in range(n):
+        scores[i] = ranks[i] if rooms[i] >= enough else _NONE
     score = _least(table)
-    if score == _NONE:  # nobody has room: who lacks least
-        most = rooms[0]
-        for i in range(n):
-            most = max(most, rooms[i])
-        if computes:
-            _burdens(w, table, prompt)
-        for i in range(n):
-            scores[i] = ranks[i] if rooms[i] == most else _NONE
-        score = _least(table)
     if computes:
         score = _least_rank(table, score, AS_LIGHT)
     return _first_of(table, score, w.turn)

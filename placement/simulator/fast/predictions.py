@@ -21,7 +21,7 @@ def _own(table: Table, column: int, own: int, cached: int) -> tuple[int, float]:
 
 @compiled
 def predicted_s(table: Table, column: int, prompt: int, cached: int) -> float:
-    """`routing.predicted_ttft_s`."""
+    """`routing_policies.predicted_ttft_s`."""
     rows, own = table.rows, prompt - cached
     queued, chunk = int(rows[TOKENS, column]), int(rows[CHUNK, column])
     base_s, token_s, context_s = rows[LATENCY, column], rows[LATENCY + 1, column], rows[LATENCY + 3, column]
@@ -31,8 +31,17 @@ def predicted_s(table: Table, column: int, prompt: int, cached: int) -> float:
 
 
 @compiled
+def joined_step_s(table: Table, column: int, prompt: int) -> float:
+    """`routing_policies._joined_step_s`."""
+    rows = table.rows
+    base_s, sequence_s, context_s = rows[LATENCY, column], rows[LATENCY + 2, column], rows[LATENCY + 3, column]
+    sequences, context = int(rows[SEQUENCES, column]), int(rows[CONTEXT, column])
+    return float(base_s + (sequences + 1) * sequence_s + (context + prompt) * context_s)
+
+
+@compiled
 def burden(table: Table, column: int, prompt: int, cached: int) -> float:
-    """`routing._burden`."""
+    """`routing_policies._burden`."""
     rows, own = table.rows, prompt - cached
     queued, chunk = int(rows[TOKENS, column]), int(rows[CHUNK, column])
     base_s, sequence_s, context_s = rows[LATENCY, column], rows[LATENCY + 2, column], rows[LATENCY + 3, column]
@@ -42,5 +51,5 @@ def burden(table: Table, column: int, prompt: int, cached: int) -> float:
     first_s = predicted_s(table, column, prompt, cached) + joint_steps * (
         sequences * sequence_s + context * context_s
     )  # fmt: skip
-    step_s = base_s + (sequences + 1) * sequence_s + (context + prompt) * context_s
+    step_s = joined_step_s(table, column, prompt)
     return float(first_s * (step_s + (alone_s - steps * base_s) * sequences / (sequences + 1)))

@@ -7,11 +7,10 @@ from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast import ledger
 from placement.simulator.fast.ahead import Ahead, catch_up
 from placement.simulator.fast.board import Board
-from placement.simulator.fast.directory import Directory, expected, missed, sent
+from placement.simulator.fast.choosing import choose
+from placement.simulator.fast.directory import Directory, expected, missed, note
 from placement.simulator.fast.estimator import coefficients
 from placement.simulator.fast.events import Queue, push, push_at
-from placement.simulator.fast.policy import choose
-from placement.simulator.fast.policy_cached import choose_cached
 from placement.simulator.fast.records import (
     ABORT_AT,
     ARRIVE,
@@ -80,15 +79,13 @@ def submit(
         note_miss(w, request, i)
         return
     prompt, output = request.prompt, request.output
-    cached = 0
+    prefill, decode = choose(w, workers, board, directory, i, prompt, output)
+    computing, cached = prefill if prefill >= 0 else decode, 0
     if directory is not None:
-        prefill, decode = choose_cached(w, workers, board, directory, i, prompt, output)
-        cached = expected(directory, prefill if prefill >= 0 else decode, i, prompt)
-        sent(directory, decode, i, prompt)
+        cached = expected(directory, computing, i, prompt)
+        note(directory, computing, i, prompt)
         if prefill >= 0:
-            sent(directory, prefill, i, prompt)
-    else:
-        prefill, decode = choose(w, workers, board, prompt, output)
+            note(directory, decode, i, prompt, False)
     request.prefill, request.decode = prefill, decode
     request.running = 1
     w.running += 1
@@ -123,10 +120,22 @@ def note_cached(directory: Directory | None, requests: Records, seqs: Records, s
 
 
 @compiled
-def finish(queue: Queue, w: Records, workers: Records, requests: Records, seqs: Records, board: Board, s: int) -> None:
+def note_committed(directory: Directory | None, request: Records, i: int) -> None:
+    """The decode worker has the prompt."""
+    if directory is not None:
+        note(directory, request.decode, i, request.prompt)
+
+
+@compiled
+def finish(
+    queue: Queue, w: Records, workers: Records, requests: Records, seqs: Records, board: Board,
+    directory: Directory | None, s: int,
+) -> None:  # fmt: skip
     """`SimRouter._finish` and `_end`."""
     i = s // 2
     request = requests[i]
+    if directory is not None and s % 2 == 1:
+        note(directory, request.decode, i, request.prompt + request.tokens - 1)
     ledger.release(workers, seqs, board, s)
     request.outcome = _FINISHED
     request.running = 0

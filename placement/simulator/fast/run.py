@@ -15,8 +15,8 @@ from placement.simulator.fast.board import MOST_BLOCKS, PREFILL_ROLE, board_of
 from placement.simulator.fast.directory import Directory, directory_of
 from placement.simulator.fast.events import NARROW, grown, queue_of
 from placement.simulator.fast.kernel import Space, run_events
-from placement.simulator.fast.policy import choose
-from placement.simulator.fast.policy_cached import choose_cached
+from placement.simulator.fast.policy import fast_decode
+from placement.simulator.fast.policy_cached import best_decode
 from placement.simulator.fast.records import NEVER, Records
 from placement.simulator.fast.steady import steady_rows
 from placement.simulator.fast.steps import encode
@@ -62,7 +62,7 @@ def unsupported(cluster: ClusterSpec, workload: Workload) -> str:
 
 def compiled_parts(cluster: ClusterSpec, workload: Workload) -> tuple[Callable[..., object], ...]:
     """Functions whose machine code a run needs; runs with prefix caches and without are compiled apart."""
-    return (run_events, choose_cached if _shares(cluster, workload) else choose)
+    return (run_events, best_decode if _shares(cluster, workload) else fast_decode)
 
 
 def _shares(cluster: ClusterSpec, workload: Workload) -> bool:

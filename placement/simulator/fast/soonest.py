@@ -12,7 +12,7 @@ import math
 from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.board import BLOCK, LATENCY, NODES, Table
 from placement.simulator.fast.predictions import predicted_s
-from scheduling.routing import AS_SOON
+from scheduling.routing_policies import AS_SOON
 
 _SURELY = 1.0 - 1e-9  # rounding is a millionth of that
 

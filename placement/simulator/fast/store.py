@@ -18,6 +18,7 @@ from placement.workload.workload import Workload
 LEAF_BITS = 4
 LEAF = 1 << LEAF_BITS
 ABSENT = -1
+RESERVED = -2  # kept, but not to be found
 _SPARE_RUNS = 64
 
 node = np.dtype([("owners", "i4"), ("stamp", "i4")])

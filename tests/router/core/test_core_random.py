@@ -35,7 +35,8 @@ from router.interface import Finished, RouterRequest, TokenDelta, TokenStream
 from router.metrics import RouterMetrics
 from router.record import Outcome, RequestRecord, Transfer
 from router.worker_series import WorkerSnapshot
-from scheduling.routing import LeastPredictedLatency, Role
+from scheduling.routing import Role
+from scheduling.routing_policies import LeastPredictedLatency
 
 LENGTH = 6  # tokens of every request
 REQUESTS = 6
@@ -86,7 +87,7 @@ class World:
         self.records: list[RequestRecord] = []
         self.num_rejected = 0
         sinks = (self.metrics, Broken(), self)
-        self.running = RunningRequests(self.metrics, sinks, self.clock, CONFIG.freed_grace_s)
+        self.running = RunningRequests(self.fleet.prefixes, self.metrics, sinks, self.clock, CONFIG.freed_grace_s)
         policy = LeastPredictedLatency()
         self.requests = Requests(CONFIG, self.fleet, policy, self.running, self.metrics, sinks, self.clock)
         self.events = WorkerEvents(CONFIG, self.running, self.fleet.prefixes, self.metrics, self.clock)

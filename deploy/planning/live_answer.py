@@ -1,0 +1,132 @@
+"""What is told of a running cluster: what comes, what it carries, what another split would, and whether to change."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploy.planning.answer import answer_line, figure, more_lines, table
+from deploy.planning.live_state import LiveState, Recent
+from deploy.words import counted
+from placement.search.answer import Answer, Outcome
+from placement.search.question import Question
+from scheduling.routing import Role
+
+UNIT = "worker"
+_MUCH_CACHED = 0.1  # of the prompts' tokens
+_UNEVEN = 1.25  # times the mean rate
+_MINUTE_S = 60.0
+_FEW_SEQUENCES = 2.0  # in a step: base and price of a sequence cannot be told apart
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """All that an answer is made of."""
+
+    state: LiveState
+    question: Question
+    outcome: Outcome
+    present: Answer
+    measured: bool  # step times are the workers' own
+
+    @property
+    def line(self) -> str:
+        """The answer in one line."""
+        best = self.outcome.best
+        comes = f"{figure(self.state.recent.workload.rate)} requests/s come"
+        if best is None:
+            return f"{comes}; no split of the workers meets the targets"
+        return f"{comes}, {_carries(self.present)} now; {_verdict(self.present, best)}"
+
+
+def told(known: Told) -> list[str]:
+    """A line each."""
+    outcome, question = known.outcome, known.question
+    lines = [*_arrives(known.state.recent), *_assumed(known)]
+    lines.append(f"now: {known.present.candidate}: {_carried(known.present)}")
+    if outcome.best is None:
+        return [*lines, answer_line(outcome, question, UNIT, ""), *table(outcome, question)]
+    lines.append(f"best: {answer_line(outcome, question, UNIT, '')}")
+    lines += more_lines(outcome, question, UNIT)
+    return [*lines, *table(outcome, question), _verdict(known.present, outcome.best)]
+
+
+def _arrives(recent: Recent) -> list[str]:
+    requests = recent.workload
+    lines = [
+        f"{counted(len(requests), 'request')} of the last {recent.window_s:.0f} s: {figure(requests.rate)} a second "
+        f"over {requests.duration_s:.0f} s, prompts of {requests.prompt_tokens.mean():,.0f} tokens and outputs of "
+        f"{requests.output_tokens.mean():,.0f}"
+    ]
+    if recent.paused_s:
+        lines.append(f"pauses of {recent.paused_s:.0f} s together, when nothing came, are left out")
+    if recent.num_unknown:
+        lines.append(f"{recent.num_unknown:,} more were refused or failed: how long they would be is not known")
+    busiest = _busiest(recent)
+    if busiest > _UNEVEN * requests.rate + 3.0 * math.sqrt(requests.rate / _MINUTE_S):  # beyond what chance does
+        lines.append(
+            f"they came unevenly, up to {figure(busiest)} a second over a minute; rates below are means of such traffic"
+        )
+    share = recent.cached_tokens / int(requests.prompt_tokens.sum())
+    if share > _MUCH_CACHED:
+        lines.append(
+            f"{share:.0%} of the prompts' tokens were found in caches; what they share is not known, so prompts are "
+            "taken as new: prefill is asked for more than it is"
+        )
+    return lines
+
+
+def _busiest(recent: Recent) -> float:
+    """Requests a second of the minute with the most; 0 where there was no minute."""
+    arrival_s = recent.workload.arrival_s
+    if recent.workload.duration_s < 2 * _MINUTE_S:
+        return 0.0
+    return float(np.bincount((arrival_s / _MINUTE_S).astype(int)).max() / _MINUTE_S)
+
+
+def _assumed(known: Told) -> list[str]:
+    """What the cluster could not say."""
+    state = known.state
+    lines = []
+    if state.num_down:
+        lines.append(f"{counted(state.num_down, 'worker')} down: left out")
+    if state.link_bytes_per_s is None:
+        lines.append("no KV has moved yet: transfers are taken to take no time")
+    if known.measured and 0.0 < (largest := _sequences(state)) < _FEW_SEQUENCES:
+        lines.append(
+            f"decode workers took {largest:.2g} sequences a step on average: what more take is a guess, mostly too long"
+        )
+    return lines
+
+
+def _sequences(state: LiveState) -> float:
+    """Of a step, on the decode worker that took most."""
+    return max((worker.mean_sequences or 0.0 for worker in state.of(Role.DECODE)), default=0.0)
+
+
+def _carries(answer: Answer) -> str:
+    return f"{figure(answer.rate)}/s carried" if answer.rate > 0.0 else "none within the targets"
+
+
+def _carried(answer: Answer) -> str:
+    if answer.goodput is None or answer.rate <= 0.0:
+        return f"under {figure(answer.ceiling)} requests/s within the targets; {answer.reason}"
+    goodput = answer.goodput
+    return (
+        f"at most {figure(answer.rate)} requests/s within the targets; 95 % confidence {figure(goodput.low)} to "
+        f"{figure(goodput.high)}; bound by {answer.reason}"
+    )
+
+
+def _verdict(present: Answer, best: Answer) -> str:
+    """Whether it is worth a change: not where chance may have it."""
+    if best.candidate == present.candidate:
+        return "no change: what is there is the best"
+    assert best.goodput is not None
+    gain = f"{best.rate / present.rate - 1.0:+.0%}" if present.rate > 0.0 else "from next to nothing"
+    change = f"{best.candidate}, {gain}"
+    if present.goodput is None or present.rate <= 0.0 or best.goodput.low > present.goodput.high:
+        return f"worth a change: {change}"
+    return f"not worth a change: {change}, which is within the confidence of both"

@@ -1,0 +1,121 @@
+"""What a running router says for planning: one question over HTTP, and why there was no answer."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import threading
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from bench.load.tls_words import https_hint
+from pdserve.exit import ExitCode, StartError
+from pdserve.planning_format import FORMAT, KEY, PATH
+from pdserve.tls import Tls
+
+LIMIT_S = 10.0
+MAX_BYTES = 16 << 20
+ALLOWED = "HOST:PORT or http[s]://HOST[:PORT], the router's HTTP"
+_PAGE = "/dashboard"
+_REFUSED = {
+    401: "it asks for a key: give --api-key or PDSERVE_API_KEY",
+    403: "the key speaks for one tenant, which does not see the others' requests: give --api-key the server's own",
+    404: f"it has no {PATH}: another version of pdserve, or another server",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Where a router answers, and how to ask there."""
+
+    name: str  # as the user wrote it
+    host: str
+    port: int
+    base: str  # before the path
+    tls: Tls | None  # None: plain HTTP
+    api_key: str | None
+
+    def ask(self) -> dict[str, object]:
+        """Its answer, within LIMIT_S. Errors: StartError, one line."""
+        connection = (
+            http.client.HTTPConnection(self.host, self.port, timeout=LIMIT_S)
+            if self.tls is None
+            else http.client.HTTPSConnection(self.host, self.port, timeout=LIMIT_S, context=self.tls.context())
+        )
+        late = threading.Event()
+        timer = threading.Timer(LIMIT_S, _cut, (connection, late))
+        timer.start()
+        try:
+            connection.connect()
+            if late.is_set():  # while there was no socket to cut
+                raise TimeoutError
+            status, body = self._answer(connection)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._failed(
+                f"it did not answer within {LIMIT_S:g} s" if late.is_set() else self._why(error)
+            ) from None
+        finally:
+            timer.cancel()
+            connection.close()
+        if late.is_set():
+            raise self._failed(f"it did not answer within {LIMIT_S:g} s")
+        if status != http.HTTPStatus.OK:
+            raise self._failed(f"{_REFUSED.get(status, 'it could not answer')} ({status})")
+        return self._read(body)
+
+    def _answer(self, connection: http.client.HTTPConnection) -> tuple[int, bytes]:
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        connection.request("GET", f"{self.base}{PATH}", headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read(MAX_BYTES + 1)
+
+    def _read(self, body: bytes) -> dict[str, object]:
+        try:
+            found = json.loads(body) if len(body) <= MAX_BYTES else None
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or KEY not in found:
+            raise self._failed("what answers there is not a router of pdserve")
+        if found[KEY] != FORMAT:
+            raise self._failed(f"it is another version: {KEY} is {str(found[KEY])[:40]}; this one reads {FORMAT}")
+        return found
+
+    def _why(self, error: Exception) -> str:
+        if self.tls is not None and (hint := https_hint(error, self.tls)) is not None:
+            return hint
+        if isinstance(error, http.client.BadStatusLine):
+            tls = "" if self.tls else ", or https:// where it speaks TLS"
+            return f"what answers there does not speak HTTP (the gRPC door?): give {ALLOWED}{tls}"
+        if isinstance(error, ConnectionRefusedError):
+            return "nobody answers there: connection refused"
+        return f"it does not answer: {error}"
+
+    def _failed(self, why: str) -> StartError:
+        return StartError(f"--live is {self.name}; {why}")
+
+
+def router_of(text: str, api_key: str | None, tls: Tls | None) -> Router:
+    """From what a user wrote; `tls`: how it is spoken where it is. Errors: StartError (2)."""
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), 0
+    port = {"http": 80, "https": 443}.get(parts.scheme) if port is None and "://" in text else port
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port or parts.query or parts.username:
+        raise StartError(f"--live is {text!r}; it must be {ALLOWED}", ExitCode.CONFIG)
+    base = parts.path.rstrip("/").removesuffix(_PAGE)
+    key = api_key or os.environ.get("PDSERVE_API_KEY")
+    return Router(text, parts.hostname, port, base, (tls or Tls()) if parts.scheme == "https" else None, key)
+
+
+def _cut(connection: http.client.HTTPConnection, late: threading.Event) -> None:
+    """A socket's own limit is of each read: one who sends a byte now and then would keep us for ever."""
+    late.set()
+    if connection.sock is not None:
+        try:
+            connection.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:  # it is closed already
+            return
