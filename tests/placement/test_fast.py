@@ -15,6 +15,7 @@ from placement.latency.roofline import Roofline
 from placement.latency.shape import KNOWN_SHAPES
 from placement.simulator.cluster import ClusterSpec, Delays, LinearSteps, LinkSpec, StepTimes, WorkerSpec
 from placement.simulator.fast import events, run
+from placement.simulator.fast.board import PREFILL_ROLE
 from placement.simulator.fast.events import Queue
 from placement.simulator.fast.records import Records
 from placement.simulator.fast.run import Unsupported, simulate_fast, unsupported
@@ -162,6 +163,26 @@ def test_a_long_run_with_many_workers_is_equal_too() -> None:
     )
     workload = Workload.of(rng.integers(1, 400, 600), rng.integers(1, 100, 600), np.cumsum(rng.exponential(4e-3, 600)))
     assert not differences(replace(cluster, workers=workers, max_in_flight=10**6), workload)
+
+
+def test_a_choice_among_many_workers_is_equal_too() -> None:
+    """There a bound may tell who is chosen; rates at which none and all wait, and what all measure differs."""
+    for seed, chunk, gap_s in ((0, 128, 2e-3), (1, 600, 1e-4), (2, 37, 2e-3)):
+        rng = np.random.default_rng(seed)
+        spec = random_cluster(np.random.default_rng(11)).workers[0]
+        config = replace(spec.scheduler, max_model_len=512, max_num_seqs=16, max_num_batched_tokens=chunk)
+        spec = replace(spec, scheduler=config, num_blocks=1000, prior=LatencyCoefficients(0.004, 2e-5, 5e-5, 0.0))
+        workers = tuple(
+            replace(spec, worker_id=f"x{i}", role=Role.PREFILL if i < 40 else Role.DECODE, step_times=random_steps(rng))
+            for i in range(70)
+        )
+        cluster = ClusterSpec(workers, 1 << 12, LinkSpec(1e9, 1e-4), Delays(5e-4, 1e-4), max_in_flight=10**6)
+        num = 400
+        arrival_s = np.cumsum(rng.exponential(float(gap_s), num))
+        workload = Workload.of(rng.integers(1, 400, num), rng.integers(1, 40, num), arrival_s)
+        limits = GiveUp(math.inf, math.inf, 0, num)
+        assert run._simulated(cluster, workload, limits, ahead=True)[0]["bounds"][0][PREFILL_ROLE] == 1
+        assert not (found := differences(cluster, workload)), (seed, found)
 
 
 def unclear(cluster: ClusterSpec, workload: Workload, *, ahead: bool = True) -> bool:

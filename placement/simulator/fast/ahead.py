@@ -16,11 +16,10 @@ import numpy as np
 
 from placement.compiled import compiled_inner as compiled
 from placement.compiled import compiled_lean
-from placement.simulator.fast.cache import allocate
 from placement.simulator.fast.estimator import observe
 from placement.simulator.fast.events import Queue, drop_due, push_at, set_due
 from placement.simulator.fast.records import MESSAGE, STEP, TURN_AT, Records
-from placement.simulator.fast.steady import KEY, Steady, note_gap, settle
+from placement.simulator.fast.steady import KEY, Steady, grow_steady, note_gap, settle
 from placement.simulator.fast.steps import decode_parts, decode_s
 from placement.simulator.fast.store import Cache
 
@@ -92,7 +91,7 @@ def catch_up(
         worker.at += 1
         worker.stepping = 1
         w.num_events += 1
-        allocate(worker, cache, steady.growing[index, (worker.steps + 1) % worker.size])
+        grow_steady(worker, cache, steady.growing[index, (worker.steps + 1) % worker.size])
         _count(worker, ahead.took_s[index, worker.at])
     if end_s == w.now_s:
         w.unclear = 1

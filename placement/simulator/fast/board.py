@@ -17,6 +17,9 @@ TOKENS, SEQUENCES, CONTEXT, CHUNK = range(4)
 LATENCY = 4  # from here on the four coefficients, those of a stand-in if unknown
 _NUM_ROWS = LATENCY + 4
 BLOCK = 16  # columns of which the least is noted together
+NODES, _MOST_STEPS = 33, 16  # lengths of a prompt's last step, and its steps, for which the soonest are noted
+_NONE = (1 << 63) - 1
+_FEW = 32  # workers among whom looking at all takes no longer
 _FIELD = 1 << 28  # a rank is two whole numbers in one
 MOST_BLOCKS = _FIELD - 1
 
@@ -27,10 +30,12 @@ class Table(NamedTuple):
     rows: Any  # [rows, workers] floats
     rooms: Any  # [workers] free blocks, whole numbers
     known: Any  # [workers] whether its latency is
-    ranks: Any  # [workers] whole numbers: of two that are predicted the same, the smaller is chosen
+    ranks: Any  # [workers, to whole blocks] of two that are predicted the same, the smaller is chosen: whole numbers
+    of_block: Any  # [blocks] the least of each block's ranks
     indices: Any  # [workers] in the cluster
     scores: Any  # [workers, to whole blocks]: what is chosen by, the least
     least: Any  # [blocks]
+    nodes: Any  # [steps, NODES] who takes least for prompts of some lengths (`soonest`); -1: not known
     # [workers]: the same where workers are looked at one by one
     cached: Any  # tokens of a prompt
     waits_s: Any
@@ -58,12 +63,16 @@ def _table(world: Records, workers: Records, role: int) -> Table:
     world["num_known"][role] = known.sum()
     chunks = np.unique(workers["budget"][of_role])
     world["chunk"][role] = chunks[0] if len(chunks) == 1 else 0
+    world["bounds"][role] = len(chunks) == 1 and len(of_role) > _FEW and (workers["prior"][of_role] >= 0.0).all()
     rooms = workers["num_blocks"][of_role].astype(np.int64)
-    ranks = np.zeros(len(of_role), np.int64) if role == PREFILL_ROLE else _FIELD - rooms
     blocks = -(-len(of_role) // BLOCK)
-    scores = np.full(blocks * BLOCK, (1 << 63) - 1)
+    ranks, scores = np.full(blocks * BLOCK, _NONE), np.full(blocks * BLOCK, _NONE)
+    ranks[: len(of_role)] = 0 if role == PREFILL_ROLE else _FIELD - rooms
+    of_block = ranks.reshape(blocks, BLOCK).min(axis=1)
+    nodes = np.full((_MOST_STEPS, NODES), -1)
     num, least = len(of_role), np.zeros(blocks, np.int64)
-    return Table(rows, rooms, known, ranks, of_role, scores, least, np.zeros(num, np.int64), np.zeros(num))
+    cached, waits_s = np.zeros(num, np.int64), np.zeros(num)
+    return Table(rows, rooms, known, ranks, of_block, of_role, scores, least, nodes, cached, waits_s)
 
 
 @compiled
@@ -83,7 +92,18 @@ def note_load(worker: Records, board: Board) -> None:
     table.rows[SEQUENCES, worker.column] = worker.num_held
     table.rows[CONTEXT, worker.column] = max(0, (worker.num_blocks - free) * worker.size - tokens)
     table.rooms[worker.column] = room
-    table.ranks[worker.column] = rank
+    _note_rank(table, worker.column, rank)
+
+
+@compiled
+def _note_rank(table: Table, column: int, rank: int) -> None:
+    ranks, block = table.ranks, column // BLOCK
+    least = min(rank, table.of_block[block])
+    if ranks[column] == table.of_block[block]:
+        least = ranks[column] = rank
+        for i in range(block * BLOCK, (block + 1) * BLOCK):
+            least = min(least, ranks[i])
+    ranks[column], table.of_block[block] = rank, least
 
 
 @compiled
@@ -91,6 +111,12 @@ def is_known(worker: Records) -> bool:
     """`LatencyCoefficients.known`."""
     c = worker.coefficients
     return bool(c[0] != 0.0 or c[1] != 0.0 or c[2] != 0.0 or c[3] != 0.0)
+
+
+@compiled
+def forget_nodes(board: Board) -> None:
+    """Latencies have changed."""
+    board.prefill.nodes[:] = -1
 
 
 @compiled

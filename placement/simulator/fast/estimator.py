@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from placement.compiled import compiled_apart
 from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.records import Records
 from scheduling.latency import MIN_STEPS
@@ -31,7 +32,7 @@ def observe(worker: Records, tokens: int, sequences: int, context: int, seconds:
     worker.observed += 1
 
 
-@compiled
+@compiled_apart
 def coefficients(w: Records, worker: Records, best: Records) -> None:
     """`coefficients`, into `best` [4]."""
     if worker.observed < MIN_STEPS:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from placement.compiled import compiled_apart
 from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.cache import allocate, count_prefix, take_prefix
 from placement.simulator.fast.lists import IN_RESERVED, IN_RUNNING, IN_WAITING, earlier
-from placement.simulator.fast.records import PREFILL, RESERVED, RUNNING, WAITING, Records
+from placement.simulator.fast.records import PREFILL, RESERVED, RUNNING, WAITING, Records, wide
 from placement.simulator.fast.scheduler import awaits_kv, blocks_for, move
 from placement.simulator.fast.steady import Steady, form_steady
 from placement.simulator.fast.store import Cache
 
 
-@compiled
+@compiled_apart
 def _grow(worker: Records, cache: Cache | None, seqs: Records, s: int) -> int:
     """`BatchFormer._grow`: how many were preempted; -1 - that many where there is no block nevertheless."""
     preempted = 0
@@ -45,7 +46,7 @@ def _take(seqs: Records, s: int, num_tokens: int, now_s: float) -> None:
 @compiled
 def _admit(worker: Records, cache: Cache | None, seqs: Records, budget: int) -> int:
     """`BatchFormer._admit`; -1 for none."""
-    s = worker.head[IN_WAITING]
+    s = wide(worker.head[IN_WAITING])
     if s < 0 or worker.count[IN_RUNNING] + worker.steady + worker.count[IN_RESERVED] >= worker.seats:
         return -1
     seq = seqs[s]

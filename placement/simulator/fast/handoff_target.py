@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from placement.compiled import compiled_apart
 from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.events import Queue, push
 from placement.simulator.fast.handoffs import abort_source, put, settle
@@ -82,7 +83,7 @@ def commit_if_whole(
     push(queue, w, MESSAGE, COMMITTED, i, 0)
 
 
-@compiled
+@compiled_apart
 def _target_ends(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int
 ) -> None:
@@ -124,7 +125,7 @@ def on_last_word(
     settle(w, hands, i)
 
 
-@compiled
+@compiled_apart
 def abort_target(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int, tell: bool
 ) -> None:
@@ -142,7 +143,7 @@ def abort_target(
     settle(w, hands, i)
 
 
-@compiled
+@compiled_apart
 def abort_any(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int, side: int
 ) -> bool:

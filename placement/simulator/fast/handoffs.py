@@ -5,6 +5,7 @@ Records to engines go into `commands`: rows of (kind, sequence, next), a list fo
 
 from __future__ import annotations
 
+from placement.compiled import compiled_apart
 from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.events import Queue, push
 from placement.simulator.fast.records import (
@@ -25,6 +26,7 @@ from placement.simulator.fast.records import (
     TURN,
     WAKE,
     Records,
+    wide,
 )
 
 
@@ -51,7 +53,7 @@ def put(queue: Queue, w: Records, workers: Records, commands: Records, index: in
             worker.touched, w.touched = w.touched + 2, index
     elif worker.stepping == 0 and worker.woken == 0:
         worker.woken = 1
-        push(queue, w, WAKE, TURN, index, 0)
+        push(queue, w, WAKE, TURN, wide(index), 0)
 
 
 @compiled
@@ -131,7 +133,7 @@ def on_commit_told(
     settle(w, hands, i)
 
 
-@compiled
+@compiled_apart
 def on_abort_ack(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int
 ) -> None:
@@ -142,7 +144,7 @@ def on_abort_ack(
     settle(w, hands, i)
 
 
-@compiled
+@compiled_apart
 def abort_source(
     queue: Queue, w: Records, workers: Records, commands: Records, requests: Records, hands: Records, i: int, tell: bool
 ) -> None:

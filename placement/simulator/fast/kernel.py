@@ -41,6 +41,7 @@ from placement.simulator.fast.records import (
     TURN,
     TURN_AT,
     Records,
+    wide,
 )
 from placement.simulator.fast.steady import Steady
 from placement.simulator.fast.store import Cache
@@ -147,13 +148,15 @@ def run_events(
         elif kind == LINK_END:
             if b == w.round:
                 num_ended = links.finish(queue, w, workers, busy, active, flows, ended)
-                for i in range(num_ended):
-                    flow = flows[ended[i]]
-                    flow.next, w.free_flow = w.free_flow, ended[i]
-                    target.on_received(queue, w, workers, commands, requests, hands, flow.request, flow.blocks)
+                for k in range(num_ended):
+                    flow = flows[ended[k]]
+                    flow.next, w.free_flow = w.free_flow, ended[k]
+                    i = wide(flow.request)
+                    target.on_received(queue, w, workers, commands, requests, hands, i, flow.blocks)
         elif kind == STATUS_DUE:
             routing.report(queue, w, workers, cache, requests, seqs, steady, ahead)
-        elif kind == STATUS:
-            ledger.note_status(w, workers[a], seqs, board)
+        elif kind == STATUS:  # an event of each worker, given one after the other
+            w.num_events += len(workers) - 1
+            ledger.note_statuses(w, workers, seqs, board)
         if w.touched >= 0:
             interrupt(queue, w, workers, cache, requests, seqs, steady, ahead)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from placement.compiled import compiled_apart
 from placement.compiled import compiled_inner as compiled
-from placement.simulator.fast.board import Board, note_latency, note_load
+from placement.simulator.fast.board import Board, forget_nodes, note_latency, note_load
 from placement.simulator.fast.records import NEVER, Records
 from scheduling.ledger import ON_THE_WAY_S
 
@@ -78,8 +79,16 @@ def settle(workers: Records, seqs: Records, board: Board, s: int, now_s: float, 
         note_load(worker, board)
 
 
+@compiled_apart
+def note_statuses(w: Records, workers: Records, seqs: Records, board: Board) -> None:
+    """Of all workers."""
+    for index in range(len(workers)):
+        _note_status(w, workers[index], seqs, board)
+    forget_nodes(board)
+
+
 @compiled
-def note_status(w: Records, worker: Records, seqs: Records, board: Board) -> None:
+def _note_status(w: Records, worker: Records, seqs: Records, board: Board) -> None:
     """`WorkerLedger.note_status`, of the status that was on its way."""
     worker.has_status = 1
     worker.reported_free = worker.sent_free

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from placement.compiled import compiled_inner as compiled
-from placement.simulator.fast.records import Records
+from placement.simulator.fast.records import Records, numbers, wide
 
-IN_WAITING, IN_RUNNING, IN_RESERVED = range(3)
+IN_WAITING, IN_RUNNING, IN_RESERVED = numbers(3)
 
 
 @compiled
@@ -26,7 +26,7 @@ def _link(worker: Records, seqs: Records, s: int, before: int, after: int, which
 @compiled
 def append(worker: Records, seqs: Records, s: int, which: int) -> None:
     """At the end."""
-    _link(worker, seqs, s, worker.tail[which], -1, which)
+    _link(worker, seqs, s, wide(worker.tail[which]), wide(-1), which)
 
 
 @compiled
@@ -55,14 +55,13 @@ def earlier(seqs: Records, a: int, b: int) -> bool:
 @compiled
 def insert_waiting(worker: Records, seqs: Records, s: int) -> None:
     """`WaitingQueue.push`: by rank. New ones belong to the end, preempted ones to the front."""
-    head, tail = worker.head[IN_WAITING], worker.tail[IN_WAITING]
+    after, tail = wide(worker.head[IN_WAITING]), wide(worker.tail[IN_WAITING])
     if tail < 0 or earlier(seqs, tail, s):
         append(worker, seqs, s, IN_WAITING)
         return
-    after = head
     while earlier(seqs, after, s):
-        after = seqs[after].next
-    _link(worker, seqs, s, seqs[after].prev, after, IN_WAITING)
+        after = wide(seqs[after].next)
+    _link(worker, seqs, s, wide(seqs[after].prev), after, IN_WAITING)
 
 
 @compiled

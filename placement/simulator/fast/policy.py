@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from placement.compiled import compiled_apart
 from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.board import (
     BLOCK,
@@ -21,6 +22,7 @@ from placement.simulator.fast.board import (
 )
 from placement.simulator.fast.predictions import burden, predicted_s
 from placement.simulator.fast.records import Records
+from placement.simulator.fast.soonest import least_ranked, surely_chosen
 from scheduling.routing_policies import AS_LIGHT, AS_SOON
 
 _NONE = (1 << 63) - 1
@@ -29,6 +31,10 @@ _NONE = (1 << 63) - 1
 @compiled
 def fast_prefill(w: Records, table: Table, prompt: int) -> int:
     """`_least_prefill`: its column."""
+    if w.bounds[PREFILL_ROLE] == 1 and w.num_known[PREFILL_ROLE] == len(table.indices):
+        column = surely_chosen(table, w.turn, prompt, w.chunk[PREFILL_ROLE])
+        if column >= 0:
+            return column
     _predict(w, table, PREFILL_ROLE, prompt)
     return _first_of(table, _least_rank(table, _least(table), AS_SOON), w.turn)
 
@@ -45,7 +51,7 @@ def _own(prompt: float, chunk: float) -> tuple[float, float]:
     return steps, chunk * full * (full + 1.0) / 2.0 + (prompt if rest > 0.0 else 0.0)
 
 
-@compiled
+@compiled_apart
 def _predict(w: Records, table: Table, role: int, prompt: int) -> None:
     """`predicted_ttft_s` for each worker of a table, as scores: whole numbers in the same order."""
     if w.num_known[role] < len(table.indices):
@@ -57,7 +63,7 @@ def _predict(w: Records, table: Table, role: int, prompt: int) -> None:
             table.scores[i] = _score(predicted_s(table, i, prompt, 0))
 
 
-@compiled
+@compiled_apart
 def _burdens(w: Records, table: Table, prompt: int) -> None:
     """`_burden` of each decode worker, as scores."""
     if w.num_known[DECODE_ROLE] < len(table.indices):
@@ -95,7 +101,7 @@ def _predict_all(table: Table, prompt: float, chunk: float) -> None:
         scores[i] = _score(alone_s + (more * base_s + queued * (token_s + context_s)))
 
 
-@compiled
+@compiled_apart
 def stand_in(table: Table, num_known: int, prompt: int) -> None:
     """`_as_fast_as_others`: those unknown get the latency of the median of those known, or nothing if there is none."""
     rows, known = table.rows, table.known
@@ -106,7 +112,7 @@ def stand_in(table: Table, num_known: int, prompt: int) -> None:
                 rows[k, i] = 0.0 if median < 0 else rows[k, median]
 
 
-@compiled
+@compiled_apart
 def _median(table: Table, rank: int, prompt: int) -> int:
     """The column that `rank` of those known come before, in order of a prompt's seconds; ties in order."""
     rows, known, scores = table.rows, table.known, table.scores
@@ -182,6 +188,10 @@ def _first_of(table: Table, score: int, turn: int) -> int:
 @compiled
 def fast_decode(w: Records, table: Table, prompt: int, need: int, computes: bool) -> int:
     """`_best_decode`: its column."""
+    if not computes:
+        column = least_ranked(table, w.turn)
+        if table.rooms[column] >= need:
+            return column
     scores, rooms, n = table.scores, table.rooms, len(table.indices)
     ranks = scores if computes else table.ranks
     if computes:

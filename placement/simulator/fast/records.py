@@ -9,25 +9,34 @@ import numpy as np
 Records = Any
 """A record, or an array of records or numbers: numba knows which."""
 
+wide: Any = np.int64
+"""Of a record's narrow number, where a function would be compiled for both."""
+
+
+def numbers(num: int) -> Any:
+    """From 0 on, numpy's: numba compiles a function for each of Python's numbers that it is called with."""
+    return np.arange(num)
+
+
 # Sequence states, as scheduling.sequence.SequenceState.
-NONE, WAITING, RUNNING, RESERVED, HELD, QUARANTINED, DRAINING, FINISHED = range(8)
+NONE, WAITING, RUNNING, RESERVED, HELD, QUARANTINED, DRAINING, FINISHED = numbers(8)
 # Modes, as scheduling.sequence.SequenceMode.
-PREFILL, DECODE, FULL = range(3)
+PREFILL, DECODE, FULL = numbers(3)
 # Handoff sides, as scheduling.handoff_source and _target.
-S_HOLDING, S_SENDING, S_SENT, S_FREED, S_ABORTED = range(5)
-T_WAITING, T_RESERVED, T_RECEIVING, T_COMMITTED, T_ABORTED = range(5)
+S_HOLDING, S_SENDING, S_SENT, S_FREED, S_ABORTED = numbers(5)
+T_WAITING, T_RESERVED, T_RECEIVING, T_COMMITTED, T_ABORTED = numbers(5)
 # Commands of an engine.
-ADD, COMMIT, QUARANTINE, ABORT = range(4)
+ADD, COMMIT, QUARANTINE, ABORT = numbers(4)
 # Events.
 (
     ARRIVE, SUBMIT, STATUS_DUE, STATUS, SUBMIT_BOTH, SUBMIT_TO, TURN, COMPLETE, OFFER, READY, LAST_WORD, RESERVE,
     ABORT_TO_SOURCE, ABORT_TO_TARGET, ABORT_ACK, SETTLE, COMMITTED, FREED,
     FIRST_TOKEN, END, LINK_START, LINK_END, ABORT_AT,
     TURN_AT,  # a turn that had to be put between events given before it
-) = range(24)  # fmt: skip
+) = numbers(24)  # fmt: skip
 
 # Delays with a lane of events each: a message's way, between two steps, an idle engine's, the router's, a link's.
-MESSAGE, STEP, WAKE, FRONT, LATENCY = range(5)
+MESSAGE, STEP, WAKE, FRONT, LATENCY = numbers(5)
 NUM_LANES = 5
 HEAP, DUES = NUM_LANES, NUM_LANES + 1  # where events are that are in no lane
 
@@ -82,7 +91,8 @@ worker = np.dtype(
         ("ahead", "i4"), ("at", "i4"),  # steps known ahead, 0: none; which of them is under way, or ended last
         ("touched", "i4"),  # 0: it is not; else the next one such, + 2
         ("observes", "i4"),  # whether anybody reads what its estimator learns
-        ("steady_base", "i8"), ("heard_s", "f8"), ("busy_s", "f8"), ("prefill_tokens", "i8"), ("decode_tokens", "i8"),
+        ("steady_base", "i8"), ("steady_room", "i8"),  # and blocks they have still to take
+        ("heard_s", "f8"), ("busy_s", "f8"), ("prefill_tokens", "i8"), ("decode_tokens", "i8"),
         # ledger
         ("role", "i4"), ("has_status", "i4"), ("num_held", "i4"), ("news_head", "i4"), ("column", "i4"),
         ("orders", "i4"), ("max_len", "i4"), ("max_queue", "i4"),
@@ -128,8 +138,8 @@ active = np.dtype(
 event = np.dtype([("time_s", "f8"), ("given", "i8"), ("kind", "i4"), ("a", "i4"), ("b", "i8")])
 """What kind, and of whom."""
 
-due = np.dtype([("time_s", "f8"), ("given", "i8"), ("sure", "i8")])
-"""The end of a worker's step; never: none is under way."""
+due = np.dtype([("given", "i8"), ("sure", "i8")])
+"""The end of a worker's step."""
 
 command = np.dtype([("kind", "i8"), ("s", "i8"), ("next", "i8")])
 """To an engine, about a sequence; `next` to the same engine."""
@@ -142,6 +152,7 @@ world = np.dtype(
         ("now_s", "f8"), ("given", "i8"), ("num_events", "i8"), ("next", "i8"), ("running", "i8"), ("handoffs", "i8"),
         ("turn", "i8"), ("round", "i8"),
         ("heap_size", "i8"), ("head", "i8", (NUM_LANES,)), ("tail", "i8", (NUM_LANES,)),  # of the event queue
+        ("mask", "i8", (NUM_LANES,)),
         ("soonest_s", "f8", (DUES + 1,)),  # of each lane, of the heap, of the steps' ends
         ("num_commands", "i8"), ("free_command", "i8"), ("num_flows", "i8"), ("free_flow", "i8"),
         ("num_links", "i8"), ("free_link", "i8"),
@@ -158,6 +169,7 @@ world = np.dtype(
         ("used", "i8", (4,)), ("rows", "f8", (4, 5)), ("fitted", "f8", (4,)),  # where a status is computed
         ("num_known", "i8", (2,)),  # workers of each role whose latency is known
         ("chunk", "i8", (2,)),  # of all workers of a role; 0: they differ
+        ("bounds", "i8", (2,)),  # 1: they tell of many workers of a role who is chosen (`soonest`)
         ("touched", "i8"),  # workers with steps known ahead to whom this event gave a command: the first, -1 for none
     ]
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from placement.compiled import compiled_apart
 from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast import ledger
 from placement.simulator.fast.ahead import Ahead, catch_up
@@ -38,7 +39,7 @@ def admit_next(queue: Queue, w: Records, requests: Records) -> None:
         w.next += 1
 
 
-@compiled
+@compiled_apart
 def report(
     queue: Queue, w: Records, workers: Records, cache: Cache | None, requests: Records, seqs: Records, steady: Steady,
     ahead: Ahead,
@@ -49,11 +50,11 @@ def report(
         if worker.ahead > 0:
             catch_up(w, worker, cache, requests, seqs, steady, ahead, index)
         worker.sent_free = worker.free
-        worker.sent_promised = promised_blocks(worker, seqs, steady, index)
+        worker.sent_promised = promised_blocks(worker, seqs)
         worker.sent_uncomputed = uncomputed_tokens(worker, seqs)
         if worker.observes == 1:
             coefficients(w, worker, worker.sent_coefficients)
-        push(queue, w, MESSAGE, STATUS, index, 0)
+    push(queue, w, MESSAGE, STATUS, 0, 0)
     if w.next < len(requests) or w.running > 0 or w.handoffs > 0:
         push_at(queue, w, w.now_s + w.status_s, STATUS_DUE, 0, 0)
 

@@ -13,7 +13,7 @@ from placement.simulator.fast import records
 from placement.simulator.fast.ahead import ahead_rows, settle_all
 from placement.simulator.fast.board import MOST_BLOCKS, PREFILL_ROLE, board_of
 from placement.simulator.fast.directory import Directory, directory_of
-from placement.simulator.fast.events import grown, queue_of
+from placement.simulator.fast.events import NARROW, grown, queue_of
 from placement.simulator.fast.kernel import Space, run_events
 from placement.simulator.fast.policy import fast_decode
 from placement.simulator.fast.policy_cached import best_decode
@@ -118,7 +118,7 @@ def _run(
 ) -> None:  # fmt: skip
     """`run_events` until it ends; what a run needs beside its state, and grows."""
     num, seats = len(workers), 1 + max(spec.scheduler.max_num_seqs for spec in cluster.workers)
-    most = 4 * (num + seats + 16)  # that one event gives, but for the end of many transfers at once
+    most = 4 * (seats + 16)  # that one event gives, but for the end of many transfers at once
     queue = queue_of(most, num)
     commands, flows, links = (np.empty(len(queue.heap), kind) for kind in (records.command, records.flow, records.link))
     batches, scratch, reserved, ended = (
@@ -194,7 +194,7 @@ def _cluster(cluster: ClusterSpec) -> tuple[Records, Records, Records]:
     }  # fmt: skip
     for name, setting in settings.items():
         world[name] = setting
-    world["soonest_s"] = np.inf
+    world["soonest_s"], world["mask"] = np.inf, NARROW - 1
     world["free_command"] = world["free_flow"] = world["free_link"] = -1
     world["delays"] = delays.message_s, delays.step_s, delays.wake_s, delays.front_s, cluster.link.latency_s
     return world, workers, np.array(params)

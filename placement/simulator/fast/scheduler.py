@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from placement.compiled import compiled_apart
 from placement.compiled import compiled_inner as compiled
 from placement.simulator.fast.cache import free_blocks, publish
 from placement.simulator.fast.lists import (
@@ -24,7 +25,6 @@ from placement.simulator.fast.records import (
     WAITING,
     Records,
 )
-from placement.simulator.fast.steady import Steady, promised_steady
 from placement.simulator.fast.store import Cache
 
 
@@ -74,7 +74,7 @@ def _free(worker: Records, cache: Cache | None, seq: Records, s: int) -> None:
     seq.computed = 0
 
 
-@compiled
+@compiled_apart
 def abort(worker: Records, cache: Cache | None, seqs: Records, s: int) -> None:
     """`Scheduler.abort`."""
     state = seqs[s].state
@@ -82,7 +82,7 @@ def abort(worker: Records, cache: Cache | None, seqs: Records, s: int) -> None:
         move(worker, cache, seqs, s, DRAINING if seqs[s].in_step == 1 else FINISHED)
 
 
-@compiled
+@compiled_apart
 def quarantine(worker: Records, cache: Cache | None, seqs: Records, s: int) -> None:
     """`Scheduler.quarantine`."""
     if RUNNING <= seqs[s].state <= HELD:
@@ -160,9 +160,9 @@ def uncomputed_tokens(worker: Records, seqs: Records) -> int:
 
 
 @compiled
-def promised_blocks(worker: Records, seqs: Records, steady: Steady, index: int) -> int:
+def promised_blocks(worker: Records, seqs: Records) -> int:
     """`Scheduler.promised_blocks`."""
-    total = promised_steady(worker, seqs, steady, index)
+    total = worker.steady_room
     for which in (IN_RUNNING, IN_RESERVED):
         s = worker.head[which]
         while s >= 0:

@@ -75,6 +75,7 @@ def join(worker: Records, cache: Cache | None, seqs: Records, steady: Steady, in
     worker.next_end = min(worker.next_end, end)
     worker.steady_base += seq.base
     steady.growing[index, _phase(worker, seq)] += 1
+    worker.steady_room += _blocks(worker, seq.most - 1) - seq.blocks
     steady.members[index, worker.steady] = end * KEY + s
     worker.steady += 1
 
@@ -137,6 +138,7 @@ def _recall(
         settle(worker, cache, requests, seqs, steady, index, s, worker.steps)
         worker.steady -= 1
         worker.steady_base -= seqs[s].base
+        worker.steady_room -= _blocks(worker, seqs[s].most - 1) - seqs[s].blocks
         steady.growing[index, _phase(worker, seqs[s])] -= 1
         steady.members[index, k] = steady.members[index, worker.steady]
         insert_running(worker, seqs, s)
@@ -156,14 +158,11 @@ def form_steady(
     if worker.free < grow + worker.count[IN_RUNNING]:
         _recall(worker, cache, requests, seqs, steady, index, 1 << 30)
     else:
-        allocate(worker, cache, grow)
+        grow_steady(worker, cache, grow)
 
 
 @compiled
-def promised_steady(worker: Records, seqs: Records, steady: Steady, index: int) -> int:
-    """Their share of `promised_blocks`."""
-    total = 0
-    for k in range(worker.steady):
-        seq = seqs[steady.members[index, k] & (KEY - 1)]
-        total += max(0, _blocks(worker, seq.most - 1) - _blocks(worker, seq.base + worker.steps - 1))
-    return total
+def grow_steady(worker: Records, cache: Cache | None, num_blocks: int) -> None:
+    """In one step, all of them together."""
+    allocate(worker, cache, num_blocks)
+    worker.steady_room -= num_blocks

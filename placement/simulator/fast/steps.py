@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from placement.compiled import compiled_apart
 from placement.compiled import compiled_inner as compiled
 from placement.latency.fitted import MAX_KNOTS, PiecewiseSteps, Regime
 from placement.latency.roofline import Roofline
@@ -74,7 +75,7 @@ def _encode_regime(regime: Regime) -> Records:
     return row
 
 
-@compiled
+@compiled_apart
 def batch_s(p: Records, tokens: int, pairs: float, sequences: int, context: int) -> float:
     """`StepTimes.batch_s` of a worker, from its row."""
     if p[KIND] == LINEAR:
@@ -90,7 +91,7 @@ def batch_s(p: Records, tokens: int, pairs: float, sequences: int, context: int)
     return float(_regime(p[at : at + _REGIME], tokens + sequences, pairs, sequences, context))
 
 
-@compiled
+@compiled_apart
 def decode_parts(p: Records, sequences: int) -> tuple[float, float, float, float, float, float, float]:
     """What `decode_s` needs of steps of these sequences and no prompt: all but their context."""
     if p[KIND] == LINEAR:
@@ -110,7 +111,7 @@ def decode_s(parts: tuple[float, float, float, float, float, float, float], cont
     return max(least, first + (inner + context * per / over) + third + fourth)
 
 
-@compiled
+@compiled_apart
 def _regime(p: Records, num_rows: int, pairs: float, sequences: int, context: int) -> float:
     """`Regime.step_s`."""
     linear = p[2] * pairs + p[3] * sequences + p[4] * context
