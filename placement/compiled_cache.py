@@ -45,7 +45,8 @@ def _place(folder: Path, decorators: str) -> str:
         except OSError:
             continue
         if os.access(own, os.W_OK):
-            _forget_old(place)
+            if not _GIVEN:  # what else lies in a folder that was given is not ours to judge
+                _forget_old(place)
             return str(own)
     return _GIVEN
 
@@ -64,11 +65,12 @@ def _own(place: Path, folder: Path, decorators: str) -> Path:
 
 
 def _forget_old(place: Path) -> None:
-    """All but those that processes used last."""
+    """All of ours but those that processes used last."""
     used = {}
     for path in place.glob(_PREFIX + "*"):
         try:
-            used[path] = path.stat().st_mtime
+            if (path / _LIST).is_file() or path.parent == _HERE / "__pycache__":
+                used[path] = path.stat().st_mtime
         except OSError:
             pass  # another process was first
     for path in sorted(used, key=used.__getitem__, reverse=True)[_MOST_KEPT:]:

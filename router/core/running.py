@@ -56,12 +56,12 @@ class RunningRequests:
         if not self.by_id:
             self._idle.set()
         active.timers.cancel()
-        note_kept(self._prefixes, active, outcome)
         release(active, outcome, self._freed_grace_s)
         if active.order.duplicates:
             self._metrics.stale("duplicate_token", active.order.duplicates)
         try:
             note(self._sinks, record_of(active, outcome, self._clock.now() if now_s is None else now_s), outcome)
+            note_kept(self._prefixes, active, outcome)
         finally:
             active.stream.end(outcome)  # whatever happens to the books, the client is told
 
