@@ -29,6 +29,7 @@ COMMANDS = {
 """Name -> what it does; each lives in deploy/commands/<name>.py as add_arguments(parser) and run(args) -> exit code."""
 
 _CLIENTS = ("generate", "bench")
+_SERVER_ELSEWHERE = {"--url", "--base-url", "--endpoint", "--host"}  # what others' load generators call it
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,7 +41,9 @@ class Parser(argparse.ArgumentParser):
             flags = {
                 flag.lstrip("-").replace("-", "_") for flag in self._option_string_actions if flag.startswith("--")
             }
-            message = f"{unknown} is not a flag{suggestion(unknown, flags).replace('mean ', 'mean --')}"
+            elsewhere = "; did you mean --server?" if unknown in _SERVER_ELSEWHERE and "server" in flags else ""
+            near = suggestion(unknown, flags).replace("mean ", "mean --")
+            message = f"{unknown} is not a flag{elsewhere or near}"
         fail(self.prog, message)
         sys.exit(ExitCode.CONFIG)
 

@@ -54,6 +54,9 @@ class RouterMetrics:
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of accepted prompts.")
         self._tokens = self._counter("generation_tokens", "Tokens generated and sent on.")
         self._hits = self._counter("prefix_cache_hit_tokens", "Prompt tokens whose KV was in a prefix cache.")
+        self._stayed = self._counter(
+            "prompts_computed_on_decode", "Served requests whose decode worker computed the prompt too."
+        )
         self._stale = self._counter(
             "router_stale_messages", "Messages of workers that came too late or twice.", ["kind"]
         )
@@ -115,6 +118,8 @@ class RouterMetrics:
             tenant = record.tenant if record.tenant in self._tenants else "default"
             self._slo.labels(word, record.verdict.blame.value, slo_class, tenant).inc()
         if record.outcome is Outcome.FINISHED:
+            if record.timing.prefill_worker == record.timing.decode_worker:
+                self._stayed.inc()
             if record.completion_tokens > 1:
                 self._tpot.observe(record.timing.tpot_s)
             self._whole.observe(record.ended_s)

@@ -194,5 +194,7 @@ def what_if_lines(what_if: Sequence[Consequence], copies: int = 1) -> list[str]:
     """One for each change; `copies`: of how many parts that were looked at alone."""
     of_parts = "" if copies == 1 else f" ({copies} parts)"
     return [
-        f"  if {one.change.name}: {figure(one.rate)} requests/s{of_parts}, bound by {one.binding}" for one in what_if
+        f"  if {one.change.name}: {figure(one.rate)} requests/s{of_parts}, bound by {one.binding}"
+        + (", with workers of this size" if one.rate == 0.0 else "")
+        for one in what_if
     ]

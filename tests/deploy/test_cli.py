@@ -40,6 +40,7 @@ BAD_ARGUMENTS = {
     "unknown command": (["sevre"], "'sevre' is not a command; did you mean serve?"),
     "no model": (["serve"], "MODEL is missing"),
     "unknown flag": (["serve", "M", "--blok-size", "16"], "--blok-size is not a flag; did you mean --block-size?"),
+    "another tool's name": (["bench", "--base-url", "http://h"], "--base-url is not a flag; did you mean --server?"),
     "no abbreviations": (["serve", "M", "--block", "16"], "--block is not a flag"),
     "block size 0": (["serve", "M", "--block-size", "0"], "--block-size is 0; it must be a whole number from 1"),
     "block size 3": (["serve", "M", "--block-size", "3"], "--block-size is 3; it must be a power of two"),

@@ -87,6 +87,7 @@ def test_the_next_turn_is_computed_where_the_last_answer_is(harness: Any) -> Non
             assert end.timing.prefill_worker == end.timing.decode_worker == decode.worker_id
             assert end.cached_tokens == 389
         assert not any(key.request_id.startswith("next") for key in cluster.prefill.submits)
+        assert "pdserve_prompts_computed_on_decode_total 3.0\n" in cluster.metrics()
 
     run(harness, chat)
 

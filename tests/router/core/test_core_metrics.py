@@ -102,6 +102,7 @@ def test_every_series_of_the_design_is_there(harness: Any) -> None:
         assert value(text, "prompt_tokens_total") == 40.0
         assert value(text, "generation_tokens_total") == 3.0
         assert value(text, "prefix_cache_hit_tokens_total") == 16.0
+        assert value(text, "prompts_computed_on_decode_total") == 0.0
         assert value(text, "kv_transfer_seconds_count") == 1.0
         assert value(text, "inter_token_latency_seconds_count") == 2.0
         assert value(text, "worker_up", worker="prefill-0", role="prefill") == 1.0
