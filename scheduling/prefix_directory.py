@@ -10,7 +10,7 @@ tokens up to its end and for the salt:
     key[i] = H(key[i - 1], tokens of chunk i)      key[-1] = H(salt)
 
 Every worker has the keys that were noted for it, the oldest first, and no more of them than its KV pool holds tokens.
- A chain is touched from its end to its start, as the pool evicts (scheduling/blocks.py). So a chunk is always
+A chain is touched from its end to its start, as the pool evicts (scheduling/blocks.py). So a chunk is always
 younger than all that follow it, what is forgotten is the end of a chain, and what a worker has of a prompt is its
 beginning.
 

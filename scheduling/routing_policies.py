@@ -86,11 +86,6 @@ def _joined_step_s(request: RequestView, worker: WorkerLoadView) -> float:
     return worker.latency.predicted_tpot_s(worker.num_sequences + 1, context)
 
 
-def _trip_burden(request: RequestView, prefill: WorkerLoadView, decode: WorkerLoadView) -> float:
-    """The same of a request whose prompt is computed elsewhere: it delays no decode."""
-    return predicted_ttft_s(request, prefill) * _joined_step_s(request, decode)
-
-
 def _burden(request: RequestView, worker: WorkerLoadView) -> float:
     """What the request waits for token 1, times what the sequences there, itself among them, then wait for their next.
 
@@ -104,6 +99,11 @@ def _burden(request: RequestView, worker: WorkerLoadView) -> float:
     first_s = predicted_ttft_s(request, worker) + joint_steps * decodes_s
     own_s = _alone_s(request, worker) - worker.steps_for(own_tokens) * c.base_s
     return first_s * (_joined_step_s(request, worker) + own_s * sequences / (sequences + 1))
+
+
+def _trip_burden(request: RequestView, prefill: WorkerLoadView, decode: WorkerLoadView) -> float:
+    """The same of a request whose prompt is computed elsewhere: it delays no decode."""
+    return predicted_ttft_s(request, prefill) * _joined_step_s(request, decode)
 
 
 def _least_burdened(request: RequestView, workers: Sequence[WorkerLoadView]) -> list[WorkerLoadView]:

@@ -9,8 +9,8 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from urllib.parse import urlsplit
 
+from bench.load.address import address_of
 from bench.load.grpc_stream import GrpcPool, grpc_request
 from bench.load.http_request import completion_body, http_request
 from bench.load.http_stream import HttpPool
@@ -99,25 +99,21 @@ def parse_target(
     text: str, flag: str = "--server", chat: bool = False, api_key: str | None = None, tls: Tls | None = None
 ) -> Target:
     """From what a user wrote; `tls`: how it is spoken where it is. Raises StartError (2)."""
-    parts = urlsplit(text if "://" in text else f"grpc://{text}")
     try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    port = {"http": 80, "https": 443}.get(parts.scheme) if port is None else port
-    if parts.scheme not in ("grpc", "grpcs", "http", "https") or not parts.hostname or not port:
-        raise StartError(f"{flag} is {text!r}; it must be {ALLOWED}", ExitCode.CONFIG)
-    spoken = (tls or Tls()) if parts.scheme in ("grpcs", "https") else None
-    if parts.scheme in ("grpc", "grpcs"):
+        found = address_of(text, "grpc", ("grpc", "grpcs", "http", "https"), ALLOWED)
+    except ValueError as error:
+        raise StartError(f"{flag} is {text!r}; {error}", ExitCode.CONFIG) from None
+    spoken = (tls or Tls()) if found.scheme in ("grpcs", "https") else None
+    if found.scheme in ("grpc", "grpcs"):
         if chat:
             raise StartError(f"{flag} is {text!r}, and --chat needs an http:// server", ExitCode.CONFIG)
-        return Target(Door.GRPC, parts.hostname, port, spoken, api_key=api_key)
-    base = parts.path.rstrip("/")
+        return Target(Door.GRPC, found.host, found.port, spoken, api_key=api_key)
+    base = found.path
     for end, is_chat in (("/chat/completions", True), ("/completions", False)):
         if base.endswith(end):
             base, chat = base.removesuffix(end), chat or is_chat
     door = Door.CHAT if chat else Door.COMPLETIONS
-    return Target(door, parts.hostname, port, spoken, base or "/v1", api_key=api_key)
+    return Target(door, found.host, found.port, spoken, base or "/v1", api_key=api_key)
 
 
 def _no_http(target: Target, error: Exception) -> str:

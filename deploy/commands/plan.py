@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 from pathlib import Path
 
 from deploy.arguments import above_zero, api_key, count, refuse
 from deploy.planning.flags import ONLY_LIVE, PLAN, SHARED, add_plan
 from deploy.tls_arguments import add_tls_arguments
+from pdserve.settings import ConfigError
 
 COMPAT = ("distserve",)
 """Each is a module of deploy/compat/ with a run_plan."""
@@ -59,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     """Hand over to the mode; returns the exit code."""
     if args.live is not None:
         refuse(args, ("compat",), "plan --live")
+        if args.api_key is None:
+            args.api_key = _key_of_environment()
         return int(importlib.import_module("deploy.planning.live").run_live(args))
     refuse(args, ONLY_LIVE, "plan without --live")
     if args.compat is None:
@@ -68,3 +72,12 @@ def run(args: argparse.Namespace) -> int:
     refuse(args, (*SHARED, *PLAN), f"--compat {args.compat}")
     mode = importlib.import_module(f"deploy.compat.{args.compat}")
     return int(mode.run_plan(args))
+
+
+def _key_of_environment() -> str | None:
+    """Not the flag's default: without --live nothing looks at it, and the flag is refused. Errors: ConfigError."""
+    key = os.environ.get("PDSERVE_API_KEY")
+    try:
+        return None if key is None else api_key(key)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError([f"PDSERVE_API_KEY is hidden; {error}"]) from None

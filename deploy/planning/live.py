@@ -51,7 +51,8 @@ class Replanned:
 
     @property
     def told(self) -> Told:
-        return Told(self.state, self.question, self.found.outcome, self.present, self.measured)
+        outcome, free_link = self.found.outcome, self.live.free_link
+        return Told(self.state, self.question, outcome, self.present, self.measured, free_link)
 
 
 def run_live(args: argparse.Namespace) -> int:
@@ -136,14 +137,22 @@ def _replanned(args: argparse.Namespace, router: Router, profile: FromProfile | 
         found = found_by(question, live.space, live.serving, live.source, processes)
     present = _present(live, question, found)
     cpu_s = time.process_time() - began_s
-    return Replanned(state, live, question, _with(found, present), present, cpu_s, profile is None)
+    return Replanned(state, live, question, _with(found, live, present), present, cpu_s, profile is None)
 
 
-def _with(found: Closer, present: Answer) -> Closer:
-    """The search's answers, and among them that of the present placement, which the search may not have asked for."""
-    outcome = found.outcome
-    others = [present if one.candidate == present.candidate else one for one in outcome.answers]
-    return replace(found, outcome=replace(outcome, answers=tuple(sorted(others, key=lambda one: -one.rate))))
+def _with(found: Closer, live: Live, present: Answer) -> Closer:
+    """The search's answers with that of the present placement, of which the search gave up, or did not ask at all.
+
+    By the second look it may be the best, where it is one that was asked for: then it is, and is what -o writes.
+    """
+    outcome, best = found.outcome, found.outcome.best
+    others = [one for one in outcome.answers if one.candidate != present.candidate]
+    if live.allows_present and present.rate > 0.0 and (best is None or present.rate >= best.rate):
+        best = present
+    if best is present or len(others) < len(outcome.answers):
+        others.append(present)
+    answers = tuple(sorted(others, key=lambda one: -one.rate))
+    return replace(found, outcome=replace(outcome, best=best, answers=answers))
 
 
 def _present(live: Live, question: Question, found: Closer) -> Answer:

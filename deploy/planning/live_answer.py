@@ -16,6 +16,7 @@ from scheduling.routing import Role
 
 UNIT = "worker"
 _MUCH_CACHED = 0.1  # of the prompts' tokens
+_MANY_RUNNING = 0.1  # of those that came: the mean request lasts for a tenth of the window
 _UNEVEN = 1.25  # times the mean rate
 _MINUTE_S = 60.0
 _FEW_SEQUENCES = 2.0  # in a step: base and price of a sequence cannot be told apart
@@ -30,6 +31,7 @@ class Told:
     outcome: Outcome
     present: Answer
     measured: bool  # step times are the workers' own
+    free_link: bool  # nobody knows how long transfers take
 
     @property
     def line(self) -> str:
@@ -63,13 +65,19 @@ def _arrives(recent: Recent) -> list[str]:
     if recent.paused_s:
         lines.append(f"pauses of {recent.paused_s:.0f} s together, when nothing came, are left out")
     if recent.num_unknown:
-        lines.append(f"{recent.num_unknown:,} more were refused or failed: how long they would be is not known")
+        more = "or more others" if recent.more_unknown else "more"
+        lines.append(f"{recent.num_unknown:,} {more} were refused or failed: how long they would be is not known")
+    if recent.num_running > _MANY_RUNNING * len(requests):
+        lines.append(
+            f"{counted(recent.num_running, 'request')} still running, the oldest for {recent.oldest_running_s:.0f} s: "
+            f"{recent.window_s:.0f} s are short beside that, and outputs may be told too short"
+        )
     busiest = _busiest(recent)
     if busiest > _UNEVEN * requests.rate + 3.0 * math.sqrt(requests.rate / _MINUTE_S):  # beyond what chance does
         lines.append(
             f"they came unevenly, up to {figure(busiest)} a second over a minute; rates below are means of such traffic"
         )
-    share = recent.cached_tokens / int(requests.prompt_tokens.sum())
+    share = recent.cached_share
     if share > _MUCH_CACHED:
         lines.append(
             f"{share:.0%} of the prompts' tokens were found in caches; what they share is not known, so prompts are "
@@ -92,7 +100,7 @@ def _assumed(known: Told) -> list[str]:
     lines = []
     if state.num_down:
         lines.append(f"{counted(state.num_down, 'worker')} down: left out")
-    if state.link_bytes_per_s is None:
+    if known.free_link:
         lines.append("no KV has moved yet: transfers are taken to take no time")
     if known.measured and 0.0 < (largest := _sequences(state)) < _FEW_SEQUENCES:
         lines.append(
@@ -129,4 +137,5 @@ def _verdict(present: Answer, best: Answer) -> str:
     change = f"{best.candidate}, {gain}"
     if present.goodput is None or present.rate <= 0.0 or best.goodput.low > present.goodput.high:
         return f"worth a change: {change}"
-    return f"not worth a change: {change}, which is within the confidence of both"
+    why = ", which is within the confidence of both" if best.rate > present.rate else ""
+    return f"not worth a change: {change}{why}"

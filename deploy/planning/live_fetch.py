@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
 import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
+from bench.load.address import address_of
 from bench.load.tls_words import https_hint
 from pdserve.exit import ExitCode, StartError
 from pdserve.planning_format import FORMAT, KEY, PATH
@@ -44,26 +44,34 @@ class Router:
             if self.tls is None
             else http.client.HTTPSConnection(self.host, self.port, timeout=LIMIT_S, context=self.tls.context())
         )
+        said: Future[tuple[int, bytes]] = Future()
         late = threading.Event()
-        timer = threading.Timer(LIMIT_S, _cut, (connection, late))
-        timer.start()
+        # Of a thread: a socket's limit is of each read, of each address and of none of the name's look-up.
+        threading.Thread(target=self._fetch, args=(connection, said, late), daemon=True).start()
         try:
-            connection.connect()
-            if late.is_set():  # while there was no socket to cut
-                raise TimeoutError
-            status, body = self._answer(connection)
+            status, body = said.result(LIMIT_S)
+        except TimeoutError:
+            raise self._failed(f"it did not answer within {LIMIT_S:g} s") from None
         except (OSError, http.client.HTTPException) as error:
-            raise self._failed(
-                f"it did not answer within {LIMIT_S:g} s" if late.is_set() else self._why(error)
-            ) from None
+            raise self._failed(self._why(error)) from None
         finally:
-            timer.cancel()
-            connection.close()
-        if late.is_set():
-            raise self._failed(f"it did not answer within {LIMIT_S:g} s")
+            late.set()
+            _cut(connection)
         if status != http.HTTPStatus.OK:
             raise self._failed(f"{_REFUSED.get(status, 'it could not answer')} ({status})")
         return self._read(body)
+
+    def _fetch(
+        self, connection: http.client.HTTPConnection, said: Future[tuple[int, bytes]], late: threading.Event
+    ) -> None:
+        try:
+            connection.connect()
+            if not late.is_set():  # while there was no socket to cut
+                said.set_result(self._answer(connection))
+        except Exception as error:
+            said.set_exception(error)
+        finally:
+            connection.close()
 
     def _answer(self, connection: http.client.HTTPConnection) -> tuple[int, bytes]:
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
@@ -97,25 +105,22 @@ class Router:
 
 
 def router_of(text: str, api_key: str | None, tls: Tls | None) -> Router:
-    """From what a user wrote; `tls`: how it is spoken where it is. Errors: StartError (2)."""
+    """From what a user wrote; `tls`: how it is spoken where it is. `api_key`: checked. Errors: StartError (2)."""
     try:
-        parts = urlsplit(text if "://" in text else f"http://{text}")
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), 0
-    port = {"http": 80, "https": 443}.get(parts.scheme) if port is None and "://" in text else port
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port or parts.query or parts.username:
-        raise StartError(f"--live is {text!r}; it must be {ALLOWED}", ExitCode.CONFIG)
-    base = parts.path.rstrip("/").removesuffix(_PAGE)
-    key = api_key or os.environ.get("PDSERVE_API_KEY")
-    return Router(text, parts.hostname, port, base, (tls or Tls()) if parts.scheme == "https" else None, key)
+        found = address_of(text, "http", ("http", "https"), ALLOWED)
+        if found.extra:
+            raise ValueError(f"it must be {ALLOWED}")
+    except ValueError as error:
+        raise StartError(f"--live is {text!r}; {error}", ExitCode.CONFIG) from None
+    base = found.path.removesuffix(_PAGE)
+    return Router(text, found.host, found.port, base, (tls or Tls()) if found.scheme == "https" else None, api_key)
 
 
-def _cut(connection: http.client.HTTPConnection, late: threading.Event) -> None:
-    """A socket's own limit is of each read: one who sends a byte now and then would keep us for ever."""
-    late.set()
-    if connection.sock is not None:
+def _cut(connection: http.client.HTTPConnection) -> None:
+    """Ends whoever still reads: one who sends a byte now and then would keep it for ever."""
+    sock = connection.sock
+    if sock is not None:
         try:
-            connection.sock.shutdown(socket.SHUT_RDWR)
+            sock.shutdown(socket.SHUT_RDWR)
         except OSError:  # it is closed already
             return

@@ -27,7 +27,7 @@ from scheduling.latency import LatencyCoefficients, LatencyModel
 from scheduling.routing import Role
 
 MIN_REQUESTS = 100  # of fewer the lengths say too little
-_FREE_BYTES_PER_S = 1e12  # of a link that nobody measured
+_FREE_LINK = LinkSpec(1e12)  # where nobody measured any
 _SEQUENCES = 8  # of the step of decodes that workers are compared by
 _WORKER = GpuType(ANY_WORKER, *(5 * (1.0,)), power_w=0.0, cost_per_hour=0.0)
 """Nobody asks for its rates: step times, KV memory and links are the workers' own."""
@@ -41,6 +41,17 @@ class Live:
     source: WorkloadSource
     space: Space
     present: Candidate
+
+    @property
+    def free_link(self) -> bool:
+        """Whether transfers take no time, for want of knowing."""
+        return self.serving.link == _FREE_LINK
+
+    @property
+    def allows_present(self) -> bool:
+        """Whether what is there is of the kind and size that was asked for."""
+        kind = self.space.colocated if self.present.prefill is None else self.space.split
+        return kind and self.space.allows(self.present)
 
 
 def live_of(state: LiveState, name: str, gpus: int | None, only: str | None, profile: FromProfile | None) -> Live:
@@ -89,11 +100,15 @@ def _check(state: LiveState, name: str) -> None:
     if not state.of(Role.DECODE):
         kind = "decode worker" if state.workers else "worker"
         raise StartError(f"--live is {name}; no {kind} is up{f', {state.num_down} are down' * bool(state.num_down)}")
-    workload = state.recent.workload
-    if len(workload) < MIN_REQUESTS or workload.rate == 0.0:
-        came = f"{len(workload)} requests ended in the last {state.recent.window_s:.0f} s"
-        enough = f"{MIN_REQUESTS} are needed" if len(workload) < MIN_REQUESTS else "all came at the same moment"
-        raise StartError(f"--live is {name}; {came if len(workload) else 'no request has ended yet'}; {enough}")
+    recent = state.recent
+    last = f"in the last {recent.window_s:.0f} s"
+    if recent.num_ended < MIN_REQUESTS:
+        ended = f"{recent.num_ended} requests ended {last}" if recent.num_ended else "no request has ended yet"
+        raise StartError(f"--live is {name}; {ended}; {MIN_REQUESTS} are needed")
+    if len(recent.workload) < MIN_REQUESTS:
+        raise StartError(f"--live is {name}; {len(recent.workload)} requests came {last}; {MIN_REQUESTS} are needed")
+    if recent.workload.rate == 0.0:
+        raise StartError(f"--live is {name}; the requests {last} all came at the same moment")
 
 
 def _least(state: LiveState) -> Callable[[str], int]:
@@ -110,7 +125,7 @@ def _serving(state: LiveState, least: Callable[[str], int], profile: FromProfile
         max_num_seqs=least("max_num_seqs"),
         prefix_caching=all(worker.prefix_caching for worker in state.workers),
         kv_bytes=blocks * block_bytes,
-        link=LinkSpec(state.link_bytes_per_s or _FREE_BYTES_PER_S),
+        link=_FREE_LINK if state.link_bytes_per_s is None else LinkSpec(state.link_bytes_per_s),
     )
     if profile is None:
         return replace(serving, step_times=Measured(measured_steps(state, name)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import astuple
+
 from pdserve import wire
 from pdserve.errors import IncompatiblePeer, error_from_status
 from pdserve.ids import PROTOCOL_VERSION
@@ -125,7 +128,7 @@ def _handoff(message: worker_pb2.HandoffEvent) -> HandoffReport:
 
 
 def _status(message: worker_pb2.WorkerStatus) -> StatusReport:
-    blocks, latency = message.blocks, message.latency
+    blocks = message.blocks
     return StatusReport(
         blocks=BlockCounts(
             blocks.free, blocks.used, blocks.cached, blocks.leased, blocks.quarantined, blocks.leaked
@@ -134,12 +137,18 @@ def _status(message: worker_pb2.WorkerStatus) -> StatusReport:
         running_sequences=message.running_sequences,
         uncomputed_tokens=message.uncomputed_tokens,
         promised_blocks=message.promised_blocks,
-        latency=LatencyCoefficients(
-            latency.base_s, latency.per_prefill_token_s, latency.per_decode_sequence_s, latency.per_context_token_s
-        ),
+        latency=_latency(message.latency),
         samples=tuple(Sample(s.name, tuple(sorted(s.labels.items())), s.value) for s in message.samples),
         histograms=tuple(
             Histogram(h.name, tuple(sorted(h.labels.items())), tuple(h.upper_bounds), tuple(h.counts), h.sum)
             for h in message.histograms
         ),
     )  # fmt: skip
+
+
+def _latency(given: worker_pb2.LatencyCoefficients) -> LatencyCoefficients:
+    """What cannot be a time is not known."""
+    found = LatencyCoefficients(
+        given.base_s, given.per_prefill_token_s, given.per_decode_sequence_s, given.per_context_token_s
+    )
+    return found if all(0.0 <= one < math.inf for one in astuple(found)) else LatencyCoefficients()

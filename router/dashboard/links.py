@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,7 +95,7 @@ def _bandwidths(workers: list[WorkerState]) -> dict[tuple[str, str], float]:
     found = {}
     for worker in workers:
         for sample in worker.status.samples if worker.status is not None else ():
-            if sample.name == LINK_SERIES:
+            if sample.name == LINK_SERIES and math.isfinite(sample.value):
                 labels = dict(sample.labels)
                 found[(labels.get("src", ""), labels.get("dst", ""))] = sample.value
     return found

@@ -49,7 +49,7 @@ class LiveView:
         self._started_s = clock.now()
         self._windows = Windows(len(self._slos), self._started_s)
         self._links = Links()
-        self._lengths = RecentRequests()
+        self._lengths = RecentRequests(self._started_s)
         self._pools = Pools()
         self._rates = Rates()
         self._points: deque[tuple[int, Any]] = deque(maxlen=round(SPANS_S[-1] / BUCKET_S))
@@ -63,7 +63,7 @@ class LiveView:
         self._num_records += 1
         self._windows.add(self._index.get(record.slo.slo_class, 0), record, now_s)
         self._links.add(record, now_s)
-        self._lengths.add(record)
+        self._lengths.add(record, now_s)
         numbered = (self._num_records, record)
         if record.verdict is not None and not (record.verdict.met_ttft and record.verdict.met_tpot):
             self._misses.append(numbered)
@@ -99,7 +99,7 @@ class LiveView:
         """What a planner needs; some thousand requests, so not for every second."""
         workers, now_s = source.workers(), self._clock.now()
         rates = [row["bytes_per_s"] for row in self._links.rows(workers, now_s) if row["bytes_per_s"]]
-        requests = self._lengths.columns(time.time())
+        requests = self._lengths.columns(now_s, time.time(), source.running_since_s())
         return planning_of(self._model, self._slos[0], source.routing(), workers, rates, requests)
 
     def _cluster(self, is_ready: bool) -> dict[str, Any]:

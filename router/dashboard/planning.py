@@ -5,7 +5,7 @@ Numbers alone: no prompt, no answer, no tenant, no request id.
 
 from __future__ import annotations
 
-import time
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,43 +27,65 @@ _KNOWN = {Outcome.FINISHED, Outcome.CANCELLED}  # what one who left was given wa
 class _Served(NamedTuple):
     """One request whose output is known."""
 
-    received_unix_s: float
+    ended_s: float  # both on the router's clock
+    received_s: float
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
 
 
+class _Unserved(NamedTuple):
+    """One that was refused or failed."""
+
+    ended_s: float
+    received_s: float
+
+
 class RecentRequests:
-    """A ring, fed with every record. By the wall clock: when a request came is all that is asked of it."""
+    """Rings in order of end, fed with every record. Times are the router's clock's.
 
-    def __init__(self) -> None:
-        self._started_s = time.time()
+    Of a window both sides are right only by themselves. What *came* within it is those that ended and those that still
+    run. How *long* they are, those that *ended* within it say: of those that came, the long ones are not known yet.
+    """
+
+    def __init__(self, started_s: float) -> None:
+        self._started_s = started_s
         self._served: deque[_Served] = deque(maxlen=MAX_REQUESTS)
-        self._unknown: deque[float] = deque(maxlen=MAX_REQUESTS)  # when the others came
+        self._unserved: deque[_Unserved] = deque(maxlen=MAX_REQUESTS)
 
-    def add(self, record: RequestRecord) -> None:
-        """One request ended."""
+    def add(self, record: RequestRecord, now_s: float) -> None:
+        """One request ended, now."""
+        received_s = now_s - record.ended_s
         if record.outcome in _KNOWN and record.completion_tokens and record.prompt_tokens:
             self._served.append(
-                _Served(record.received_unix_s, record.prompt_tokens, record.completion_tokens, record.cached_tokens)
+                _Served(now_s, received_s, record.prompt_tokens, record.completion_tokens, record.cached_tokens)
             )
         else:
-            self._unknown.append(record.received_unix_s)
+            self._unserved.append(_Unserved(now_s, received_s))
 
-    def columns(self, now_s: float) -> dict[str, Any]:
-        """Those that came within the window, by arrival; of the others how many. `now_s`: the wall clock's."""
+    def columns(self, now_s: float, unix_s: float, running_since_s: Sequence[float]) -> dict[str, Any]:
+        """Arrivals within the window in their order, and lengths of those that ended within it in the order of end.
+
+        `running_since_s`: when those that still run were received. `unix_s`: the wall clock's now, for people.
+        """
         since_s = max(self._started_s, now_s - WINDOW_S)
-        if len(self._served) == MAX_REQUESTS:  # of those that came before the oldest, some are forgotten
-            since_s = max(since_s, self._served[0].received_unix_s)
-        rows = sorted(one for one in self._served if since_s <= one.received_unix_s <= now_s)
+        if len(self._served) == MAX_REQUESTS:  # who is forgotten ended before the oldest, so came before its end
+            since_s = max(since_s, self._served[0].ended_s)
+        window_s = max(0.0, now_s - since_s)
+        came = [*(one.received_s for one in self._served), *running_since_s]
+        ended = [one for one in self._served if one.ended_s >= since_s]
+        unserved = self._unserved
         return {
-            "since_unix_s": round(since_s, 3),
-            "window_s": round(max(0.0, now_s - since_s), 3),
-            "num_unknown": sum(since_s <= one <= now_s for one in self._unknown),
-            "arrival_s": [round(one.received_unix_s - since_s, 3) for one in rows],
-            "prompt_tokens": [one.prompt_tokens for one in rows],
-            "completion_tokens": [one.completion_tokens for one in rows],
-            "cached_tokens": [one.cached_tokens for one in rows],
+            "since_unix_s": round(unix_s - window_s, 3),
+            "window_s": round(window_s, 3),
+            "num_unknown": sum(one.received_s >= since_s for one in unserved),
+            "more_unknown": len(unserved) == MAX_REQUESTS and unserved[0].ended_s > since_s,  # some are forgotten
+            "num_running": len(running_since_s),
+            "oldest_running_s": round(max(0.0, now_s - min(running_since_s, default=now_s)), 3),
+            "arrival_s": sorted(round(one - since_s, 3) for one in came if one >= since_s),
+            "prompt_tokens": [one.prompt_tokens for one in ended],
+            "completion_tokens": [one.completion_tokens for one in ended],
+            "cached_tokens": [one.cached_tokens for one in ended],
         }
 
 
@@ -81,7 +103,6 @@ def planning_of(
         "model": model,
         "slo": {"ttft_s": slo.ttft_s, "tpot_s": slo.tpot_s},
         "local_prefill_max_tokens": routing.local_prefill_max_tokens,
-        "growth_tokens": routing.growth_tokens,
         "link_bytes_per_s": median(link_rates) if link_rates else None,
         "workers": [_row(worker) for worker in workers],
         "requests": requests,
@@ -111,4 +132,6 @@ def _row(worker: WorkerState) -> dict[str, Any]:
 def _mean_sequences(status: StatusReport) -> float | None:
     """Of a step, since the worker's start: how far its latency was measured; None: it has taken none."""
     sizes = next((one for one in status.histograms if one.name == "batch_size"), None)
-    return None if sizes is None or not (steps := sum(sizes.counts)) else round(sizes.sum / steps, 3)
+    if sizes is None or not (steps := sum(sizes.counts)) or not 0.0 <= sizes.sum < math.inf:
+        return None
+    return round(sizes.sum / steps, 3)

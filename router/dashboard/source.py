@@ -44,6 +44,8 @@ class ClusterSource(Protocol):
 
     def activity(self) -> Activity: ...
 
+    def running_since_s(self) -> list[float]: ...
+
     def is_ready(self) -> bool: ...
 
     def routing(self) -> RoutingConfig: ...
@@ -66,6 +68,10 @@ class CoreSource:
     def activity(self) -> Activity:
         bounds, counts = self._core.metrics.gap_counts()
         return Activity(len(self._core.running), self._core.worker_events.generated_tokens, bounds, counts)
+
+    def running_since_s(self) -> list[float]:
+        """When each request that runs was received, on the router's clock."""
+        return [active.request.received_s for active in self._core.running]
 
     def is_ready(self) -> bool:
         return self._core.is_ready()

@@ -346,6 +346,28 @@ def test_a_wrong_server_is_named(text: str) -> None:
         parse_target(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("http://a..b:80", "no host can be called 'a..b'"),
+        (f"{'a' * 64}.com:80", "no host can be called"),
+        ("h ost:80", "no host can be called 'h ost'"),
+        ("http://h/\u00e9", "its path must be printable ASCII"),
+        ("http://[::1", "it must be HOST:PORT"),
+        ("http://h\u2100:80", "it must be HOST:PORT"),
+    ],
+)
+def test_what_no_request_can_be_sent_to_is_refused(text: str, words: str) -> None:
+    """Sockets and headers would refuse them with errors of their own."""
+    with pytest.raises(StartError) as refused:
+        parse_target(text)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_name_beyond_ascii_is_sent_as_dns_has_it() -> None:
+    assert parse_target("http://b\u00fccher.example:80").host == "xn--bcher-kva.example"
+
+
 def test_requests_longer_than_the_context_are_refused_before_any_is_sent() -> None:
     target = Target(Door.GRPC, "h", 1, max_model_len=100)
     with pytest.raises(StartError, match=r"longest request has 99 \+ 3 tokens; .* takes 100"):

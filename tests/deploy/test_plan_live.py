@@ -17,12 +17,21 @@ from deploy.cli import main
 from deploy.plan_settings import plan_problems, plan_settings
 from deploy.planning.live_fetch import router_of
 from deploy.planning.live_state import live_state
-from deploy.planning.live_subject import differing, live_of, measured_steps
+from deploy.planning.live_subject import Live, differing, live_of, measured_steps
 from pdserve.config import ServeConfig, WorkerConfig
 from pdserve.exit import StartError
 from pdserve.planning_format import FORMAT, KEY, PATH
+from pdserve.slo import Slo, Timing
 from placement.latency.fitted_points import StepPoint
 from placement.latency.fitted_profile import Subject, make_profile, profile_to_json
+from placement.search.answer import Answer
+from placement.search.bounds import Bounds
+from placement.search.bracket import Attainment, Verdict
+from placement.search.goodput import Goodput
+from placement.search.parallel import Closer
+from placement.search.question import Question
+from router.dashboard.planning import RecentRequests
+from router.record import Outcome, Predicted, RequestRecord
 
 PREFILL = {"base_s": 0.01, "per_prefill_token_s": 1e-4, "per_decode_sequence_s": 0.0, "per_context_token_s": 1e-8}
 DECODE = {"base_s": 0.02, "per_prefill_token_s": 0.0, "per_decode_sequence_s": 3e-4, "per_context_token_s": 2e-8}
@@ -42,10 +51,11 @@ def facts(prefill: int = 1, decode: int = 3, num: int = 400, **changes: Any) -> 
     arrivals = sorted(round(dice.uniform(0.0, 100.0), 3) for _ in range(num))
     return {
         KEY: FORMAT, "model": "tiny", "slo": {"ttft_s": 1.0, "tpot_s": 0.04}, "local_prefill_max_tokens": 0,
-        "growth_tokens": 64, "link_bytes_per_s": 1e8,
+        "link_bytes_per_s": 1e8,
         "workers": [*(worker("prefill", n) for n in range(prefill)), *(worker("decode", n) for n in range(decode))],
         "requests": {
-            "since_unix_s": 1.7e9, "window_s": 100.0, "num_unknown": 0, "arrival_s": arrivals,
+            "since_unix_s": 1.7e9, "window_s": 100.0, "num_unknown": 0, "more_unknown": False, "num_running": 0,
+            "oldest_running_s": 0.0, "arrival_s": arrivals,
             "prompt_tokens": [dice.randrange(800, 1600) for _ in range(num)],
             "completion_tokens": [dice.randrange(2, 10) for _ in range(num)], "cached_tokens": [0] * num,
         },
@@ -109,6 +119,71 @@ def test_the_recent_requests_are_the_workload():
     assert recorded.arrival_s[0] == 0.0 and recorded.rate == pytest.approx(4.0, rel=0.05)
     drawn = live.source.build(rate=8.0, num_requests=3000, seed=1)
     assert drawn.rate == pytest.approx(8.0, rel=0.2) and set(drawn.prompt_tokens) <= set(recorded.prompt_tokens)
+
+
+def served_at(rate: float, until_s: float) -> dict[str, Any]:
+    """What a router says of requests of which one in ten takes 60 s for 1,000 tokens, the others 1 s for 10."""
+    slo, times = Slo(), Timing(0.0, 0.1, 0.0, 0.0, 0.0, 0.1, 0.01, "", "", 1)
+    ends = []
+    for number in range(int(rate * until_s)):
+        lasts_s, tokens = (60.0, 1000) if number % 10 == 0 else (1.0, 10)
+        record = RequestRecord(
+            "r", "", 0, slo, 600.0, None, Outcome.FINISHED, None, None, None, 100, tokens, 0, 1.7e9, 0.0, 0.0, 0.1,
+            None, None, None, lasts_s, times, Predicted(), None, None, None, None,
+        )  # fmt: skip
+        ends.append((number / rate + lasts_s, record))
+    recent = RecentRequests(0.0)
+    for ended_s, record in sorted((one for one in ends if one[0] <= until_s), key=lambda one: one[0]):
+        recent.add(record, ended_s)
+    running = [ended_s - record.ended_s for ended_s, record in ends if ended_s > until_s]
+    return recent.columns(until_s, 1.7e9, running)
+
+
+def test_long_requests_count_as_much_as_there_are():
+    """The router remembers 50 s of them: short ones that came beside the oldest are forgotten, long ones still run."""
+    requests = served_at(100.0, 200.0)
+    assert requests["window_s"] == pytest.approx(50.0, abs=0.5) and 680 < requests["num_running"] < 700
+    recent = live_state(facts(requests=requests)).recent
+    assert recent.workload.rate == pytest.approx(100.0, rel=0.01)
+    assert recent.workload.output_tokens.mean() == pytest.approx(0.1 * 1000 + 0.9 * 10, rel=0.02)
+
+
+def test_a_window_that_is_short_beside_the_requests_is_told(plan):
+    requests = served_at(100.0, 200.0)
+    said = plan(facts(requests=requests))[1]
+    assert "requests still running, the oldest for 60 s: 50 s are short beside" in said
+    assert "still running" not in plan(facts())[1]
+
+
+def test_lengths_are_spread_over_all_that_came():
+    """More or fewer of them than arrivals, in order."""
+    given = facts()
+    given["requests"]["arrival_s"] = [float(number) for number in range(800)]
+    recorded = live_state(given).recent.workload
+    prompts = given["requests"]["prompt_tokens"]
+    assert recorded.prompt_tokens.tolist() == [one for one in prompts for _ in range(2)]
+    given["requests"]["arrival_s"] = [float(number) for number in range(200)]
+    assert live_state(given).recent.workload.prompt_tokens.tolist() == prompts[::2]
+
+
+@pytest.mark.parametrize("gap_s", [0.25, 1.0])
+def test_bursts_with_pauses_between_are_the_traffic_of_the_bursts(gap_s: float):
+    """Eight, all alike: seven pauses weigh as much as all the other gaps together."""
+    given = facts(num=104)
+    bursts = [60.0 * burst + gap_s * number for burst in range(8) for number in range(13)]
+    given["requests"]["arrival_s"] = bursts
+    recent = live_state(given).recent
+    assert recent.workload.rate == pytest.approx(1.0 / gap_s, rel=0.01)
+    assert recent.paused_s == pytest.approx(bursts[-1] - 103 * gap_s, rel=0.01)
+
+
+@pytest.mark.parametrize("at_once", [4, 50])
+def test_requests_that_come_some_at_once_have_no_pauses(at_once: int):
+    """Between them is nothing else, so it is how they come."""
+    given = facts(num=400)
+    given["requests"]["arrival_s"] = [15.0 * (number // at_once) for number in range(400)]
+    recent = live_state(given).recent
+    assert recent.paused_s == 0.0 and recent.workload.rate == pytest.approx(at_once / 15.0, rel=0.2)
 
 
 def test_a_pause_is_no_traffic():
@@ -203,7 +278,7 @@ def test_a_profile_stands_in_for_what_nobody_measured(plan, tmp_path: Path):
 
 def test_what_cannot_be_known_is_said(plan):
     given = facts(link_bytes_per_s=None)
-    given["requests"] |= {"num_unknown": 7, "cached_tokens": [400] * 400}
+    given["requests"] |= {"num_unknown": 7, "more_unknown": False, "cached_tokens": [400] * 400}
     given["workers"][-1]["up"] = False
     for one in given["workers"]:
         one["mean_sequences"] = 1.0
@@ -222,6 +297,39 @@ def test_traffic_that_comes_unevenly_is_said(plan):
     assert "unevenly" not in plan(facts())[1]
 
 
+def test_what_is_there_is_the_best_where_a_second_look_says_so(plan, monkeypatch, tmp_path: Path):
+    """The search gives up what cannot win: then the plan has it, and nothing is worth a change."""
+    monkeypatch.setattr("deploy.planning.live._present", lucky)
+    code, said = plan(facts(), "-o", str(tmp_path / "P.json"))
+    assert code == 0 and "no change: what is there is the best" in said and "worth a change" not in said, said
+    assert "best: prefill 1xworker + decode 3xworker, chunk 512: 999 requests/s" in said
+    written = json.loads((tmp_path / "P.json").read_text())
+    assert (written["serve"]["prefill"], written["serve"]["decode"]) == (1, 3)
+    code, said = plan(facts(), "--only", "colocated", "--slo-tpot", "0.2", "-o", str(tmp_path / "P.json"))
+    assert code == 0 and "\nnot worth a change: colocated 4xworker" in said and "confidence of both" not in said
+    assert json.loads((tmp_path / "P.json").read_text())["serve"]["prefill"] == 0
+    code, said = plan(facts(), "--slo-ttft", "0.0001")
+    assert code == 0 and "no change: what is there is the best" in said
+
+
+def lucky(live: Live, question: Question, found: Closer) -> Answer:
+    """More than any other serves."""
+    probe = Attainment(999.0, 1.0, 0.0, 1000, Verdict.GOOD)
+    return Answer(live.present, Bounds({"luck": 2000.0}), Goodput(999.0, 998.0, 1000.0, (probe,)), "luck")
+
+
+def test_a_link_of_the_profile_takes_time(plan, tmp_path: Path):
+    """Though no worker has measured any."""
+    fitted = tmp_path / "fitted.json"
+    both = DECODE | {"per_prefill_token_s": 1e-4}
+    fitted.write_text(json.dumps(both))
+    free = "transfers are taken to take no time"
+    assert free in plan(facts(link_bytes_per_s=None), "--profile", str(fitted))[1]
+    fitted.write_text(json.dumps(both | {"transfer": {"latency_s": 0.001, "bytes_per_s": 1e8}}))
+    code, said = plan(facts(link_bytes_per_s=None), "--profile", str(fitted))
+    assert code == 0 and free not in said
+
+
 def test_targets_that_nobody_meets_fail(plan):
     code, said = plan(facts(), "--slo-ttft", "0.0001")
     assert code == 1 and "no placement meets TTFT 0.0001 s" in said
@@ -235,6 +343,15 @@ def test_the_key_is_sent_where_the_router_asks_for_one(plan, router, monkeypatch
     assert router[1].api_key == "Bearer k2" and router[1].path == PATH
 
 
+@pytest.mark.parametrize("key", ["sec\nret", "s\u00e9cret", "", "se cret"])
+def test_a_key_that_no_header_takes_is_refused_and_not_told(plan, monkeypatch, key):
+    monkeypatch.setenv("PDSERVE_API_KEY", key)
+    code, said = plan(facts())
+    assert code == 2 and said.startswith("pdserve plan: error: PDSERVE_API_KEY is hidden; it must be printable ASCII")
+    assert said.count("\n") == 1 and "cret" not in said
+    assert plan(facts(), "--api-key", "k1")[0] == 0  # the flag stands in for it
+
+
 @pytest.mark.parametrize(
     ("given", "status", "words"),
     [
@@ -244,7 +361,7 @@ def test_the_key_is_sent_where_the_router_asks_for_one(plan, router, monkeypatch
         ({}, 500, "it could not answer (500)"),
         (b"<html>", 200, "is not a router of pdserve"),
         ({"state": 1}, 200, "is not a router of pdserve"),
-        (facts(**{KEY: 2}), 200, f"{KEY} is 2; this one reads {FORMAT}"),
+        (facts(**{KEY: 1}), 200, f"{KEY} is 1; this one reads {FORMAT}"),
         (facts(workers=[]), 200, "no worker is up"),
         (facts(decode=0), 200, "no decode worker is up"),
         (facts(num=0), 200, "no request has ended yet; 100 are needed"),
@@ -253,7 +370,10 @@ def test_the_key_is_sent_where_the_router_asks_for_one(plan, router, monkeypatch
         (facts(workers=[worker("prefill", latency=None), worker("decode")]), 200, "no prefill worker has measured"),
         (facts(workers=[worker("decode", num_blocks=0)]), 200, "num_blocks is 0; it must be"),
         (facts(workers=[worker("decode") | {"role": "cook"}]), 200, "what it says cannot be: role of worker"),
-        (facts(requests={"window_s": 1.0, "num_unknown": 0, "arrival_s": [1]}), 200, "must be lists of numbers"),
+        (facts(requests={"window_s": 1.0, "num_unknown": 0, "arrival_s": [1]}), 200, "must be a list of numbers"),
+        (facts(requests=facts()["requests"] | {"arrival_s": [0.0, 10**400]}), 200, "must be a list of numbers"),
+        (facts(requests=facts()["requests"] | {"cached_tokens": [1]}), 200, "must be equally long"),
+        (facts(requests=facts()["requests"] | {"arrival_s": [1.0, 2.0]}), 200, "2 requests came in the last 100 s"),
     ],
 )
 def test_each_failure_is_one_line(plan, given, status, words):
@@ -287,6 +407,19 @@ def test_flags_that_contradict_are_refused(plan, flags, words):
 def test_what_is_no_address_is_refused(plan, url):
     code, said = plan(facts(), url=url)
     assert code == 2 and "it must be HOST:PORT" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://a..b:80", "no host can be called 'a..b'"),
+        ("h:1/\u00e9", "its path must be printable ASCII without spaces"),
+        ("h:1/a b", "its path must be printable ASCII without spaces"),
+    ],
+)
+def test_what_nothing_can_be_sent_to_is_refused(plan, url, words):
+    code, said = plan(facts(), url=url)
+    assert code == 2 and words in said and said.count("\n") == 1, said
 
 
 def test_flags_of_a_running_cluster_need_one(capsys):
@@ -336,6 +469,21 @@ def test_one_who_answers_too_slowly_is_given_up(monkeypatch):
             router_of(f"127.0.0.1:{door.getsockname()[1]}", None, None).ask()
         stop.set()
         thread.join()
+
+
+def test_a_name_that_is_looked_up_too_long_is_given_up(monkeypatch):
+    """No socket has a limit then."""
+    monkeypatch.setattr("deploy.planning.live_fetch.LIMIT_S", 0.1)
+    found = threading.Event()
+
+    def slowly(*_: object, **__: object) -> list[object]:
+        found.wait(10.0)
+        raise OSError("nobody has that name")
+
+    monkeypatch.setattr("socket.getaddrinfo", slowly)
+    with pytest.raises(StartError, match=r"did not answer within 0\.1 s"):
+        router_of("some.name:80", None, None).ask()
+    found.set()
 
 
 def test_again_and_again_a_line_each(plan, monkeypatch, router, capsys):

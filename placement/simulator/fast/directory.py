@@ -1,4 +1,4 @@
-"""`scheduling.prefix_directory`, compiled: which prefixes the router sent to whom.
+"""`scheduling.prefix_directory`, compiled: which prefixes were noted for whom.
 
 It is kept as a worker's own cache is (`cache`): a chunk is a block that nobody owns, of which so many are kept as a
 worker's pool holds.
@@ -28,7 +28,7 @@ known = np.dtype(
         ("free_leaf", "i4"), ("num_leaves", "i4"), ("unused", "i4"),
     ]
 )  # fmt: skip
-"""What one worker was sent."""
+"""What was noted for one worker."""
 
 
 class Directory(NamedTuple):
@@ -39,7 +39,7 @@ class Directory(NamedTuple):
 
 
 def directory_of(workload: Workload, workers: Records) -> Directory:
-    """Nothing was sent yet."""
+    """Nothing is noted yet."""
     rows = np.zeros(len(workers), known)
     names = names_of(workload, CHUNK_TOKENS, int(workers["max_len"].max()))
     caches = workers["prefix_tokens"] > 0

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
+import pytest
+
 from pdserve.ids import SequenceKey
+from pdserve.v1 import worker_pb2
 from router.core.config import SessionConfig
 from router.core.fleet import Worker
 from router.core.messages import BlockCounts, StatusReport, WorkerIdentity
 from router.core.session import WorkerSession
+from router.core.wire import event_from_proto
 from scheduling.latency import LatencyCoefficients
 from scheduling.ledger import Holding
 from scheduling.routing import Role
@@ -106,3 +111,12 @@ def test_abort_is_sent_once_and_only_to_the_living() -> None:
         assert one.session._outgoing.qsize() == 1 and not one.holding
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1e-6])
+def test_step_times_that_cannot_be_are_not_known(wrong: float) -> None:
+    """Else every prediction with them would be as wrong, and no JSON could have them."""
+    for given, known in ((wrong, False), (1e-6, True)):
+        latency = worker_pb2.LatencyCoefficients(base_s=0.01, per_context_token_s=given)
+        report = event_from_proto(worker_pb2.WorkerMessage(status=worker_pb2.WorkerStatus(latency=latency)))
+        assert isinstance(report, StatusReport) and report.latency.known is known
