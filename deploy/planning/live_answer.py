@@ -19,6 +19,8 @@ _MUCH_CACHED = 0.1  # of the prompts' tokens
 _MANY_RUNNING = 0.1  # of those that came: the mean request lasts for a tenth of the window
 _UNEVEN = 1.25  # times the mean rate
 _MINUTE_S = 60.0
+_ROOMY = 0.7  # of what is carried: as long as no more comes, nothing needs to change
+_FAR_BEYOND = 3.0  # times what came: steps as large were not seen
 _FEW_SEQUENCES = 2.0  # in a step: base and price of a sequence cannot be told apart
 
 
@@ -40,7 +42,7 @@ class Told:
         comes = f"{figure(self.state.recent.workload.rate)} requests/s come"
         if best is None:
             return f"{comes}; no split of the workers meets the targets"
-        return f"{comes}, {_carries(self.present)} now; {_verdict(self.present, best)}"
+        return f"{comes}, {_carries(self.present)} now; {_verdict(self, best)}"
 
 
 def told(known: Told) -> list[str]:
@@ -52,7 +54,8 @@ def told(known: Told) -> list[str]:
         return [*lines, answer_line(outcome, question, UNIT, ""), *table(outcome, question)]
     lines.append(f"best: {answer_line(outcome, question, UNIT, '')}")
     lines += more_lines(outcome, question, UNIT)
-    return [*lines, *table(outcome, question), _verdict(known.present, outcome.best)]
+    lines += _doubts(known, outcome.best)
+    return [*lines, *table(outcome, question), _verdict(known, outcome.best)]
 
 
 def _arrives(recent: Recent) -> list[str]:
@@ -109,6 +112,24 @@ def _assumed(known: Told) -> list[str]:
     return lines
 
 
+def _doubts(known: Told, best: Answer) -> list[str]:
+    """Where the workers' own steps say little of such a load."""
+    if not known.measured:
+        return []
+    state, lines = known.state, []
+    comes = state.recent.workload.rate
+    if best.rate > _FAR_BEYOND * comes:
+        lines.append(
+            f"that is {best.rate / comes:.0f} times what came: steps of such a load were not seen, ask again under more"
+        )
+    if len(state.workers) > 1 and all(worker.device == "cpu" for worker in state.workers):
+        lines.append(
+            "workers compute on CPUs: where they share a machine's cores with one another, the router or the clients, "
+            "more load makes all slower, which is not in these numbers: they may be several times too high"
+        )
+    return lines
+
+
 def _sequences(state: LiveState) -> float:
     """Of a step, on the decode worker that took most."""
     return max((worker.mean_sequences or 0.0 for worker in state.of(Role.DECODE)), default=0.0)
@@ -128,14 +149,17 @@ def _carried(answer: Answer) -> str:
     )
 
 
-def _verdict(present: Answer, best: Answer) -> str:
-    """Whether it is worth a change: not where chance may have it."""
+def _verdict(known: Told, best: Answer) -> str:
+    """Whether it is worth a change: not where chance may have it, nor where far less comes than is carried."""
+    present, comes = known.present, known.state.recent.workload.rate
     if best.candidate == present.candidate:
         return "no change: what is there is the best"
     assert best.goodput is not None
     gain = f"{best.rate / present.rate - 1.0:+.0%}" if present.rate > 0.0 else "from next to nothing"
     change = f"{best.candidate}, {gain}"
     if present.goodput is None or present.rate <= 0.0 or best.goodput.low > present.goodput.high:
+        if present.goodput is not None and comes < _ROOMY * present.goodput.low:
+            return f"no need to change: what comes is {comes / present.rate:.0%} of what is carried now; {change}"
         return f"worth a change: {change}"
     why = ", which is within the confidence of both" if best.rate > present.rate else ""
     return f"not worth a change: {change}{why}"

@@ -19,6 +19,7 @@ LIMIT_S = 10.0
 MAX_BYTES = 16 << 20
 ALLOWED = "HOST:PORT or http[s]://HOST[:PORT], the router's HTTP"
 _PAGE = "/dashboard"
+_OPENAI = "/v1"  # what OpenAI's clients are given
 _REFUSED = {
     401: "it asks for a key: give --api-key or PDSERVE_API_KEY",
     403: "the key speaks for one tenant, which does not see the others' requests: give --api-key the server's own",
@@ -58,7 +59,10 @@ class Router:
             late.set()
             _cut(connection)
         if status != http.HTTPStatus.OK:
-            raise self._failed(f"{_REFUSED.get(status, 'it could not answer')} ({status})")
+            why = _REFUSED.get(status, "it could not answer")
+            if status == http.HTTPStatus.UNAUTHORIZED and self.api_key:
+                why = "it does not know the key that was given"
+            raise self._failed(f"{why} ({status})")
         return self._read(body)
 
     def _fetch(
@@ -112,7 +116,7 @@ def router_of(text: str, api_key: str | None, tls: Tls | None) -> Router:
             raise ValueError(f"it must be {ALLOWED}")
     except ValueError as error:
         raise StartError(f"--live is {text!r}; {error}", ExitCode.CONFIG) from None
-    base = found.path.removesuffix(_PAGE)
+    base = found.path.removesuffix(_PAGE).removesuffix(_OPENAI)
     return Router(text, found.host, found.port, base, (tls or Tls()) if found.scheme == "https" else None, api_key)
 
 

@@ -45,6 +45,9 @@ def worker(role: str, number: int = 0, **changes: object) -> dict[str, Any]:
     }  # fmt: skip
 
 
+BUSY = 600  # requests: nearly what one prefill worker carries
+
+
 def facts(prefill: int = 1, decode: int = 3, num: int = 400, **changes: Any) -> dict[str, Any]:
     """A router whose prompts are long and outputs short."""
     dice = random.Random(0)
@@ -239,16 +242,25 @@ def test_of_several_workers_the_median_counts():
 
 def test_a_wrong_split_is_told_and_the_plan_starts_the_better_one(plan, tmp_path: Path):
     """One prefill worker of four, and long prompts: more of them serve more, and serve takes the plan."""
-    code, said = plan(facts(), "-o", str(tmp_path / "P.json"))
+    code, said = plan(facts(num=BUSY), "-o", str(tmp_path / "P.json"))
     assert code == 0, said
     lines = said.splitlines()
-    assert lines[0].startswith("400 requests of the last 100 s: 4")
+    assert lines[0].startswith("600 requests of the last 100 s: 5.99 ")
     assert any(line.startswith("now: prefill 1xworker + decode 3xworker, chunk 512: at most ") for line in lines)
     assert any(line.startswith("worth a change: prefill 3xworker + decode 1xworker, chunk 512, +") for line in lines)
     settings = plan_settings(tmp_path / "P.json", (tmp_path / "P.json").read_text())
     assert settings is not None and (settings["prefill"], settings["decode"]) == (3, 1)
     assert plan_problems(tmp_path / "P.json", ServeConfig(worker=WorkerConfig(device="cpu"))) == []
     assert settings["kv_bytes"] == 4000 * 4096 and settings["max_num_batched_tokens"] == 512
+
+
+def test_a_change_that_nobody_needs_is_not_urged(plan):
+    """A better split is told, and that far less comes than is carried; so are the limits of what was measured."""
+    code, said = plan(facts(num=150))
+    assert code == 0 and "worth a change" not in said, said
+    assert "no need to change: what comes is " in said and "prefill 3xworker + decode 1xworker, chunk 512, +" in said
+    assert "times what came: steps of such a load were not seen" in said
+    assert "workers compute on CPUs: where they share a machine's cores" in said
 
 
 def test_the_best_split_is_left_as_it_is(plan):
@@ -343,6 +355,12 @@ def test_the_key_is_sent_where_the_router_asks_for_one(plan, router, monkeypatch
     assert router[1].api_key == "Bearer k2" and router[1].path == PATH
 
 
+def test_a_key_that_the_router_does_not_know_is_not_called_a_missing_one(plan, router):
+    code, said = plan(facts(), "--api-key", "k2", status=401, url="{}/v1")
+    assert code == 1 and "it does not know the key that was given (401)" in said and "k2" not in said
+    assert router[1].path == PATH  # an address as OpenAI's clients are given it will do
+
+
 @pytest.mark.parametrize("key", ["sec\nret", "s\u00e9cret", "", "se cret"])
 def test_a_key_that_no_header_takes_is_refused_and_not_told(plan, monkeypatch, key):
     monkeypatch.setenv("PDSERVE_API_KEY", key)
@@ -355,7 +373,7 @@ def test_a_key_that_no_header_takes_is_refused_and_not_told(plan, monkeypatch, k
 @pytest.mark.parametrize(
     ("given", "status", "words"),
     [
-        ({}, 401, "give --api-key or PDSERVE_API_KEY (401)"),
+        ({}, 401, "it asks for a key: give --api-key or PDSERVE_API_KEY (401)"),
         ({}, 403, "the key speaks for one tenant"),
         ({}, 404, f"it has no {PATH}: another version"),
         ({}, 500, "it could not answer (500)"),
@@ -496,7 +514,7 @@ def test_again_and_again_a_line_each(plan, monkeypatch, router, capsys):
         router[1].status = status
 
     monkeypatch.setattr("deploy.planning.live.time.sleep", asleep)
-    code, said = plan(facts(), "--every", "5")
+    code, said = plan(facts(num=BUSY), "--every", "5")
     first, again, gone = said.splitlines()
     assert code == 0 and "/s carried now; worth a change: prefill 3xworker" in first
     assert again[9:] == first[9:] and "another version" in gone
