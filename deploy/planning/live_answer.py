@@ -16,7 +16,7 @@ from scheduling.routing import Role
 
 UNIT = "worker"
 _MUCH_CACHED = 0.1  # of the prompts' tokens
-_MANY_RUNNING = 0.1  # of those that came: the mean request lasts for a tenth of the window
+_MUCH_RUNNING = 0.1  # of those that came, or of the window by the oldest: few long ones are most of the tokens
 _UNEVEN = 1.25  # times the mean rate
 _MINUTE_S = 60.0
 _ROOMY = 0.7  # of what is carried: as long as no more comes, nothing needs to change
@@ -70,10 +70,10 @@ def _arrives(recent: Recent) -> list[str]:
     if recent.num_unknown:
         more = "or more others" if recent.more_unknown else "more"
         lines.append(f"{recent.num_unknown:,} {more} were refused or failed: how long they would be is not known")
-    if recent.num_running > _MANY_RUNNING * len(requests):
+    if recent.num_running > _MUCH_RUNNING * len(requests) or recent.oldest_running_s > _MUCH_RUNNING * recent.window_s:
         lines.append(
             f"{counted(recent.num_running, 'request')} still running, the oldest for {recent.oldest_running_s:.0f} s: "
-            f"{recent.window_s:.0f} s are short beside that, and outputs may be told too short"
+            f"of {recent.window_s:.0f} s that is much, so outputs may be told too short"
         )
     busiest = _busiest(recent)
     if busiest > _UNEVEN * requests.rate + 3.0 * math.sqrt(requests.rate / _MINUTE_S):  # beyond what chance does

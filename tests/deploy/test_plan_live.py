@@ -154,7 +154,9 @@ def test_long_requests_count_as_much_as_there_are():
 def test_a_window_that_is_short_beside_the_requests_is_told(plan):
     requests = served_at(100.0, 200.0)
     said = plan(facts(requests=requests))[1]
-    assert "requests still running, the oldest for 60 s: 50 s are short beside" in said
+    assert "requests still running, the oldest for 60 s: of 50 s that is much" in said
+    few = facts()["requests"] | {"num_running": 12, "oldest_running_s": 11.0}  # of 400, but for long
+    assert "12 requests still running, the oldest for 11 s: of 100 s" in plan(facts(requests=few))[1]
     assert "still running" not in plan(facts())[1]
 
 
