@@ -1,9 +1,12 @@
-"""Where a server is, out of what a user wrote."""
+"""Where a server is, out of what a user wrote, and a connection to it."""
 
 from __future__ import annotations
 
+import http.client
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
+
+from pdserve.tls import Tls
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -31,6 +34,13 @@ def address_of(text: str, scheme: str, schemes: tuple[str, ...], allowed: str) -
     if parts.scheme not in schemes or not host or not port:
         raise ValueError(f"it must be {allowed}")
     return Address(parts.scheme, _ascii_host(host), port, _path(parts), bool(parts.query or parts.username))
+
+
+def http_connection(host: str, port: int, tls: Tls | None, limit_s: float) -> http.client.HTTPConnection:
+    """Not yet connected; `tls` None: plain. `limit_s`: of each wait."""
+    if tls is None:
+        return http.client.HTTPConnection(host, port, timeout=limit_s)
+    return http.client.HTTPSConnection(host, port, timeout=limit_s, context=tls.context())
 
 
 def _ascii_host(host: str) -> str:

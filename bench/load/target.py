@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from bench.load.address import address_of
+from bench.load.address import address_of, http_connection
 from bench.load.grpc_stream import GrpcPool, grpc_request
 from bench.load.http_request import completion_body, http_request
 from bench.load.http_stream import HttpPool
@@ -192,11 +192,7 @@ def _alert(target: Target, tls: Tls) -> ssl.SSLError | None:
 
 def _listed(target: Target) -> tuple[int, bytes]:
     """Status and body of what a server says of its models."""
-    connection = (
-        http.client.HTTPSConnection(target.host, target.port, timeout=ASK_LIMIT_S, context=target.tls.context())
-        if target.tls is not None
-        else http.client.HTTPConnection(target.host, target.port, timeout=ASK_LIMIT_S)
-    )
+    connection = http_connection(target.host, target.port, target.tls, ASK_LIMIT_S)
     headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
     try:
         connection.request("GET", f"{target.base}/models", headers=headers)

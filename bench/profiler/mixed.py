@@ -41,13 +41,11 @@ class Lengths:
     decoding_output_tokens: int
 
 
-def beside_an_output(target: Target, lengths: Lengths, requests: int) -> float:
-    """Seconds to the first token of such a prompt beside an output, the median. Errors: BadAnswer, TimeoutError."""
-    return asyncio.run(_beside(target, lengths, requests))
+async def beside_an_output(target: Target, lengths: Lengths, requests: int) -> float:
+    """Seconds to the first token of such a prompt beside an output, the median. Errors: BadAnswer, TimeoutError.
 
-
-async def _beside(target: Target, lengths: Lengths, requests: int) -> float:
-    """The requests that do not count, before the others, are time for the output to begin."""
+    The requests that do not count, before the others, are time for the output to begin.
+    """
     output = (lengths.decoding_prompt_tokens, lengths.decoding_output_tokens)
     decoding = asyncio.create_task(all_ask(target, [output], 0.0, MOST_S))
     try:

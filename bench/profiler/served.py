@@ -62,7 +62,7 @@ def measure_served(subject: Subject, log_dir: Path, requests: int = REQUESTS) ->
         server, target = started["colocated"]
         colocated = _colocated_alone(server, target, subject, subject.prompt_tokens, requests)
         long_colocated = _colocated_alone(server, target, subject, subject.long_tokens, requests // 2)
-        beside_s = beside_an_output(target, _lengths(subject), requests)
+        beside_s = asyncio.run(beside_an_output(target, _lengths(subject), requests))
     clusters = {name: [*subject.flags, *workers] for name, workers in CLUSTERS.items()}
     with running(clusters, log_dir) as started:
         for server, _ in started.values():

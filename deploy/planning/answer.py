@@ -48,8 +48,13 @@ def answer_line(outcome: Outcome, question: Question, unit: str, within: str) ->
     each = figure(goodput.rate / candidate.gpus)
     return (
         f"{candidate}: {figure(goodput.rate)} requests/s ({each} per {unit}) with {target}; "
-        f"95 % confidence {figure(goodput.low)} to {figure(goodput.high)}; bound by {best.reason}"
+        f"{confidence(goodput)}; bound by {best.reason}"
     )
+
+
+def confidence(goodput: Goodput) -> str:
+    """How surely a rate is known."""
+    return f"95 % confidence {figure(goodput.low)} to {figure(goodput.high)}"
 
 
 def figure(rate: float) -> str:

@@ -74,7 +74,7 @@ def _smallest(space: Space, serving: Serving) -> Iterator[Candidate]:
         yield from (Candidate(None, one, chunk) for one in decode)
     if space.split:
         pairs = (Candidate(*pair, chunk) for pair in itertools.product(prefill, decode))
-        yield from (one for one in pairs if space.affinity is Affinity.HIGH or _in_one_node(one))
+        yield from (one for one in pairs if space.affinity is Affinity.HIGH or one.in_one_node)
 
 
 def _holding(space: Space, types: tuple[GpuType, ...], serving: Serving) -> Iterator[Pool]:
@@ -88,9 +88,3 @@ def _holding(space: Space, types: tuple[GpuType, ...], serving: Serving) -> Iter
             except DoesNotFit:
                 continue
             yield one.decode
-
-
-def _in_one_node(candidate: Candidate) -> bool:
-    return (
-        len({pool.gpu.name for pool in candidate.pools}) == 1 and candidate.gpus <= candidate.decode.gpu.gpus_per_node
-    )

@@ -16,9 +16,7 @@ from placement.simulator.results import Change, Happened, RequestColumns, Simula
 
 _WINDOW = 100  # requests in a row that are looked at together
 _FEWEST = 30
-_SURE = (
-    4.0  # standard errors that a window must miss more than without events; of 3, chance makes as many in a long run
-)
+_SURE = 4.0  # standard errors that a window must miss more than without events; 3 come by chance in a long run
 _WORDS = {Change.DIED: "dies", Change.STARTED: "is up again", Change.DRAINED: "takes no more requests"}
 
 

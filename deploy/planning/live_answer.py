@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.planning.answer import answer_line, figure, more_lines, table
+from deploy.planning.answer import answer_line, confidence, figure, more_lines, table
 from deploy.planning.live_state import LiveState, Recent
 from deploy.words import counted
 from placement.search.answer import Answer, Outcome
@@ -142,11 +142,8 @@ def _carries(answer: Answer) -> str:
 def _carried(answer: Answer) -> str:
     if answer.goodput is None or answer.rate <= 0.0:
         return f"under {figure(answer.ceiling)} requests/s within the targets; {answer.reason}"
-    goodput = answer.goodput
-    return (
-        f"at most {figure(answer.rate)} requests/s within the targets; 95 % confidence {figure(goodput.low)} to "
-        f"{figure(goodput.high)}; bound by {answer.reason}"
-    )
+    known = confidence(answer.goodput)
+    return f"at most {figure(answer.rate)} requests/s within the targets; {known}; bound by {answer.reason}"
 
 
 def _verdict(known: Told, best: Answer) -> str:
@@ -154,11 +151,12 @@ def _verdict(known: Told, best: Answer) -> str:
     present, comes = known.present, known.state.recent.workload.rate
     if best.candidate == present.candidate:
         return "no change: what is there is the best"
+    if present.goodput is None or present.rate <= 0.0:
+        return f"worth a change: {best.candidate}, from next to nothing"
     assert best.goodput is not None
-    gain = f"{best.rate / present.rate - 1.0:+.0%}" if present.rate > 0.0 else "from next to nothing"
-    change = f"{best.candidate}, {gain}"
-    if present.goodput is None or present.rate <= 0.0 or best.goodput.low > present.goodput.high:
-        if present.goodput is not None and comes < _ROOMY * present.goodput.low:
+    change = f"{best.candidate}, {best.rate / present.rate - 1.0:+.0%}"
+    if best.goodput.low > present.goodput.high:
+        if comes < _ROOMY * present.goodput.low:
             return f"no need to change: what comes is {comes / present.rate:.0%} of what is carried now; {change}"
         return f"worth a change: {change}"
     why = ", which is within the confidence of both" if best.rate > present.rate else ""

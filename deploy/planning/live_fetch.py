@@ -9,7 +9,7 @@ import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from bench.load.address import address_of
+from bench.load.address import address_of, http_connection
 from bench.load.tls_words import https_hint
 from pdserve.exit import ExitCode, StartError
 from pdserve.planning_format import FORMAT, KEY, PATH
@@ -40,11 +40,7 @@ class Router:
 
     def ask(self) -> dict[str, object]:
         """Its answer, within LIMIT_S. Errors: StartError, one line."""
-        connection = (
-            http.client.HTTPConnection(self.host, self.port, timeout=LIMIT_S)
-            if self.tls is None
-            else http.client.HTTPSConnection(self.host, self.port, timeout=LIMIT_S, context=self.tls.context())
-        )
+        connection = http_connection(self.host, self.port, self.tls, LIMIT_S)
         said: Future[tuple[int, bytes]] = Future()
         late = threading.Event()
         # Of a thread: a socket's limit is of each read, of each address and of none of the name's look-up.

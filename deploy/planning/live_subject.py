@@ -137,13 +137,7 @@ def _serving(state: LiveState, least: Callable[[str], int], profile: FromProfile
             [f"--profile is of {subject.model}, whose KV has {subject.kv_bytes_per_token:,} bytes a token in "
              f"{subject.dtype}; that of {state.model} at {name} has {kv_bytes_per_token:,.0f}"]
         )  # fmt: skip
-    serving = replace(
-        serving, step_times=profile.steps, colocated_step_times=profile.colocated_steps,
-        link=profile.link or serving.link,
-    )  # fmt: skip
-    if profile.delays is None:
-        return serving
-    return replace(serving, delays=profile.delays, colocated_delays=profile.colocated_delays)
+    return profile.applied(serving)
 
 
 def measured_steps(state: LiveState, name: str) -> PiecewiseSteps:

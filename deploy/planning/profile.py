@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pdserve.exit import ExitCode, StartError
@@ -15,7 +15,7 @@ from placement.latency.fitted_points import Reach
 from placement.latency.fitted_profile import Subject, load_measured_profile
 from placement.latency.imports import Foreign, foreign_steps
 from placement.latency.served import ServedSteps
-from placement.search.build import DoesNotFit, MakeStepTimes
+from placement.search.build import DoesNotFit, MakeStepTimes, Serving
 from placement.search.candidate import Pool
 from placement.simulator.cluster import Delays, LinkSpec, StepTimes
 
@@ -60,6 +60,15 @@ class FromProfile:
     of_one_device: bool = False  # its step times stand for every worker
     complete: bool = True
     measured: Reach | None = None  # beyond it the fit is extrapolated
+
+    def applied(self, serving: Serving) -> Serving:
+        """With what was measured instead of what was taken."""
+        serving = replace(
+            serving, step_times=self.steps, colocated_step_times=self.colocated_steps, link=self.link or serving.link
+        )
+        if self.delays is None:
+            return serving
+        return replace(serving, delays=self.delays, colocated_delays=self.colocated_delays)
 
     def reach(self, pool: Pool) -> Reach | None:
         """How far the step times of a pool's workers were measured; None: the file does not say."""

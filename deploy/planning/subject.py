@@ -109,20 +109,13 @@ def serving_of(args: argparse.Namespace, source: WorkloadSource, measured: FromP
         max_model_len=args.max_model_len or needed + 1,
         block_size=args.block_size or 16,
         max_num_seqs=args.max_num_seqs or 256,
-        step_times=None if measured is None else measured.steps,
-        colocated_step_times=None if measured is None else measured.colocated_steps,
         prefix_caching=not args.no_enable_prefix_caching,
         kv_bytes=args.kv_bytes,
-        link=None if measured is None else measured.link,
         slowdown=None if shared is None else shared.slowdown,
         warming=None if shared is None else shared.warming,
         jitter=None if shared is None else shared.jitter,
     )
-    return (
-        serving
-        if measured is None or measured.delays is None
-        else replace(serving, delays=measured.delays, colocated_delays=measured.colocated_delays)
-    )
+    return serving if measured is None else measured.applied(serving)
 
 
 def more_room(serving: Serving) -> str:

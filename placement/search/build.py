@@ -92,8 +92,7 @@ def link_of(candidate: Candidate, serving: Serving) -> LinkSpec:
     """Of one lane's port: its worker's share of what joins the pools, divided by the worker's lanes."""
     if serving.link is not None or candidate.prefill is None:
         return serving.link or LinkSpec(1e12)
-    one_type = candidate.prefill.gpu.name == candidate.decode.gpu.name
-    near = one_type and candidate.replica_gpus <= candidate.decode.gpu.gpus_per_node
+    near = candidate.in_one_node
     rates = []
     for pool in candidate.pools:
         one = pool.gpu.peer_bytes_per_s if near else pool.gpu.network_bytes_per_s

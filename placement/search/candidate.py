@@ -75,6 +75,12 @@ class Candidate:
         return self.replicas * self.replica_gpus
 
     @property
+    def in_one_node(self) -> bool:
+        """Whether a replica may be: its GPUs are of one type, and no more than a node has."""
+        one_type = len({pool.gpu.name for pool in self.pools}) == 1
+        return one_type and self.replica_gpus <= self.decode.gpu.gpus_per_node
+
+    @property
     def cost_per_hour(self) -> float:
         return self.replicas * sum(pool.cost_per_hour for pool in self.pools)
 

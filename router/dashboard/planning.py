@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pdserve.planning_format import FORMAT, KEY
 from pdserve.slo import Slo
 from router.core.messages import StatusReport
-from router.dashboard.source import WorkerState
+from router.dashboard.source import WorkerState, histogram_of
 from router.record import Outcome, RequestRecord
 from scheduling.routing import RoutingConfig
 
@@ -125,13 +125,13 @@ def _row(worker: WorkerState) -> dict[str, Any]:
         "max_model_len": known.max_model_len,
         "prefix_caching": known.prefix_caching,
         "latency": None if latency is None or not latency.known else asdict(latency),
-        "mean_sequences": None if worker.status is None else _mean_sequences(worker.status),
+        "mean_sequences": _mean_sequences(worker.status),
     }
 
 
-def _mean_sequences(status: StatusReport) -> float | None:
+def _mean_sequences(status: StatusReport | None) -> float | None:
     """Of a step, since the worker's start: how far its latency was measured; None: it has taken none."""
-    sizes = next((one for one in status.histograms if one.name == "batch_size"), None)
+    sizes = histogram_of(status, "batch_size")
     if sizes is None or not (steps := sum(sizes.counts)) or not 0.0 <= sizes.sum < math.inf:
         return None
     return round(sizes.sum / steps, 3)

@@ -7,9 +7,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from router.core.messages import BlockCounts, Histogram
+from router.core.messages import BlockCounts
 from router.dashboard.entries import rounded, shortened
-from router.dashboard.source import WorkerState
+from router.dashboard.source import WorkerState, histogram_of
 
 MAX_EVENTS = 40
 _STEP_WINDOW = 10  # looks that a mean step time covers; there is one a second
@@ -116,15 +116,10 @@ def _blocks(blocks: BlockCounts) -> list[int]:
 
 
 def _steps(worker: WorkerState) -> _Steps:
-    seconds, sizes = _named(worker, "step_seconds"), _named(worker, "batch_size")
+    seconds, sizes = (histogram_of(worker.status, name) for name in ("step_seconds", "batch_size"))
     if seconds is None:
         return _Steps()
     return _Steps(sum(seconds.counts), seconds.sum, sizes.sum if sizes is not None else 0.0)
-
-
-def _named(worker: WorkerState, name: str) -> Histogram | None:
-    histograms = worker.status.histograms if worker.status is not None else ()
-    return next((one for one in histograms if one.name == name), None)
 
 
 def _means(steps: deque[_Steps]) -> tuple[float | None, float | None]:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from router.core.core import Core
 from router.core.fleet import Worker
-from router.core.messages import StatusReport, WorkerIdentity
+from router.core.messages import Histogram, StatusReport, WorkerIdentity
 from scheduling.routing import RoutingConfig
 
 
@@ -25,6 +25,12 @@ class WorkerState:
     max_num_seqs: int = 0
     block_bytes: int = 0
     identity: WorkerIdentity | None = None  # None: it is down
+
+
+def histogram_of(status: StatusReport | None, name: str) -> Histogram | None:
+    """One of those that a worker reports; None: it has not yet."""
+    histograms = () if status is None else status.histograms
+    return next((one for one in histograms if one.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)
